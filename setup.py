@@ -1,0 +1,45 @@
+"""Installs keel_jax: `pip install -e .`, or `-e .[tpu]`, `.[cuda]`, `.[dev]`."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "keel_jax/__init__.py").read_text())[1]
+
+CORE = [
+    "jax>=0.10",
+    "flax>=0.12",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "grain>=0.2.18",
+    "sentencepiece>=0.2.1",
+    "ml-collections>=1.1",
+    "tensorboard>=2.20",
+    "absl-py>=2.3",
+    "etils[epath]>=1.13",
+    "matplotlib>=3.10",
+    "numpy>=2.0",
+    "rich>=14",
+]
+FORMATS = ["pyarrow>=20", "array_record>=0.8", "zstandard>=0.23"]
+
+setuptools.setup(
+    name="keel_jax",
+    version=VERSION,
+    description="Very deep language models on JAX: Keel, the Post-LN Transformer of 1000+ layers",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["keel_jax*", "experiments*"]),
+    install_requires=CORE,
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "formats": FORMATS,
+        "gcs": ["gcsfs"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", *FORMATS],
+    },
+)
