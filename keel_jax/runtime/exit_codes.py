@@ -1,0 +1,15 @@
+"""Exit codes of the driver: whether starting it again can help.
+
+Death by a signal (134, 137, 139) is for the supervisor to judge: again, a bounded number of times.
+"""
+
+DONE = 0
+# A mistake in the input or in the program: starting again would fail again.
+ERROR = 1
+# The loss became non-finite: a data point, not a fault.
+DIVERGED = 3
+# Asked to stop, saved, can go on (EX_TEMPFAIL).
+PREEMPTED = 75
+
+# What `status.json` calls each of them.
+STATES = {DONE: "done", ERROR: "failed", DIVERGED: "diverged", PREEMPTED: "preempted"}
