@@ -1,0 +1,170 @@
+"""The language model: embedding, depth, logits; its parameters, made, named and counted.
+
+Dimension letters: B batch, T time, D model, V vocabulary.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from keel_jax import config
+from keel_jax.model import attention, depth, layers, residual
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only language model with the residual topology `model.topology`.
+
+    Parameters: `embedding/table` [V, D], `block/attention/…`, `block/ffn/…` [N, …],
+    `output/matrix` [D, V] unless tied, `output/norm` and `embedding/norm` where the topology has
+    them.
+    """
+
+    model: config.ModelConfig
+
+    def setup(self):
+        self.embedding = Embedding(self.model)
+        self.depth = depth.Depth(self.model)
+        nn.share_scope(self, self.depth)  # blocks at params/block, without a level for Depth
+        self.output = Output(self.model)
+
+    def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        """Logits of every next token, float32 [B, T, V]."""
+        h_BTD = self.hidden(tokens_BT, segments_BT)
+        return logits(h_BTD, self.output_matrix())
+
+    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        """What the logits are computed from, in the compute dtype [B, T, D].
+
+        Args:
+          tokens_BT: int32 token ids.
+          segments_BT: int32 document numbers, attention and positions stay within one;
+            None: one document a row.
+        """
+        if segments_BT is None:
+            segments_BT = jnp.zeros_like(tokens_BT)
+        context = layers.Context(
+            positions_BT=attention.positions_in_document(segments_BT),
+            segments_BT=segments_BT,
+            index_BT=jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape),
+        )
+        h_BTD, _ = self.depth(self.embedding(tokens_BT), context)
+        return self.output(h_BTD)
+
+    def decode(
+        self, tokens_BT: jax.Array, start_B: jax.Array, cache: layers.Cache
+    ) -> tuple[jax.Array, layers.Cache]:
+        """Logits [B, T, V] of tokens that stand at positions start_B onwards, and the cache.
+
+        Row b's slots before start_B[b] must have been written by earlier calls.
+        """
+        index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
+        context = layers.Context(
+            positions_BT=index_BT, segments_BT=jnp.zeros_like(tokens_BT), index_BT=index_BT
+        )
+        h_BTD, cache = self.depth(self.embedding(tokens_BT), context, cache)
+        return logits(self.output(h_BTD), self.output_matrix()), cache
+
+    def output_matrix(self) -> jax.Array:
+        """The logits' weights, [D, V] float32."""
+        return self.embedding.table.T if self.model.tie_embeddings else self.output.matrix
+
+
+class Embedding(nn.Module):
+    """The token table, read into the stream's dtype."""
+
+    model: config.ModelConfig
+
+    def setup(self):
+        m = self.model
+        self.table = layers.weight(
+            self, "table", (m.vocab_size, m.d_model), ("vocab", "embed"), m.init_std
+        )
+        if residual.topology(m).embedding_norm:
+            self.norm = layers.norm_gain(self, "norm", m.d_model)
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        x_BTD = self.table[tokens_BT]
+        if residual.topology(self.model).embedding_norm:
+            x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
+        return x_BTD.astype(self.model.stream_dtype)
+
+
+class Output(nn.Module):
+    """The final norm, where there is one, and the untied logit matrix."""
+
+    model: config.ModelConfig
+
+    def setup(self):
+        m = self.model
+        if has_final_norm(m):
+            self.norm = layers.norm_gain(self, "norm", m.d_model)
+        if not m.tie_embeddings:
+            self.matrix = layers.weight(
+                self, "matrix", (m.d_model, m.vocab_size), ("embed", "vocab"), m.init_std
+            )
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        if has_final_norm(self.model):
+            x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
+        return x_BTD.astype(self.model.compute_dtype)
+
+
+def logits(h: jax.Array, w_DV: jax.Array) -> jax.Array:
+    """h @ w with h's dtype as inputs and float32 sums and results; [..., V]."""
+    return jnp.matmul(h, w_DV.astype(h.dtype), preferred_element_type=jnp.float32)
+
+
+def output_matrix(params, model: config.ModelConfig) -> jax.Array:
+    """`LanguageModel.output_matrix` from the parameter tree."""
+    return params["embedding"]["table"].T if model.tie_embeddings else params["output"]["matrix"]
+
+
+def has_final_norm(model: config.ModelConfig) -> bool:
+    """Whether the logits read a normed stream."""
+    if model.final_norm == "auto":
+        return residual.topology(model).final_norm
+    return model.final_norm == "on"
+
+
+def init(model: LanguageModel, key: jax.Array):
+    """Initial parameters, a plain tree of float32 arrays; a pure function of `key`."""
+    return nn.unbox(_init_boxed(model, key))
+
+
+def logical_axes(model: LanguageModel):
+    """A tree like the parameters whose leaves are tuples of logical axis names."""
+    boxed = jax.eval_shape(lambda: _init_boxed(model, jax.random.key(0)))
+    return jax.tree.map(
+        lambda box: tuple(box.names), boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
+    )
+
+
+def empty_cache(model: config.ModelConfig, batch_size: int, length: int) -> layers.Cache:
+    """A cache for `length` tokens in each of `batch_size` rows, in the compute dtype."""
+    shape = (model.num_blocks, batch_size, length, model.num_kv_heads, model.head_dim)
+    zeros = jnp.zeros(shape, model.compute_dtype)
+    return layers.Cache(key=zeros, value=zeros)
+
+
+def count_params(model: config.ModelConfig) -> int:
+    """Parameters that the topology's equation has.
+
+    A norm that only some blocks have is stored for all N; the gains that nothing reads (Keel's
+    block 0: one vector) are not counted.
+    """
+    shapes = jax.eval_shape(lambda: init(LanguageModel(model), jax.random.key(0)))
+    stored = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    topology = residual.topology(model)
+    unused = 0
+    for norm in ("inner_norm", "outer_norm"):
+        for sublayer in (residual.ATTENTION, residual.FFN):
+            if topology.has(norm, sublayer):
+                unused += int((~getattr(topology, norm)[:, sublayer]).sum()) * model.d_model
+    return stored - unused
+
+
+def _init_boxed(model: LanguageModel, key: jax.Array):
+    tokens_BT = jnp.zeros((1, 1), jnp.int32)
+    return model.init(key, tokens_BT)["params"]
