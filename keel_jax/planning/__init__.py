@@ -1,0 +1,1 @@
+"""What hardware can do, and what a run will need of it."""

@@ -1,0 +1,1 @@
+"""One run: loss, optimiser, state, step, loop, checkpoints, metrics."""

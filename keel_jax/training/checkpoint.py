@@ -1,0 +1,176 @@
+"""Checkpoints of a run, by Orbax: asynchronous, sharded, independent of the mesh.
+
+`WORKDIR/checkpoints/STEP/` holds three items: `params` (so that evaluation and `init_from` read
+nothing else), `progress` (the rest of the train state), and `meta` (JSON: the data position, what
+the data and the tokenizer were).
+"""
+
+import dataclasses
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from keel_jax import config
+from keel_jax.runtime import files
+from keel_jax.training import state as state_lib
+
+DIRECTORY = "checkpoints"
+# A lane's work directory points to the run that holds its checkpoints.
+LANE_FILE = "lane.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says beside its arrays."""
+
+    # Optimiser steps taken.
+    step: int
+    # First sample index of the next step: step x batch_size.
+    next_sample: int
+    # Identity of the token shards.
+    data_fingerprint: str
+    # Identity of the tokenizer.
+    tokenizer_fingerprint: str
+
+
+class Checkpoints:
+    """The checkpoints of one work directory; use as a context manager."""
+
+    def __init__(self, workdir: epath.PathLike, keep: int | None = None):
+        """Opens them; with `keep`, only the newest `keep` stay when others are written."""
+        self.directory = epath.Path(workdir) / DIRECTORY
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=keep is not None,
+            read_only=keep is None,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: state_lib.TrainState, meta: Meta) -> None:
+        """Copies the state to the host and writes it in the background, unless it is there."""
+        self.check()
+        if meta.step in self._manager.all_steps():
+            return
+        progress = dataclasses.replace(state, params=None)
+        self._manager.save(
+            meta.step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                progress=ocp.args.StandardSave(_as_dict(progress)),
+                meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
+            ),
+        )
+
+    def check(self) -> None:
+        """Raises what a finished background write failed with; never waits for a running one.
+
+        Orbax itself stays silent until the next save, and counts the failed step as written.
+        """
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk.
+
+        Raises:
+          OSError: it could not be written; the checkpoints before it are untouched.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._manager.reload()
+            raise OSError(
+                f"Writing a checkpoint to {self.directory} failed: {error}. The newest complete "
+                f"one is step {self._manager.latest_step()}."
+            ) from error
+
+    def restore(self, abstract: state_lib.TrainState) -> tuple[state_lib.TrainState, Meta]:
+        """The newest checkpoint, laid out as `abstract` says (any mesh)."""
+        progress = _as_dict(dataclasses.replace(abstract, params=None))
+        found = self._manager.restore(
+            self.latest_step(),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params),
+                progress=ocp.args.StandardRestore(progress),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        state = state_lib.TrainState(params=found["params"], **found["progress"])
+        return state, Meta(**found["meta"])
+
+    def restore_params(self, abstract_params, step: int | None = None) -> tuple[dict, Meta]:
+        """The weights alone, of `step` or the newest.
+
+        Raises:
+          ValueError: there is no such checkpoint; those that exist are named.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps or (step is not None and step not in steps):
+            wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+            there = f"the steps there: {steps}" if steps else "there is none yet"
+            raise ValueError(f"{self.directory} does not hold {wanted}; {there}.")
+        found = self._manager.restore(
+            steps[-1] if step is None else step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract_params), meta=ocp.args.JsonRestore()
+            ),
+        )
+        return found["params"], Meta(**found["meta"])
+
+
+def load_config(workdir: epath.PathLike) -> config.Config:
+    """The resolved config of the run in `workdir`.
+
+    Raises:
+      ValueError: no run has been there.
+    """
+    saved = files.read_json(epath.Path(workdir) / "config.json")
+    if saved is None:
+        raise ValueError(f"{workdir} is not a work directory of a run: it has no config.json.")
+    return config.from_dict(saved)
+
+
+def load_params(
+    workdir: epath.PathLike, mesh: jax.sharding.Mesh, step: int | None = None
+) -> tuple[dict, Meta]:
+    """The weights of the run, or the lane, in `workdir`, sharded over `mesh`.
+
+    Raises:
+      ValueError: `workdir` holds several lanes, no run, or no such checkpoint.
+    """
+    workdir = epath.Path(workdir)
+    lane = files.read_json(workdir / LANE_FILE)
+    holder = workdir / lane["checkpoints_in"] if lane else workdir
+    cfg = load_config(holder)
+    if cfg.num_lanes > 1 and lane is None:
+        raise ValueError(
+            f"{workdir} holds {cfg.num_lanes} lanes; name one of them: {workdir}/lanes/000 …"
+        )
+    if not (holder / DIRECTORY).exists():
+        raise ValueError(f"{workdir} holds no checkpoint yet.")
+    with Checkpoints(holder) as checkpoints:
+        params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
+    if lane:
+        params = state_lib.lane_of(params, lane["lane"], cfg.num_lanes)
+    return params, meta
+
+
+def _as_dict(progress: state_lib.TrainState) -> dict:
+    return {
+        "step": progress.step,
+        "peak_lr": progress.peak_lr,
+        "diverged": progress.diverged,
+        "opt_state": progress.opt_state,
+    }

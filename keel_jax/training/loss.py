@@ -1,0 +1,69 @@
+"""Next-token cross-entropy that never holds the logits of all tokens.
+
+Dimension letters: B batch, T time, D model, V vocabulary, C chunk of time.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from keel_jax.model import lm
+
+
+def cross_entropy_sums(
+    h_BTD: jax.Array,
+    w_DV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    chunk: int,
+) -> dict[str, jax.Array]:
+    """Sums over all tokens, float32 scalars: divide once, at the end.
+
+    Returns "nats" = sum of weight * -log p(target), "weight" = sum of weights, "log_z_squared" =
+    sum of weight * (log Z)^2, and "correct" = sum of weight over tokens whose most likely next
+    token is the target.
+
+    `chunk` positions of each row at a time (0: all) are multiplied with w [D, V] and reduced; the
+    backward pass computes their logits again. The time axis is split, not the batch, so that on
+    several devices each works on its own rows.
+    """
+    num_tokens = h_BTD.shape[1]
+    if not 0 < chunk < num_tokens:
+        return _sums(h_BTD, w_DV, targets_BT, weights_BT)
+    # A remainder is padded with tokens that weigh nothing.
+    pad = -num_tokens % chunk
+    chunks = [_chunked(x, pad, chunk) for x in (h_BTD, targets_BT, weights_BT)]
+
+    def add(sums, xs):
+        h_BCD, targets_BC, weights_BC = xs
+        here = jax.checkpoint(_sums, prevent_cse=False)(h_BCD, w_DV, targets_BC, weights_BC)
+        return jax.tree.map(jnp.add, sums, here), None
+
+    zeros = {name: jnp.zeros((), jnp.float32) for name in _NAMES}
+    sums, _ = jax.lax.scan(add, zeros, tuple(chunks))
+    return sums
+
+
+_NAMES = ("nats", "weight", "log_z_squared", "correct")
+
+
+def _sums(h_BCD, w_DV, targets_BC, weights_BC):
+    logits_BCV = lm.logits(h_BCD, w_DV)
+    log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+    target_logit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    # The target is the most likely token if no logit is above its own.
+    correct_BC = target_logit_BC >= logits_BCV.max(axis=-1)
+    sums = (
+        weights_BC * (log_z_BC - target_logit_BC),
+        weights_BC,
+        weights_BC * jnp.square(log_z_BC),
+        weights_BC * correct_BC,
+    )
+    return {name: value.sum() for name, value in zip(_NAMES, sums, strict=True)}
+
+
+def _chunked(x, pad: int, chunk: int):
+    """[B, T, …] -> [chunks, B, chunk, …], zeros at the end."""
+    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)

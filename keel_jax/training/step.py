@@ -1,0 +1,169 @@
+"""The train step and the evaluation step, pure, and compiled over a mesh.
+
+Dimension letters: B batch, T time, A accumulation steps.
+"""
+
+import collections.abc
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from keel_jax import config
+from keel_jax.model import lm
+from keel_jax.parallel import sharding
+from keel_jax.training import loss, optim, schedule
+from keel_jax.training import state as state_lib
+
+# The arrays of a batch, each [B, T]: int32, int32, int32, float32.
+BATCH_KEYS = ("inputs", "targets", "segment_ids", "loss_weights")
+_BATCH_AXES = ("batch", "time")
+
+Sums = dict[str, jax.Array]
+
+
+def batch_sums(params, batch: dict, cfg: config.Config) -> Sums:
+    """The loss sums (`loss.cross_entropy_sums`) of a batch [B, T]."""
+    model = lm.LanguageModel(cfg.model)
+    h_BTD = model.apply(
+        {"params": params}, batch["inputs"], batch["segment_ids"], method="hidden"
+    )
+    return loss.cross_entropy_sums(
+        h_BTD,
+        lm.output_matrix(params, cfg.model),
+        batch["targets"],
+        batch["loss_weights"],
+        chunk=cfg.train.loss_chunk,
+    )
+
+
+def train_step(
+    state: state_lib.TrainState, batch: dict, cfg: config.Config
+) -> tuple[state_lib.TrainState, Sums]:
+    """One optimiser step of one lane on a batch [B, T].
+
+    The loss is (sum of nats + z_loss * sum of (log Z)^2) / (sum of weights), both sums over the
+    whole batch, so that accumulation in A micro-batches gives the same gradient. If the loss or
+    the gradient's norm is not finite, or ever was, the state is returned as it came, marked
+    `diverged`.
+
+    Returns:
+      The new state, and float32 scalars: the loss sums, "grad_norm" (before clipping),
+      "param_norm", "learning_rate", and "diverged".
+    """
+    grads, sums = _gradients(state.params, batch, cfg)
+    weight = jnp.maximum(sums["weight"], 1e-6)  # a batch may hold prompts only
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    grads, grad_norm = optim.clip(grads, cfg.optim.clip_norm)
+
+    factor = schedule.unit_schedule(cfg.optim, cfg.train.num_steps)(state.step)
+    learning_rate = state.peak_lr * factor
+    optimiser = optim.make(cfg.optim)
+    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+
+    finite = jnp.isfinite(sums["nats"]) & jnp.isfinite(grad_norm)
+    diverged = state.diverged | ~finite
+    stepped = state.replace(
+        step=state.step + 1,
+        params=optim.apply(state.params, updates, learning_rate),
+        opt_state=opt_state,
+    )
+    new_state = jax.tree.map(lambda new, old: jnp.where(diverged, old, new), stepped, state)
+    metrics = {
+        **sums,
+        "grad_norm": grad_norm,
+        "param_norm": optax.tree.norm(state.params),
+        "learning_rate": learning_rate,
+        "diverged": diverged,
+    }
+    return new_state.replace(diverged=diverged), metrics
+
+
+def _gradients(params, batch, cfg):
+    """Gradient of the (unnormalised) loss sum, and the loss sums, over A micro-batches."""
+
+    def objective(params, batch):
+        sums = batch_sums(params, batch, cfg)
+        return sums["nats"] + cfg.train.z_loss * sums["log_z_squared"], sums
+
+    gradient = jax.grad(objective, has_aux=True)
+    parts = cfg.train.accumulation_steps
+    if parts == 1:
+        return gradient(params, batch)
+
+    def split(x_BT):
+        # Row b goes to micro-batch b mod A, so that each device keeps its own rows.
+        x_ABT = x_BT.reshape(-1, parts, x_BT.shape[1]).swapaxes(0, 1)
+        return sharding.constrain(x_ABT, ("scalar", *_BATCH_AXES))
+
+    def add(total, micro_batch):
+        return jax.tree.map(jnp.add, total, gradient(params, micro_batch)), None
+
+    micro_batches = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    shapes = jax.eval_shape(gradient, params, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, micro_batches)[0]
+
+
+def abstract_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> dict:
+    """Shapes, dtypes and shardings of a global training batch: [B, T], or [K, B, T] in K lanes.
+
+    Raises:
+      ValueError: a micro-batch is not a multiple of the devices that share it.
+    """
+    lanes = (cfg.num_lanes,) if cfg.num_lanes > 1 else ()
+    parts = cfg.train.accumulation_steps
+    return _abstract_batch(
+        mesh, lanes, cfg.train.batch_size, cfg.train.seq_len, parts,
+        f"train.batch_size / train.accumulation_steps = {cfg.train.batch_size} / {parts}",
+    )
+
+
+def abstract_eval_batch(cfg: config.Config, mesh: jax.sharding.Mesh, batch_size: int) -> dict:
+    """Shapes, dtypes and shardings of a global evaluation batch [B, T], read by all lanes."""
+    return _abstract_batch(mesh, (), batch_size, cfg.train.seq_len, 1, "evaluation batch")
+
+
+def _abstract_batch(mesh, lanes, batch_size, seq_len, parts, name) -> dict:
+    axes = (*(("lane",) if lanes else ()), *_BATCH_AXES)
+    micro_shape = (*lanes, batch_size // parts, seq_len)
+    place = sharding.sharding(mesh, axes, micro_shape, name)
+    shape = (*lanes, batch_size, seq_len)
+    return {
+        key: jax.ShapeDtypeStruct(
+            shape, jnp.float32 if key == "loss_weights" else jnp.int32, sharding=place
+        )
+        for key in BATCH_KEYS
+    }
+
+
+def compile_train_step(
+    cfg: config.Config, mesh: jax.sharding.Mesh
+) -> collections.abc.Callable[[state_lib.TrainState, dict], tuple[state_lib.TrainState, Sums]]:
+    """Compiles the step of all lanes ahead of time; the state passed in is consumed."""
+    with jax.set_mesh(mesh):
+        lowered = jit_train_step(cfg, mesh).lower(
+            state_lib.abstract(cfg, mesh), abstract_batch(cfg, mesh)
+        )
+        return lowered.compile()
+
+
+def jit_train_step(cfg: config.Config, mesh: jax.sharding.Mesh):
+    """The jitted step, not yet lowered."""
+    step = state_lib.over_lanes(lambda state, batch: train_step(state, batch, cfg), cfg.num_lanes)
+    places = state_lib.shardings(cfg, mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+
+
+def compile_eval_step(
+    cfg: config.Config, mesh: jax.sharding.Mesh, batch_size: int
+) -> collections.abc.Callable[[dict, dict], Sums]:
+    """Compiles (params, batch [B, T]) -> loss sums; several lanes read one batch."""
+    step = state_lib.over_lanes(
+        lambda params, batch: batch_sums(params, batch, cfg), cfg.num_lanes, in_axes=(0, None)
+    )
+    with jax.set_mesh(mesh):
+        params = state_lib.abstract(cfg, mesh).params
+        batch = abstract_eval_batch(cfg, mesh, batch_size)
+        return jax.jit(step).lower(params, batch).compile()
