@@ -249,7 +249,7 @@ def _peri_ln(model):
 
 
 def _layernorm_scaling(model):
-    """x' = x + F(LN(x) / sqrt(l)), l the block's number from 1, in both sub-layers.  (2502.05795)"""
+    """x' = x + F(LN(x) / sqrt(l)), l the block's number from 1, twice a block.  (2502.05795)"""
     scaled = _pre_ln(model)
     scaled.input_scale[:] = 1 / np.sqrt(np.arange(1, model.num_blocks + 1))[:, None]
     return scaled

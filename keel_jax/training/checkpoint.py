@@ -41,10 +41,11 @@ class Checkpoints:
     def __init__(self, workdir: epath.PathLike, keep: int | None = None):
         """Opens them; with `keep`, only the newest `keep` stay when others are written."""
         self.directory = epath.Path(workdir) / DIRECTORY
+        writing = keep is not None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
-            cleanup_tmp_directories=keep is not None,
-            read_only=keep is None,
+            create=writing,
+            cleanup_tmp_directories=writing,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 

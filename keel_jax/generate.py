@@ -1,0 +1,100 @@
+"""Samples from a trained model: `python -m keel_jax.generate --workdir=DIR --prompt="def main"`."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from keel_jax import config
+from keel_jax.data import tokenizer as tokenizer_lib
+from keel_jax.model import lm, sampling
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.runtime import command
+from keel_jax.training import checkpoint
+
+
+def generate(
+    workdir: epath.PathLike,
+    prompts: list[str],
+    *,
+    num_tokens: int,
+    how: sampling.Sampling,
+    seed: int = 0,
+    step: int | None = None,
+) -> list[str]:
+    """What the model of `workdir` writes after each prompt, at most `num_tokens` tokens.
+
+    Raises:
+      ValueError: no run or no checkpoint there, or a tokenizer that is not the checkpoint's.
+    """
+    workdir = epath.Path(workdir)
+    cfg = checkpoint.load_config(workdir)
+    text = tokenizer_lib.Tokenizer.load(workdir / "tokenizer.model")
+    mesh = mesh_lib.make(config.MeshConfig(fsdp=1), jax.local_devices()[:1])
+    params, meta = checkpoint.load_params(workdir, mesh, step)
+    if text.fingerprint != meta.tokenizer_fingerprint:
+        raise ValueError(
+            f"{workdir}/tokenizer.model is {text.fingerprint[:12]}, the checkpoint was trained "
+            f"with {meta.tokenizer_fingerprint[:12]}: put that one back."
+        )
+
+    # Every document begins with EOS, in training as here.
+    rows = [np.concatenate([[text.eos_id], text.encode(prompt)]) for prompt in prompts]
+    prompt_BP = np.zeros((len(rows), max(len(row) for row in rows)), np.int32)
+    for row, ids in zip(prompt_BP, rows, strict=True):
+        row[: len(ids)] = ids
+
+    @jax.jit
+    def draw(params, prompt_BP, length_B, key):
+        return sampling.generate(
+            lm.LanguageModel(cfg.model), params, prompt_BP, length_B, key,
+            num_tokens=num_tokens, sampling=how, end_id=text.eos_id, num_ids=text.vocab_size,
+        )
+
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens_BT = np.asarray(draw(params, prompt_BP, lengths, jax.random.key(seed)))
+    return [text.decode(_until(row, text.eos_id)) for row in tokens_BT]
+
+
+def _until(ids: np.ndarray, end_id: int) -> np.ndarray:
+    ends = np.flatnonzero(ids == end_id)
+    return ids[: ends[0]] if ends.size else ids
+
+
+def main(_):
+    prompts = _PROMPT.value * _NUM_SAMPLES.value
+    texts = generate(
+        _WORKDIR.value,
+        prompts,
+        num_tokens=_NUM_TOKENS.value,
+        how=sampling.Sampling(
+            temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value
+        ),
+        seed=_SEED.value,
+        step=_STEP.value,
+    )
+    samples = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+    if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(json.dumps(samples, indent=2) + "\n")
+    for number, sample in enumerate(samples):
+        if len(samples) > 1:
+            print(f"--- sample {number + 1} of {len(samples)}", file=sys.stderr)
+        print(sample["prompt"] + sample["text"])
+
+
+if __name__ == "__main__":
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+    _PROMPT = flags.DEFINE_multi_string("prompt", [""], "What to continue; may be repeated.")
+    _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Samples per prompt.", lower_bound=1)
+    _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 128, "Most tokens drawn.", lower_bound=1)
+    _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: the most likely token.")
+    _TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most likely tokens; 0: all.")
+    _TOP_P = flags.DEFINE_float("top_p", 0.95, "Only the most likely tokens that hold this much.")
+    _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same text.")
+    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+    _JSON = flags.DEFINE_string("json", None, "Also write the samples to this file.")
+    command.run(main)

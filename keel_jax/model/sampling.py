@@ -1,0 +1,105 @@
+"""Text from the model, one token at a time, with the keys and values of all blocks cached.
+
+Dimension letters: B batch, P prompt time, T time, V vocabulary.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from keel_jax.model import lm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn.
+
+    The logits are divided by `temperature`, cut to the `top_k` most likely tokens, then to the
+    smallest set of most likely tokens that holds `top_p` of what is left (nucleus sampling,
+    1904.09751).
+    """
+
+    # 0: always the most likely token.
+    temperature: float = 1.0
+    # 0: no cut.
+    top_k: int = 0
+    # 1: no cut.
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} is negative.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} is negative.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1].")
+
+
+def generate(
+    model: lm.LanguageModel,
+    params,
+    prompt_BP: jax.Array,
+    length_B: jax.Array,
+    key: jax.Array,
+    *,
+    num_tokens: int,
+    sampling: Sampling,
+    end_id: int,
+    num_ids: int,
+) -> jax.Array:
+    """Draws `num_tokens` tokens after each prompt; int32 [B, num_tokens], `end_id` once ended.
+
+    Args:
+      prompt_BP: int32 ids, row b's first length_B[b] are its prompt, the rest is ignored.
+      key: a PRNG key; the tokens are a pure function of it.
+      num_ids: ids from here on are padding of the vocabulary, never drawn.
+    """
+    batch_size, prompt_size = prompt_BP.shape
+    cache = lm.empty_cache(model.model, batch_size, prompt_size + num_tokens)
+
+    def next_logits(tokens_BT, start_B, last_B, cache):
+        logits_BTV, cache = model.apply(
+            {"params": params}, tokens_BT, start_B, cache, method="decode"
+        )
+        return jnp.take_along_axis(logits_BTV, last_B[:, None, None], axis=1)[:, 0], cache
+
+    def draw(logits_BV, key, ended_B):
+        tokens_B = sample(logits_BV[:, :num_ids], key, sampling)
+        return jnp.where(ended_B, end_id, tokens_B)
+
+    def one_more(carry, index):
+        tokens_B, ended_B, cache = carry
+        zeros = jnp.zeros_like(length_B)
+        logits_BV, cache = next_logits(tokens_B[:, None], length_B + index, zeros, cache)
+        tokens_B = draw(logits_BV, jax.random.fold_in(key, index + 1), ended_B)
+        return (tokens_B, ended_B | (tokens_B == end_id), cache), tokens_B
+
+    # The whole prompt at once. Slots behind a short prompt hold rubbish, but they lie in the
+    # future of every query until a drawn token overwrites them.
+    logits_BV, cache = next_logits(prompt_BP, jnp.zeros_like(length_B), length_B - 1, cache)
+    first_B = draw(logits_BV, jax.random.fold_in(key, 0), jnp.zeros(batch_size, bool))
+    carry = (first_B, first_B == end_id, cache)
+    _, tokens_TB = jax.lax.scan(one_more, carry, jnp.arange(num_tokens - 1))
+    return jnp.concatenate([first_B[None], tokens_TB]).T
+
+
+def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+    """One token id per row; int32 [B]."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = _cut(logits_BV / sampling.temperature, sampling)
+    return jax.random.categorical(key, logits_BV).astype(jnp.int32)
+
+
+def _cut(logits_BV, sampling: Sampling):
+    """-inf for every token outside of top_k and top_p."""
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    if 0 < sampling.top_k < logits_BV.shape[-1]:
+        sorted_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < sampling.top_k, sorted_BV, -jnp.inf)
+    probability_BV = jax.nn.softmax(sorted_BV)
+    # A token stays if those before it hold less than top_p: the most likely one always does.
+    before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+    stays_BV = (before_BV < sampling.top_p) & (sorted_BV > -jnp.inf)
+    least_B1 = jnp.where(stays_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True)
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)

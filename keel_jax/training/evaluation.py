@@ -1,0 +1,81 @@
+"""Validation loss over a split: every target once, sums until the end."""
+
+import collections.abc
+import itertools
+
+import jax
+import numpy as np
+
+from keel_jax import config
+from keel_jax.data import loader, shards
+from keel_jax.training import state as state_lib
+from keel_jax.training import step as step_lib
+
+
+class Evaluator:
+    """The compiled evaluation step with the split that it reads."""
+
+    def __init__(self, cfg: config.Config, mesh: jax.sharding.Mesh, token_set: shards.TokenSet):
+        """Compiles the step for `cfg.train.batch_size`, rounded up to the devices' multiple."""
+        self._cfg, self._mesh, self._token_set = cfg, mesh, token_set
+        rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._batch_size = -(-cfg.train.batch_size // rows) * rows
+        self._step = step_lib.compile_eval_step(cfg, mesh, self._batch_size)
+        self._abstract = step_lib.abstract_eval_batch(cfg, mesh, self._batch_size)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches that cover the whole split."""
+        return loader.num_validation_batches(
+            self._token_set, seq_len=self._cfg.train.seq_len, batch_size=self._batch_size
+        )
+
+    def run(
+        self, params, num_batches: int = 0, told: collections.abc.Callable = iter
+    ) -> list[dict[str, float]]:
+        """The loss sums of each lane over the first `num_batches` batches (0: the whole split).
+
+        Args:
+          told: wraps the iterator of batches, to show progress.
+        """
+        batches = loader.validation_batches(
+            self._token_set,
+            seq_len=self._cfg.train.seq_len,
+            batch_size=self._batch_size,
+            mask_documents=self._cfg.data.mask_documents,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        total: dict[str, np.ndarray] = {}
+        waiting = None
+        for batch in told(itertools.islice(batches, num_batches or None)):
+            sums = self._step(params, put_batch(batch, self._abstract))
+            # The batch before is read while this one is computed. Added up in float64.
+            total, waiting = _add(total, waiting), sums
+        return per_lane(_add(total, waiting), self._cfg.num_lanes)
+
+
+def put_batch(batch: dict[str, np.ndarray], abstract: dict) -> dict[str, jax.Array]:
+    """This process's rows of a batch as its part of the global arrays."""
+    return {
+        key: jax.make_array_from_process_local_data(
+            abstract[key].sharding, batch[key], abstract[key].shape
+        )
+        for key in step_lib.BATCH_KEYS
+    }
+
+
+def per_lane(sums: dict, num_lanes: int) -> list[dict[str, float]]:
+    """Scalars (or [K] with K lanes) as one dictionary of Python numbers per lane."""
+    host = {key: np.asarray(value) for key, value in jax.device_get(sums).items()}
+    return [
+        {key: state_lib.lane_of(value, lane, num_lanes).item() for key, value in host.items()}
+        for lane in range(num_lanes)
+    ]
+
+
+def _add(total: dict[str, np.ndarray], sums) -> dict[str, np.ndarray]:
+    if sums is None:
+        return total
+    sums = jax.device_get(sums)
+    return {key: np.float64(value) + total.get(key, 0.0) for key, value in sums.items()}

@@ -1,0 +1,171 @@
+"""The loop: dispatch step t, then read step t - 1; so the host never waits for the device.
+
+It knows no model and no file format: it drives compiled functions, and tells what they return.
+"""
+
+import collections.abc
+import contextlib
+import dataclasses
+
+import jax
+
+from keel_jax import config
+from keel_jax.runtime import clock as clock_lib
+from keel_jax.runtime import exit_codes
+from keel_jax.training import evaluation, metrics
+from keel_jax.training import state as state_lib
+
+
+@dataclasses.dataclass(kw_only=True)
+class Loop:
+    """One run of the loop over all lanes: what it drives, and what it has counted."""
+
+    cfg: config.Config
+    train_step: collections.abc.Callable
+    # Global batches from the first step on.
+    batches: collections.abc.Iterator[dict]
+    evaluator: evaluation.Evaluator | None
+    # (step, state): writes a checkpoint in the background.
+    save: collections.abc.Callable
+    # One row of metrics for a lane.
+    write: collections.abc.Callable[[int, dict], None]
+    progress: metrics.Progress
+    # (step): whether the run was asked to stop.
+    stop_asked: collections.abc.Callable[[int], bool]
+    # Bytes of text per token, of the training and of the validation split.
+    bytes_per_token: tuple[float, float]
+    # bf16 FLOP/s of all devices together; None if the chip is not known.
+    peak_flops: float | None
+    # Where device traces go.
+    trace_directory: str
+    clock: clock_lib.Clock
+
+    def run(self, state: state_lib.TrainState, step: int) -> tuple[int, int, state_lib.TrainState]:
+        """Trains from `step` to the end, to a stop request, or until every lane has diverged.
+
+        Returns:
+          The exit code, the steps taken by the longest-lived lane, and the last state, saved.
+        """
+        train = self.cfg.train
+        self._interval = _Interval(self.clock, step)
+        self._alive = [not lane for lane in jax.device_get(state.diverged).reshape(-1)]
+        dispatched = None
+        with contextlib.ExitStack() as trace:
+            while step < train.num_steps and any(self._alive) and not self.stop_asked(step):
+                self._trace(trace, step + 1)
+                with self.clock.measure("data_wait"):
+                    batch = next(self.batches)
+                state, sums = self.train_step(state, batch)
+                step += 1
+                if dispatched:
+                    self._read(*dispatched)
+                dispatched = (step, sums)
+                if self._is_due(step, train.eval_every_steps) or self._is_due(
+                    step, train.checkpoint_every_steps
+                ):
+                    self._read(*dispatched)
+                    dispatched = None
+                    self._pause(step, state)
+            if dispatched:
+                self._read(*dispatched)
+
+        if not any(self._alive):
+            return exit_codes.DIVERGED, self._finish(state), state
+        if step == train.num_steps:
+            self._evaluate(step, state)
+            return exit_codes.DONE, self._finish(state), state
+        return exit_codes.PREEMPTED, self._finish(state), state
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return bool(every) and step % every == 0 and step < self.cfg.train.num_steps
+
+    def _pause(self, step: int, state):
+        """What the step waits for: validation, and the copy of the state for a checkpoint."""
+        if self._is_due(step, self.cfg.train.eval_every_steps):
+            self._evaluate(step, state, self.cfg.train.eval_num_batches)
+        if self._is_due(step, self.cfg.train.checkpoint_every_steps) and any(self._alive):
+            with self.clock.measure("checkpoint_wait"):
+                self.save(step, state)
+        self._interval = _Interval(self.clock, step)
+
+    def _finish(self, state) -> int:
+        step = int(jax.device_get(state.step).max())
+        with self.clock.measure("checkpoint_wait"):
+            self.save(step, state)
+        return step
+
+    def _read(self, step: int, sums):
+        """Waits for a step's sums; tells them where the log asks for it."""
+        lanes = evaluation.per_lane(sums, self.cfg.num_lanes)
+        newly_dead = [i for i, lane in enumerate(lanes) if lane["diverged"] and self._alive[i]]
+        logged = step % self.cfg.train.log_every_steps == 0 or step in (1, self.cfg.train.num_steps)
+        if not (logged or newly_dead):
+            self.progress.step(step, None)
+            return
+        speed = self._interval.close(step, self.cfg, self.peak_flops)
+        rows = [self._row(step, lane, speed) for lane in lanes]
+        for lane, row in enumerate(rows):
+            if self._alive[lane]:
+                self.write(lane, row)
+        for lane in newly_dead:
+            self._alive[lane] = False
+        self.progress.step(
+            step,
+            f"loss {self._told(rows, 'train/loss_nats_per_token')} nats/token  "
+            f"grad norm {self._told(rows, 'train/grad_norm')}  "
+            f"lr {lanes[0]['learning_rate']:.3g}  {speed['time/tokens_per_second']:,.0f} tokens/s",
+        )
+        self._interval = _Interval(self.clock, step)
+
+    def _row(self, step: int, lane: dict, speed: dict) -> dict:
+        return {
+            "step": step,
+            "tokens": step * self.cfg.train.tokens_per_step,
+            **metrics.loss_metrics("train", lane, self.bytes_per_token[0]),
+            "train/grad_norm": lane["grad_norm"],
+            "train/param_norm": lane["param_norm"],
+            "train/learning_rate": lane["learning_rate"],
+            **speed,
+        }
+
+    def _evaluate(self, step: int, state, num_batches: int = 0):
+        if self.evaluator is None:
+            return
+        with self.clock.measure("evaluation"):
+            lanes = self.evaluator.run(state.params, num_batches)
+        rows = [metrics.loss_metrics("eval", sums, self.bytes_per_token[1]) for sums in lanes]
+        for lane, row in enumerate(rows):
+            if self._alive[lane]:
+                self.write(lane, {"step": step, **row})
+        losses = self._told(rows, "eval/loss_nats_per_token")
+        per_byte = self._told(rows, "eval/bits_per_byte")
+        self.progress.step(step, f"validation {losses} nats/token, {per_byte} bits/byte")
+
+    def _told(self, rows: list[dict], name: str) -> str:
+        """One number per lane, for people."""
+        return " ".join(
+            f"{row[name]:.4f}" if alive else "diverged"
+            for row, alive in zip(rows, self._alive, strict=True)
+        )
+
+    def _trace(self, trace: contextlib.ExitStack, step: int):
+        """Opens the profiler's trace before its first step, closes it after its last."""
+        first, last = self.cfg.train.profile_range or (0, 0)
+        if step == first:
+            trace.enter_context(jax.profiler.trace(self.trace_directory))
+        elif step == last + 1:
+            trace.close()
+
+
+class _Interval:
+    """The steps since the last logged one, and their wall-clock time."""
+
+    def __init__(self, clock: clock_lib.Clock, step: int):
+        self._clock, self._step = clock, step
+        self._total, self._data_wait = clock.total, clock["data_wait"]
+
+    def close(self, step: int, cfg: config.Config, peak_flops: float | None) -> dict[str, float]:
+        seconds = self._clock.total - self._total
+        wait_fraction = (self._clock["data_wait"] - self._data_wait) / seconds
+        steps = max(1, step - self._step)
+        return metrics.speed_metrics(cfg, seconds / steps, wait_fraction, peak_flops)

@@ -1,0 +1,156 @@
+"""The numbers of a run, with units in their names: metrics.jsonl, TensorBoard, the terminal."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+
+import jax
+import rich.progress
+from etils import epath
+from tensorboard.summary import Writer
+
+from keel_jax import config
+
+JSONL = "metrics.jsonl"
+
+
+def loss_metrics(prefix: str, sums: dict[str, float], bytes_per_token: float) -> dict[str, float]:
+    """Averages of `loss.cross_entropy_sums`, divided here and nowhere before.
+
+    Args:
+      prefix: "train" or "eval".
+      sums: of one lane, as Python floats.
+      bytes_per_token: of the text the tokens stand for; bits per byte = nats per token / ln 2 /
+        bytes per token.
+    """
+    weight = sums["weight"] or math.nan
+    nats = sums["nats"] / weight
+    return {
+        f"{prefix}/loss_nats_per_token": nats,
+        f"{prefix}/bits_per_byte": nats / math.log(2) / bytes_per_token,
+        f"{prefix}/perplexity": math.exp(min(nats, 700.0)),
+        f"{prefix}/accuracy": sums["correct"] / weight,
+        f"{prefix}/log_z_rms": math.sqrt(sums["log_z_squared"] / weight),
+    }
+
+
+def speed_metrics(
+    cfg: config.Config, step_seconds: float, data_wait_fraction: float, peak_flops: float | None
+) -> dict[str, float]:
+    """Speed over the steps since the last line.
+
+    Model FLOPs leave recomputation out (`ModelConfig.flops_per_token`). MFU divides by the chips'
+    bf16 peak, with causal attention counted at half and, `_full_attention`, in full; both are
+    absent where the chip is not known.
+
+    Args:
+      peak_flops: FLOP/s of all devices together, or None.
+    """
+    tokens_per_second = cfg.train.tokens_per_step * cfg.num_lanes / step_seconds
+    flops = tokens_per_second * cfg.model.flops_per_token(cfg.train.seq_len)
+    metrics = {
+        "time/step_seconds": step_seconds,
+        "time/tokens_per_second": tokens_per_second,
+        "time/data_wait_fraction": data_wait_fraction,
+        "time/model_flops_per_second": flops,
+    }
+    if peak_flops:
+        full = tokens_per_second * cfg.model.flops_per_token(cfg.train.seq_len, causal=False)
+        metrics["time/mfu"] = flops / peak_flops
+        metrics["time/mfu_full_attention"] = full / peak_flops
+    return metrics
+
+
+class Logs:
+    """One log per lane; as a context manager it closes them. Only the lead process writes."""
+
+    def __init__(self, directories: Sequence[epath.Path], start_step: int):
+        lead = jax.process_index() == 0
+        self._logs = [Log(directory, start_step) for directory in directories] if lead else []
+
+    def __enter__(self) -> "Logs":
+        return self
+
+    def __exit__(self, *_):
+        for log in self._logs:
+            log.close()
+
+    def write(self, lane: int, row: dict[str, float]) -> None:
+        """Appends `row` to the log of `lane`."""
+        if self._logs:
+            self._logs[lane].write(row)
+
+
+class Log:
+    """Appends rows to metrics.jsonl and to TensorBoard.
+
+    Rows after `start_step`, which a killed run wrote beyond its last checkpoint, are removed: the
+    file of a resumed run is that of a run that never stopped.
+    """
+
+    def __init__(self, workdir: epath.PathLike, start_step: int):
+        self._path = epath.Path(workdir) / JSONL
+        rows = [row for row in read(workdir) if row["step"] <= start_step]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._tensorboard = Writer(str(epath.Path(workdir) / "tensorboard"))
+
+    def write(self, row: dict[str, float]) -> None:
+        """One line; `row` holds "step". A non-finite number becomes null, as JSON has none."""
+        finite = {
+            key: value if not isinstance(value, float) or math.isfinite(value) else None
+            for key, value in row.items()
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(finite) + "\n")
+        for name, value in row.items():
+            if name != "step":
+                self._tensorboard.add_scalar(name, value, row["step"])
+
+    def close(self):
+        self._tensorboard.close()
+
+
+def read(workdir: epath.PathLike) -> list[dict]:
+    """The rows of a run's metrics.jsonl, a torn last line left out; empty if there is none."""
+    path = epath.Path(workdir) / JSONL
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """What a person sees: a bar on a terminal, a line per logged step elsewhere."""
+
+    def __init__(self, num_steps: int, start_step: int, *, visible: bool):
+        self._visible = visible
+        self._bar = None
+        if visible and sys.stdout.isatty():
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("step"),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.BarColumn(),
+                rich.progress.TimeRemainingColumn(),
+                rich.progress.TextColumn("{task.fields[told]}"),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=num_steps, completed=start_step, told="")
+        self._num_steps = num_steps
+
+    def step(self, step: int, told: str | None) -> None:
+        """Moves on; `told` replaces the text (None: keep it)."""
+        if self._bar:
+            self._bar.update(self._task, completed=step, **({"told": told} if told else {}))
+        elif self._visible and told:
+            print(f"step {step}/{self._num_steps}  {told}", flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_):
+        if self._bar:
+            self._bar.stop()

@@ -1,0 +1,96 @@
+"""Where a run begins: its own newest checkpoint, another run's weights, or random weights."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from keel_jax import config
+from keel_jax.training import checkpoint
+from keel_jax.training import state as state_lib
+
+# Options of the model that change no parameter's shape or meaning.
+_FREE = ("remat", "compute_dtype", "stream_dtype")
+
+
+def begin(
+    cfg: config.Config,
+    mesh: jax.sharding.Mesh,
+    checkpoints: checkpoint.Checkpoints,
+    meta: checkpoint.Meta,
+) -> tuple[state_lib.TrainState, int]:
+    """The state to go on from, and the number of steps it has taken.
+
+    Learning rates are the config's, also for a restored state: they may be changed between runs.
+
+    Args:
+      meta: what checkpoints of this run say; a restored one must agree in data and tokenizer.
+
+    Raises:
+      ValueError: the checkpoint was trained on other data or with another tokenizer, or the
+        weights of `train.init_from` do not fit the model.
+    """
+    if checkpoints.latest_step() is None:
+        state = state_lib.create(cfg, mesh)
+        if cfg.train.init_from:
+            params = _initial_params(cfg, mesh, meta, state.params)
+            state = dataclasses.replace(state, params=params)
+        return state, 0
+    state, found = checkpoints.restore(state_lib.abstract(cfg, mesh))
+    _check_same_data(checkpoints.directory, found, meta)
+    rates = np.asarray([rate for rate, _ in cfg.lane_settings], np.float32)
+    rates = jax.device_put(rates.reshape(state.peak_lr.shape), state.peak_lr.sharding)
+    return dataclasses.replace(state, peak_lr=rates), found.step
+
+
+def _initial_params(cfg, mesh, meta, like):
+    """The weights that `train.init_from` names, for every lane, laid out as `like`."""
+    workdir, step = parse_checkpoint(cfg.train.init_from)
+    theirs = checkpoint.load_config(workdir).model
+    changed = {
+        field.name: (getattr(theirs, field.name), getattr(cfg.model, field.name))
+        for field in dataclasses.fields(theirs)
+        if field.name not in _FREE
+        and getattr(theirs, field.name) != getattr(cfg.model, field.name)
+    }
+    if changed:
+        lines = "; ".join(f"model.{k}: {a!r} there, {b!r} here" for k, (a, b) in changed.items())
+        raise ValueError(f"train.init_from={cfg.train.init_from} holds another model ({lines}).")
+    params, found = checkpoint.load_params(workdir, mesh, step)
+    if found.tokenizer_fingerprint != meta.tokenizer_fingerprint:
+        raise ValueError(
+            f"train.init_from={cfg.train.init_from} was trained with tokenizer "
+            f"{found.tokenizer_fingerprint[:12]}, data.path was made with "
+            f"{meta.tokenizer_fingerprint[:12]}: prepare the data with that run's tokenizer.model."
+        )
+    if cfg.num_lanes > 1:
+        spread = jax.jit(
+            lambda tree: jax.tree.map(
+                lambda p: jnp.broadcast_to(p, (cfg.num_lanes, *p.shape)), tree
+            ),
+            out_shardings=jax.tree.map(lambda p: p.sharding, like),
+        )
+        return spread(params)
+    return params
+
+
+def parse_checkpoint(path: str) -> tuple[epath.Path, int | None]:
+    """(work directory, step) of "DIR" (step None: the newest) or of "DIR/checkpoints/STEP"."""
+    match = re.fullmatch(rf"(.+)/{checkpoint.DIRECTORY}/(\d+)/?", path)
+    return (epath.Path(match[1]), int(match[2])) if match else (epath.Path(path), None)
+
+
+def _check_same_data(directory, found: checkpoint.Meta, now: checkpoint.Meta):
+    for name, was, is_now in (
+        ("tokenizer", found.tokenizer_fingerprint, now.tokenizer_fingerprint),
+        ("data", found.data_fingerprint, now.data_fingerprint),
+    ):
+        if was != is_now:
+            raise ValueError(
+                f"The checkpoint in {directory} was trained with {name} {was[:12]}, data.path "
+                f"holds {name} {is_now[:12]}: give it the same data, or start another --workdir "
+                "with train.init_from."
+            )

@@ -1,0 +1,154 @@
+"""The work directory of a run: what it holds, and whether a run may go on in it.
+
+    config.json       the resolved config          versions.json   what it ran on
+    status.json       where the run stands          metrics.jsonl   one object a logged step
+    tokenizer.model   a copy, so that samples need no data
+    checkpoints/      see training/checkpoint.py    tensorboard/    the same metrics, and traces
+    lanes/000/ …      with several lanes: each lane's config, metrics and status
+"""
+
+import jax
+from etils import epath
+
+from keel_jax import config
+from keel_jax.model import lm
+from keel_jax.runtime import clock as clock_lib
+from keel_jax.runtime import compilation, exit_codes, files, versions
+from keel_jax.training import checkpoint
+from keel_jax.training import state as state_lib
+
+# A change of any of these on a started run would make its weights, its optimiser state or its
+# data position mean something else.
+_FIXED = ("model.", "lanes.", "seed", "data.path", "data.weights", "data.mask_documents",
+          "train.batch_size", "train.seq_len", "train.init_from", "optim.name")
+# These change neither numbers nor shapes.
+_FREE = ("model.remat",)
+
+
+def prepare(workdir: epath.PathLike, cfg: config.Config) -> epath.Path:
+    """Creates the directory, or checks that the run in it may go on with `cfg`.
+
+    Raises:
+      ValueError: it cannot be written to, or it holds a run whose options differ where they must
+        not; both values are named, and nothing is written.
+    """
+    workdir = files.make_writable_directory(workdir)
+    saved = files.read_json(workdir / "config.json")
+    if saved is not None:
+        _check_unchanged(workdir, config.from_dict(saved), cfg)
+    return workdir
+
+
+def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
+    """Writes the run's description, for the run and for each lane."""
+    if jax.process_index() != 0:
+        return
+    for directory, lane_cfg in zip(directories(workdir, cfg), _configs(cfg), strict=True):
+        directory.mkdir(parents=True, exist_ok=True)
+        files.write_json(directory / "config.json", config.to_dict(lane_cfg))
+        (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+    for lane, directory in enumerate(lane_directories(workdir, cfg)):
+        if cfg.num_lanes > 1:
+            holder = {"checkpoints_in": "../..", "lane": lane}
+            files.write_json(directory / checkpoint.LANE_FILE, holder)
+    files.write_json(workdir / "versions.json", versions.describe())
+
+
+def lane_directories(workdir: epath.Path, cfg: config.Config) -> list[epath.Path]:
+    """Where each lane's metrics and status go: one lane's, the work directory itself."""
+    if cfg.num_lanes == 1:
+        return [workdir]
+    return [workdir / "lanes" / f"{lane:03}" for lane in range(cfg.num_lanes)]
+
+
+def directories(workdir: epath.Path, cfg: config.Config) -> list[epath.Path]:
+    """The work directory and, if there are several lanes, theirs."""
+    return [workdir] if cfg.num_lanes == 1 else [workdir, *lane_directories(workdir, cfg)]
+
+
+class Status:
+    """status.json of the run and of each lane; as a context manager it records a failure."""
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        cfg: config.Config,
+        clock: clock_lib.Clock,
+        compilations: compilation.Counter,
+    ):
+        self._workdir, self._cfg = workdir, cfg
+        self._clock, self._compilations = clock, compilations
+        self._step = 0
+
+    def __enter__(self) -> "Status":
+        return self
+
+    def __exit__(self, kind, error, _):
+        if error is not None:
+            self._write(exit_codes.ERROR, error=str(error))
+
+    def say(self, step: int) -> None:
+        """The run is going on, at `step`."""
+        self._step = step
+        self._write(None)
+
+    def end(self, exit_code: int, step: int, state: state_lib.TrainState) -> int:
+        """The run ends with `exit_code`, which is returned; each lane with its own."""
+        steps, diverged = jax.device_get((state.step.reshape(-1), state.diverged.reshape(-1)))
+        codes = [exit_codes.DIVERGED if lane else exit_code for lane in diverged]
+        self._step = step
+        self._write(exit_code, codes, steps.tolist())
+        return exit_code
+
+    def _write(self, exit_code, lane_codes=None, lane_steps=None, error: str | None = None):
+        if jax.process_index() != 0:
+            return
+        self._write_one(self._workdir, exit_code, self._step, error)
+        if self._cfg.num_lanes > 1:
+            lanes = lane_directories(self._workdir, self._cfg)
+            codes = lane_codes or [exit_code] * len(lanes)
+            steps = lane_steps or [self._step] * len(lanes)
+            for directory, code, step in zip(lanes, codes, steps, strict=True):
+                self._write_one(directory, code, step, error)
+
+    def _write_one(self, directory, exit_code, step, error):
+        cfg = self._cfg
+        status = {
+            "state": "running" if exit_code is None else exit_codes.STATES[exit_code],
+            "exit_code": exit_code,
+            "step": step,
+            "num_steps": cfg.train.num_steps,
+            "tokens": step * cfg.train.tokens_per_step,
+            "topology": cfg.model.topology,
+            "num_blocks": cfg.model.num_blocks,
+            "num_sublayers": cfg.model.num_sublayers,
+            "num_params": lm.count_params(cfg.model),
+            "compile_seconds": self._clock["compile"],
+            "compilations": {"cached": self._compilations.hits, "new": self._compilations.misses},
+            "seconds": {**self._clock.seconds, "total": self._clock.total},
+        }
+        if error is not None:
+            status["error"] = error
+        files.write_json(directory / "status.json", status)
+
+
+def _configs(cfg: config.Config) -> list[config.Config]:
+    if cfg.num_lanes == 1:
+        return [cfg]
+    return [cfg, *(cfg.for_lane(lane) for lane in range(cfg.num_lanes))]
+
+
+def _check_unchanged(workdir, saved: config.Config, cfg: config.Config):
+    changed = {
+        key: values
+        for key, values in config.differences(saved, cfg).items()
+        if key.startswith(_FIXED) and key not in _FREE
+    }
+    if changed:
+        lines = "; ".join(
+            f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items()
+        )
+        raise ValueError(
+            f"{workdir} holds a run with other options ({lines}). Use the run's own options, or "
+            "another --workdir; train.init_from starts a new run from its weights."
+        )
