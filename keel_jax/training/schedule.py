@@ -1,0 +1,83 @@
+"""Learning-rate schedules with peak 1, to be multiplied by the state's `peak_lr`.
+
+The step is 0-based: it counts the updates already made, as optax counts. So a linear rise over W
+steps gives s/W: the first update (s = 0) has factor 0 and only fills the optimiser's moments, the
+update at s = W is the first at full height. Values that belong to the end of the run (a fraction
+f for cosine and wsd, 1 for linear_ramp) are those at s = num_steps, one past the last update.
+"""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from keel_jax import config
+
+
+def unit_schedule(
+    optim: config.OptimConfig, num_steps: int
+) -> typing.Callable[[jax.typing.ArrayLike], jax.Array]:
+    """The factor of the peak learning rate at each step of a run of S = `num_steps` steps.
+
+    With W = warmup_steps, f = final_lr_fraction, C = round(wsd_decay_fraction * S) and the 0-based
+    step s:
+
+      all but linear_ramp:  s / W                                                  for s < W
+      cosine:       f + (1 - f) (1 + cos(pi (s - W) / (S - W))) / 2                for s >= W
+      wsd:          1, then f + (1 - f) (1 - sqrt((s - (S - C)) / C))              for s >= S - C
+      constant:     1                                                              for s >= W
+      linear_ramp:  s / S  (no warm-up: the run is one. The rate of the update made at s, the last
+                    included, is peak_lr * s / S.)
+
+    Past the end (s > S) the value at S holds.
+
+    Returns:
+      A traceable function from the step (integer scalar) to the factor (fp32 scalar in [0, 1]).
+
+    Raises:
+      ValueError: warm-up and decay leave no room for each other.
+
+    Sources: cosine, Loshchilov & Hutter (arXiv:1608.03983); wsd, Hu et al. (arXiv:2404.06395)
+    with the (1 - sqrt) cooldown of Hägele et al. (arXiv:2405.18392), over the run's last fifth as
+    they advise; linear_ramp, the maximum-learning-rate protocol of Keel (arXiv:2601.19895,
+    Table 1).
+    """
+    warmup_steps, final = optim.warmup_steps, optim.final_lr_fraction
+    if optim.schedule == "linear_ramp":
+        pieces, boundaries = [optax.linear_schedule(0.0, 1.0, num_steps)], []
+    else:
+        pieces, boundaries = [optax.linear_schedule(0.0, 1.0, warmup_steps)], [warmup_steps]
+        if optim.schedule == "cosine":
+            decay_steps = num_steps - warmup_steps
+            _check_room(optim, num_steps, decay_steps)
+            pieces += [optax.cosine_decay_schedule(1.0, decay_steps, alpha=final)]
+        elif optim.schedule == "wsd":
+            decay_steps = round(optim.wsd_decay_fraction * num_steps)
+            _check_room(optim, num_steps, decay_steps)
+            pieces += [optax.constant_schedule(1.0), _one_minus_sqrt(decay_steps, final)]
+            boundaries += [num_steps - decay_steps]
+        else:
+            assert optim.schedule == "constant", optim.schedule
+            pieces += [optax.constant_schedule(1.0)]
+    joined = optax.join_schedules(pieces, boundaries)
+
+    return lambda step: jnp.asarray(joined(step), jnp.float32)
+
+
+def _one_minus_sqrt(decay_steps: int, final: float):
+    def factor(step):
+        # The pieces of a joined schedule are evaluated outside their range as well.
+        progress = jnp.clip(step / decay_steps, 0.0, 1.0)
+        return final + (1.0 - final) * (1.0 - jnp.sqrt(progress))
+
+    return factor
+
+
+def _check_room(optim: config.OptimConfig, num_steps: int, decay_steps: int):
+    if not 0 < decay_steps <= num_steps - optim.warmup_steps:
+        raise ValueError(
+            f"The {optim.schedule} schedule has no room: optim.warmup_steps={optim.warmup_steps} "
+            f"and {decay_steps} steps of decay in train.num_steps={num_steps}. Shorten the "
+            "warm-up, change optim.wsd_decay_fraction (wsd), or lengthen the run."
+        )

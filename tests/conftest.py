@@ -1,0 +1,68 @@
+"""The suite runs on eight simulated CPU devices, and is strict: a warning of ours is an error."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Most of the suite's time is LLVM's. Its optimisation level touches neither XLA's graph, its
+# buffers nor its collectives, which are what tests look at.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+
+import jax
+import pytest
+
+from keel_jax import config
+from keel_jax.data import preparation
+
+jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+def tiny_config(**sections) -> config.Config:
+    """A Keel small enough for any test; `sections` are overrides, as in model=dict(num_blocks=2).
+
+    Float32 throughout, so that tolerances are those of float32.
+    """
+    values = {
+        "model": dict(
+            num_blocks=3, d_model=16, d_ffn=24, num_heads=4, num_kv_heads=2, vocab_size=64,
+            compute_dtype="float32", remat="none",
+        ),
+        "optim": dict(peak_lr=1e-2, warmup_steps=2),
+        "train": dict(num_steps=6, batch_size=8, seq_len=16, log_every_steps=1, loss_chunk=0),
+        "mesh": {},
+        "data": {},
+        "lanes": {},
+        "runtime": {},
+    }
+    seed = sections.pop("seed", 0)
+    for name, section in sections.items():
+        values[name] = {**values[name], **section}
+    return config.from_config_dict({**values, "seed": seed})
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(tmp_path_factory):
+    """A directory of small text files."""
+    directory = tmp_path_factory.mktemp("corpus")
+    for number in range(40):
+        lines = [f"def function_{number}_{i}(x):\n    return x + {i * number}\n" for i in range(12)]
+        (directory / f"{number:03}.txt").write_text("\n".join(lines))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def token_dir(corpus_dir, tmp_path_factory):
+    """Token shards of `corpus_dir`, vocabulary 300."""
+    output = tmp_path_factory.mktemp("tokens")
+    preparation.prepare(
+        [str(corpus_dir / "*.txt")], str(output), vocab_size=300, validation_fraction=0.2
+    )
+    return output
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    """A compilation cache that lasts for the session."""
+    return str(tmp_path_factory.mktemp("compiled"))
