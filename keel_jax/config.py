@@ -237,10 +237,11 @@ class OptimConfig:
     name: str = "adamw"
     # The schedule's maximum. It lives in the train state: changing it recompiles nothing.
     peak_lr: float = 3e-3
-    # First- and second-moment decay (paper: 0.9, 0.95).
+    # First- and second-moment decay (paper: 0.9, 0.95); Adafactor reads neither.
     beta1: float = 0.9
     beta2: float = 0.95
-    # Adam's epsilon. Keel's branch gradients scale as 1/alpha, so it must be far below them.
+    # Adam's epsilon (Adafactor squares it, Muon adds it to its norm, Lion reads none). Keel's
+    # branch gradients scale as 1/alpha, so it must be far below them.
     epsilon: float = 1e-15
     # Decoupled weight decay, times the learning rate, times decay_multiplier (paper: 0.01).
     weight_decay: float = 0.01
@@ -250,7 +251,7 @@ class OptimConfig:
     schedule: str = "cosine"
     # Optimiser steps of the linear rise; linear_ramp rises over the whole run instead.
     warmup_steps: int = 100
-    # Learning rate at the end of the run as a fraction of the peak (cosine, wsd).
+    # Learning rate at the end of the run as a fraction of the peak; read by cosine and wsd.
     final_lr_fraction: float = 0.1
     # wsd: fraction of the run, at its end, over which the rate falls.
     wsd_decay_fraction: float = 0.2
@@ -267,6 +268,9 @@ class OptimConfig:
         _positive("optim.epsilon", self.epsilon)
         for name in ("beta1", "beta2", "final_lr_fraction", "wsd_decay_fraction"):
             _fraction(f"optim.{name}", getattr(self, name))
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"optim.{name}=1 never forgets: it must be below 1.")
         for name in ("weight_decay", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)} is negative.")
@@ -418,7 +422,15 @@ class Config:
 
     def __post_init__(self):
         warmup = self.optim.warmup_steps
-        if self.optim.schedule in ("cosine", "wsd") and warmup >= self.train.num_steps:
+        if self.optim.schedule == "wsd":
+            decay = round(self.optim.wsd_decay_fraction * self.train.num_steps)
+            if not 1 <= decay <= self.train.num_steps - warmup:
+                raise ValueError(
+                    f"optim.wsd_decay_fraction={self.optim.wsd_decay_fraction} of train.num_steps="
+                    f"{self.train.num_steps} is a decay of {decay} steps, after optim.warmup_steps="
+                    f"{warmup}: it must be at least 1, and both must fit into the run."
+                )
+        if self.optim.schedule == "cosine" and warmup >= self.train.num_steps:
             raise ValueError(
                 f"optim.warmup_steps={warmup} leaves nothing of train.num_steps="
                 f"{self.train.num_steps} for the {self.optim.schedule} schedule; shorten the "

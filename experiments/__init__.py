@@ -1,0 +1,1 @@
+"""Experiments: configs, sweeps and benchmarks on top of keel_jax."""

@@ -1,0 +1,1 @@
+"""The data room: text to tokenizer, token shards and deterministic batches."""

@@ -1,0 +1,244 @@
+"""Batches of windows: sample i is a pure function of (seed, i), whatever was read before."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from keel_jax.data import shards
+
+# grain is imported where it is used: it brings in jax, which preparing data does without.
+
+_MAX_WINDOWS = 2**32  # grain's shuffle counts in 32 bits
+# More than any run reads. grain's own endless length, sys.maxsize, overflows in batches of 1: it
+# divides in floats, which hold 2**52 exactly.
+_ENDLESS_SAMPLES = 2**52
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    token_sets: Sequence[shards.TokenSet],
+    *,
+    weights: Sequence[float] = (),
+    seq_len: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    split: str = "train",
+    mask_documents: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+    prefetch_batches: int = 4,
+) -> Iterator[Batch]:
+    """Endless batches from `start_step` on; step s holds samples s * batch_size + row.
+
+    Sample i of one set is window `permutation(seed, epoch)[i mod n]` of its n windows of
+    seq_len + 1 tokens, epoch = i // n. A mixture interleaves its sets evenly, each in its own
+    order.
+
+    Args:
+        token_sets: sets with one tokenizer.
+        weights: share of the samples from each set; empty: in proportion to their tokens.
+        seq_len: tokens a row, T.
+        batch_size: rows a step over all processes.
+        seed: any integer; decides the order of the windows.
+        start_step: first step to give; nothing before it is read.
+        split: which split of each set.
+        mask_documents: segment ids count documents; otherwise they are all 0.
+        process_index, process_count: process p gets rows [p * B / P, (p + 1) * B / P).
+        num_threads: threads that read ahead; 0 reads when asked.
+        prefetch_batches: batches held ready.
+
+    Returns:
+        An iterator of {"inputs", "targets", "segment_ids": int32 [B / P, T],
+        "loss_weights": float32 [B / P, T]}; it has `close()`.
+
+    Raises:
+        ValueError: sets with different tokenizers, weights that do not fit them, a split shorter
+            than one window, a batch that the processes cannot share evenly.
+    """
+    import grain
+
+    local_batch_size = _local_batch_size(batch_size, process_index, process_count)
+    splits = [token_set.split(split) for token_set in token_sets]
+    _check_mixture(token_sets, weights)
+    parts = []
+    for number, token_split in enumerate(splits):
+        windows = _Windows(token_split, seq_len, token_sets[number].eos_id, mask_documents)
+        shuffle_seed = _derived_seed(seed, number)
+        parts.append(grain.MapDataset.source(windows).shuffle(shuffle_seed))
+    if len(parts) == 1:
+        samples = parts[0]
+    else:
+        weights = weights or [token_split.num_tokens for token_split in splits]
+        samples = grain.MapDataset.mix(parts, weights)
+    # Consecutive batches of B / P rows are the processes' shares, in turn: batch s * P + p is
+    # process p's of step s.
+    num_epochs = -(-_ENDLESS_SAMPLES // len(samples))
+    batches = samples.repeat(num_epochs).batch(local_batch_size)
+    first = start_step * process_count + process_index
+    options = grain.ReadOptions(
+        num_threads=num_threads, prefetch_buffer_size=prefetch_batches if num_threads else 0
+    )
+    return iter(batches[first::process_count].to_iter_dataset(options))
+
+
+def validation_batches(
+    token_set: shards.TokenSet,
+    *,
+    seq_len: int,
+    batch_size: int,
+    split: str = "validation",
+    mask_documents: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_batches: int | None = None,
+) -> Iterator[Batch]:
+    """Every target of a split once, in order; what fills up the last batch has loss weight 0.
+
+    Shapes, processes and errors are those of `train_batches`; every process yields the same number
+    of batches. `num_batches` ends earlier; the split has num_tokens - 1 targets.
+    """
+    local_batch_size = _local_batch_size(batch_size, process_index, process_count)
+    token_split = token_set.split(split)
+    count = num_validation_batches(
+        token_set, seq_len=seq_len, batch_size=batch_size, split=split, num_batches=num_batches
+    )
+
+    def batches() -> Iterator[Batch]:
+        for step in range(count):
+            first_row = step * batch_size + process_index * local_batch_size
+            rows = [
+                _padded_window(
+                    token_split, row * seq_len, seq_len, token_set.eos_id, mask_documents
+                )
+                for row in range(first_row, first_row + local_batch_size)
+            ]
+            yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    return batches()  # so that errors come at the call, not at the first batch
+
+
+def num_validation_batches(
+    token_set: shards.TokenSet,
+    *,
+    seq_len: int,
+    batch_size: int,
+    split: str = "validation",
+    num_batches: int | None = None,
+) -> int:
+    """How many batches `validation_batches` yields."""
+    num_targets = token_set.split(split).num_tokens - 1
+    count = -(-num_targets // (seq_len * batch_size))
+    return count if num_batches is None else min(count, num_batches)
+
+
+class _Windows:
+    """A split's windows of seq_len + 1 tokens, each seq_len after the last, as grain reads them.
+
+    The last window ends with the stream and overlaps the one before: every target is in one.
+    """
+
+    def __init__(
+        self, token_split: shards.TokenSplit, seq_len: int, eos_id: int, mask_documents: bool
+    ):
+        if token_split.num_tokens < seq_len + 1:
+            raise ValueError(
+                f"Split {token_split.name!r} has {token_split.num_tokens} tokens, one window needs "
+                f"seq_len + 1 = {seq_len + 1}: take a shorter seq_len or more text."
+            )
+        self._split = token_split
+        self._seq_len = seq_len
+        self._eos_id = eos_id
+        self._mask_documents = mask_documents
+        self._length = -(-(token_split.num_tokens - 1) // seq_len)
+        if self._length >= _MAX_WINDOWS:
+            raise ValueError(
+                f"Split {token_split.name!r} has {self._length} windows of {seq_len} tokens, the "
+                f"shuffle counts to {_MAX_WINDOWS}: prepare it as several sets and mix them."
+            )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Batch:
+        last_start = self._split.num_tokens - self._seq_len - 1
+        start = min(int(index) * self._seq_len, last_start)
+        stop = start + self._seq_len + 1
+        return _example(
+            self._split.tokens(start, stop),
+            self._split.loss_weights(start, stop),
+            self._eos_id,
+            self._mask_documents,
+        )
+
+
+def _example(
+    tokens: np.ndarray, loss_weights: np.ndarray, eos_id: int, mask_documents: bool
+) -> Batch:
+    """A window [T + 1] as inputs and targets [T]; an EOS among the inputs begins a document."""
+    inputs = tokens[:-1]
+    if mask_documents:
+        segment_ids = np.cumsum(inputs == eos_id, dtype=np.int32)
+    else:
+        segment_ids = np.zeros_like(inputs)
+    return {
+        "inputs": inputs,
+        "targets": tokens[1:],
+        "segment_ids": segment_ids,
+        "loss_weights": loss_weights[1:],
+    }
+
+
+def _padded_window(
+    token_split: shards.TokenSplit, start: int, seq_len: int, eos_id: int, mask_documents: bool
+) -> Batch:
+    """The window at `start`, as far as the stream goes; EOS with weight 0 after it."""
+    tokens = np.full(seq_len + 1, eos_id, np.int32)
+    loss_weights = np.zeros(seq_len + 1, np.float32)
+    stop = min(start + seq_len + 1, token_split.num_tokens)
+    if start < stop:
+        tokens[: stop - start] = token_split.tokens(start, stop)
+        loss_weights[: stop - start] = token_split.loss_weights(start, stop)
+    return _example(tokens, loss_weights, eos_id, mask_documents)
+
+
+def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"Process {process_index} is not one of {process_count}.")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"A batch of {batch_size} sequences cannot be shared evenly by {process_count} "
+            "processes: make the batch size a multiple of them."
+        )
+    return batch_size // process_count
+
+
+def _check_mixture(token_sets: Sequence[shards.TokenSet], weights: Sequence[float]):
+    if not token_sets:
+        raise ValueError("There is no token set to read.")
+    if weights and len(weights) != len(token_sets):
+        raise ValueError(
+            f"There are {len(weights)} weights for {len(token_sets)} token sets: give one each."
+        )
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"Mixture weights are {list(weights)}: each must be positive and finite.")
+    first = token_sets[0]
+    for token_set in token_sets[1:]:
+        if token_set.tokenizer_fingerprint != first.tokenizer_fingerprint:
+            raise ValueError(
+                f"{first.path} and {token_set.path} were made with different tokenizers "
+                f"({first.tokenizer_fingerprint[:12]}, {token_set.tokenizer_fingerprint[:12]}): "
+                f"prepare one again with --tokenizer={first.path / shards.TOKENIZER_FILE}."
+            )
+
+
+def _derived_seed(seed: int, number: int) -> int:
+    """A 32-bit seed for set `number`.
+
+    grain adds the epoch to the seed, so neighbouring seeds would give the same orders one epoch
+    apart; a hash puts them far from each other.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")

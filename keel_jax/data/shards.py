@@ -1,0 +1,283 @@
+"""Token shards on disk: the format, and reading a finished set with every file checked."""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import numpy as np
+from etils import epath
+
+from keel_jax.data import tokenizer
+
+FORMAT = "keel_jax token shards"
+VERSION = 1
+INDEX_FILE = "index.json"
+PLAN_FILE = "preparation.json"
+TOKENIZER_FILE = "tokenizer.model"
+WEIGHT_DTYPE = np.dtype("<f2")
+
+_CHECK_BYTES = 1 << 24
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 while every id fits, else uint32; little-endian."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def shard_file(split: str, number: int) -> str:
+    """The token file of a work unit: `d EOS` for each document d."""
+    return f"{split}-{number:05d}.bin"
+
+
+def weights_file(token_file: str) -> str:
+    """The loss weights beside a token file, float16, one a token; absent where all are 1."""
+    return token_file.removesuffix(".bin") + ".weights"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One token file. `weights_sha256` is empty where every token weighs 1."""
+
+    file: str
+    num_tokens: int
+    sha256: str
+    weights_sha256: str
+
+
+class TokenSplit:
+    """One split as a flat stream `EOS d1 EOS d2 ... EOS dn EOS`.
+
+    The first EOS is in no file: the reader supplies it, and token i > 0 is token i - 1 of the
+    shards in their order.
+
+    Attributes:
+        name: such as "train".
+        num_tokens: length of the stream, all EOS included; it has num_tokens - 1 targets.
+        num_documents: documents in it.
+        num_bytes: UTF-8 bytes of their text, prompts included.
+        num_loss_bytes: bytes of the text whose tokens have a loss weight above 0.
+        unigram_entropy_bits_per_token, unigram_entropy_bits_per_byte: entropy of the stream's own
+            token frequencies: what a model that ignores all context would pay at best.
+    """
+
+    def __init__(self, name: str, directory: epath.Path, entry: dict, dtype: np.dtype, eos_id: int):
+        self.name = name
+        self.num_tokens: int = entry["num_tokens"]
+        self.num_documents: int = entry["num_documents"]
+        self.num_bytes: int = entry["num_bytes"]
+        self.num_loss_bytes: int = entry["num_loss_bytes"]
+        self.unigram_entropy_bits_per_token: float = entry["unigram_entropy_bits_per_token"]
+        self.unigram_entropy_bits_per_byte: float = entry["unigram_entropy_bits_per_byte"]
+        self.shards = tuple(Shard(**shard) for shard in entry["shards"])
+        self._directory = directory
+        self._dtype = dtype
+        self._eos_id = eos_id
+        # borders[k] is the stream position at which shard k begins; the leading EOS is before 0.
+        self._borders = np.cumsum([1] + [shard.num_tokens for shard in self.shards])
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __repr__(self) -> str:
+        return f"TokenSplit({self.name}, {self.num_tokens} tokens, {self.num_documents} documents)"
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text per token of the stream."""
+        return self.num_bytes / self.num_tokens
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) of the stream, int32 [stop - start], across shard borders."""
+        return self._read(start, stop, is_weight=False)
+
+    def loss_weights(self, start: int, stop: int) -> np.ndarray:
+        """Loss weights of the same tokens as targets, float32 [stop - start]."""
+        return self._read(start, stop, is_weight=True)
+
+    def _read(self, start: int, stop: int, is_weight: bool) -> np.ndarray:
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise ValueError(
+                f"Tokens [{start}, {stop}) are not within the {self.num_tokens} tokens of split "
+                f"{self.name!r}."
+            )
+        if is_weight:
+            result = np.ones(stop - start, np.float32)
+        else:
+            result = np.full(stop - start, self._eos_id, np.int32)
+        position = max(start, 1)
+        number = int(np.searchsorted(self._borders, position, side="right")) - 1
+        while position < stop:
+            shard, begin = self.shards[number], int(self._borders[number])
+            end = min(stop, begin + shard.num_tokens)
+            if is_weight and shard.weights_sha256:
+                array = self._array(weights_file(shard.file), WEIGHT_DTYPE)
+                result[position - start : end - start] = array[position - begin : end - begin]
+            elif not is_weight:
+                array = self._array(shard.file, self._dtype)
+                result[position - start : end - start] = array[position - begin : end - begin]
+            position, number = end, number + 1
+        return result
+
+    def _array(self, file: str, dtype: np.dtype) -> np.ndarray:
+        array = self._arrays.get(file)
+        if array is None:
+            path = os.fspath(self._directory / file)
+            if "://" in path:  # nothing to map: the whole shard is fetched, once
+                array = np.frombuffer(epath.Path(path).read_bytes(), dtype)
+            else:
+                array = np.memmap(path, dtype, mode="r")
+            self._arrays[file] = array
+        return array
+
+
+class TokenSet:
+    """A finished directory of token shards with its tokenizer; made by `open_set`.
+
+    Attributes:
+        path: the directory.
+        vocab_size, eos_id: the tokenizer's.
+        tokenizer_fingerprint: sha256 of the tokenizer model.
+        fingerprint: identifies tokenizer and tokens, whatever made them and wherever they lie.
+        index: the whole of index.json.
+    """
+
+    def __init__(self, path: epath.Path, index: dict):
+        self.path = path
+        self.index = index
+        self.vocab_size: int = index["vocab_size"]
+        self.eos_id: int = index["eos_id"]
+        self.tokenizer_fingerprint: str = index["tokenizer_fingerprint"]
+        self._splits = {
+            name: TokenSplit(name, path, entry, np.dtype(index["dtype"]), self.eos_id)
+            for name, entry in index["splits"].items()
+        }
+        content = {
+            name: [dataclasses.astuple(shard)[1:] for shard in split.shards]
+            for name, split in self._splits.items()
+        }
+        self.fingerprint = hashlib.sha256(
+            json.dumps(
+                [VERSION, index["dtype"], self.eos_id, self.tokenizer_fingerprint, content],
+                sort_keys=True,
+            ).encode()
+        ).hexdigest()
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        return tuple(self._splits)
+
+    def split(self, name: str) -> TokenSplit:
+        """The split of that name. Raises ValueError naming the ones that exist."""
+        if name not in self._splits:
+            raise ValueError(
+                f"{self.path} has no split {name!r}; it has {', '.join(self._splits)}."
+            )
+        return self._splits[name]
+
+    def tokenizer(self) -> tokenizer.Tokenizer:
+        """The tokenizer that made the tokens."""
+        return tokenizer.Tokenizer.load(self.path / TOKENIZER_FILE)
+
+    def verify(self):
+        """Reads every file and compares checksums. Raises ValueError naming the first bad file."""
+        for split in self._splits.values():
+            for shard in split.shards:
+                expected = {shard.file: shard.sha256}
+                if shard.weights_sha256:
+                    expected[weights_file(shard.file)] = shard.weights_sha256
+                for file, sha256 in expected.items():
+                    found = file_sha256(self.path / file)
+                    if found != sha256:
+                        raise ValueError(
+                            f"{self.path / file} has sha256 {found[:16]}..., the index says "
+                            f"{sha256[:16]}...: its content has changed. Delete it and run the "
+                            "same prepare command again: only what is missing is made."
+                        )
+
+
+def open_set(path: epath.PathLike) -> TokenSet:
+    """Opens a finished set: the index read, the tokenizer and every file's size checked.
+
+    Checksums of the shards are read by `TokenSet.verify`, not here.
+
+    Raises:
+        ValueError: no set, an unfinished or foreign one, or a missing or truncated file, with both
+            sizes and the way out.
+    """
+    path = epath.Path(path)
+    index = _read_index(path)
+    dtype = np.dtype(index["dtype"])
+    _check_tokenizer(path, index)
+    token_set = TokenSet(path, index)
+    for name in token_set.split_names:
+        split = token_set.split(name)
+        for shard in split.shards:
+            _check_size(path / shard.file, shard.num_tokens * dtype.itemsize)
+            if shard.weights_sha256:
+                size = shard.num_tokens * WEIGHT_DTYPE.itemsize
+                _check_size(path / weights_file(shard.file), size)
+        num_tokens = 1 + sum(shard.num_tokens for shard in split.shards)
+        if num_tokens != split.num_tokens:
+            raise ValueError(
+                f"{path / INDEX_FILE} contradicts itself: split {name!r} has {split.num_tokens} "
+                f"tokens, its shards {num_tokens} with the leading EOS. Prepare the set again."
+            )
+    return token_set
+
+
+def file_sha256(path: epath.Path) -> str:
+    """sha256 of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHECK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_index(path: epath.Path) -> dict:
+    if not (path / INDEX_FILE).exists():
+        if (path / PLAN_FILE).exists():
+            raise ValueError(
+                f"The token set {path} is unfinished: it has no {INDEX_FILE} yet. Run the same "
+                "prepare command again: it goes on from what is there."
+            )
+        raise ValueError(
+            f"There is no token set at {path} (no {INDEX_FILE}): make one with `python -m "
+            f"keel_jax.prepare --input=GLOB --output={path}`."
+        )
+    try:
+        index = json.loads((path / INDEX_FILE).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path / INDEX_FILE} is damaged: {error}. Prepare it again.") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else type(index).__name__
+        raise ValueError(
+            f"{path / INDEX_FILE} is not an index of {FORMAT!r} (format: {found!r}): another "
+            "program wrote it."
+        )
+    if index["version"] != VERSION:
+        raise ValueError(
+            f"{path} holds token shards of format version {index['version']}, this program reads "
+            f"version {VERSION}: prepare them again, or use the version that made them."
+        )
+    return index
+
+
+def _check_tokenizer(path: epath.Path, index: dict):
+    file = path / TOKENIZER_FILE
+    found = file_sha256(file) if file.exists() else "missing"
+    if found != index["tokenizer_fingerprint"]:
+        raise ValueError(
+            f"{file} is not the tokenizer that made these shards (found {found[:16]}, the index "
+            f"says {index['tokenizer_fingerprint'][:16]}): put the right file back, or prepare the "
+            "set again with --overwrite."
+        )
+
+
+def _check_size(path: epath.Path, num_bytes: int):
+    found = path.stat().length if path.exists() else None
+    if found != num_bytes:
+        state = "is missing" if found is None else f"has {found} bytes"
+        raise ValueError(
+            f"{path} {state}, the index says {num_bytes} bytes: copy the whole directory again, "
+            "or run the same prepare command again: it makes what is missing or damaged anew."
+        )

@@ -1,0 +1,92 @@
+"""What a token may see: the past of its own document, and nothing else; by gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from keel_jax.model import attention, lm
+from tests import conftest
+
+
+def _influence(model, params, segments_BT):
+    """[T, T] bool: whether the logits at t depend on the embedding at s."""
+    seq_len = segments_BT.shape[1]
+    # Every position has a token of its own, so a row of the table is a position.
+    tokens_BT = jnp.arange(seq_len)[None]
+
+    def logits(table):
+        swapped = {**params, "embedding": {"table": table}}
+        return model.apply({"params": swapped}, tokens_BT, segments_BT)[0].sum(-1)
+
+    jacobian_TVD = jax.jit(jax.jacrev(logits))(params["embedding"]["table"])
+    return np.abs(np.asarray(jacobian_TVD[:, :seq_len])).sum(-1) > 0
+
+
+def _tiny(**options):
+    cfg = conftest.tiny_config(model=options).model
+    model = lm.LanguageModel(cfg)
+    params = lm.init(model, jax.random.key(0))
+    # Weights of 0.02 give influences near the rounding of a product of many; larger ones do not.
+    return model, jax.tree.map(lambda p: p * 10 if p.ndim > 2 else p, params)
+
+
+@pytest.mark.parametrize("topology", ["keel", "pre_ln", "hybridnorm_star"])
+def test_causality_by_gradient(topology):
+    model, params = _tiny(topology=topology)
+    seen = _influence(model, params, jnp.zeros((1, 9), jnp.int32))
+    np.testing.assert_array_equal(seen, np.tril(np.ones((9, 9), bool)))
+
+
+def test_packing_mask_by_gradient():
+    model, params = _tiny()
+    segments = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2]])
+    seen = _influence(model, params, jnp.asarray(segments))
+    same = segments[0][:, None] == segments[0][None, :]
+    np.testing.assert_array_equal(seen, np.tril(same))
+
+
+def test_a_packed_document_equals_itself_alone():
+    model, params = _tiny()
+    one, two = jnp.arange(5)[None], jnp.arange(20, 27)[None]
+    packed = jnp.concatenate([one, two], axis=1)
+    segments = jnp.asarray([[0] * 5 + [1] * 7])
+    forward = jax.jit(model.apply)
+    together = forward({"params": params}, packed, segments)
+    for part, alone in ((together[:, :5], one), (together[:, 5:], two)):
+        np.testing.assert_allclose(part, forward({"params": params}, alone), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_restart_with_each_document():
+    segments = jnp.asarray([[0, 0, 1, 1, 1, 2], [5, 5, 5, 5, 5, 5]])
+    np.testing.assert_array_equal(
+        attention.positions_in_document(segments), [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]
+    )
+
+
+def test_rotation_depends_on_the_distance_only():
+    key = jax.random.key(0)
+    q, k = (jax.random.normal(key, (1, 1, 1, 8)) for key in jax.random.split(key))
+
+    def score(t, s):
+        at = lambda x, p: attention.rotate(x, jnp.asarray([[p]]), 10_000.0)  # noqa: E731
+        return float((at(q, t) * at(k, s)).sum())
+
+    # Far positions lose float32 digits in the angle.
+    assert score(7, 3) == pytest.approx(score(107, 103), abs=1e-4)
+    assert score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)
+
+
+def test_softmax_is_float32():
+    """Scores of 30 and 30.1 in bf16 would be equal."""
+    q = jnp.full((1, 2, 1, 4), 4.0, jnp.bfloat16)
+    k = jnp.stack([jnp.full((1, 1, 4), 3.75), jnp.full((1, 1, 4), 3.765625)], 1)
+    v = jnp.asarray([0.0, 1.0])[None, :, None, None] * jnp.ones((1, 2, 1, 4))
+    zeros = jnp.zeros((1, 2), jnp.int32)
+    out = attention.attend(
+        q, k.astype(jnp.bfloat16), v.astype(jnp.bfloat16), query_index_BT=jnp.ones((1, 2), int),
+        query_segments_BT=zeros, key_segments_BS=zeros,
+    )
+    scores = 4 * 4.0 * np.asarray([3.75, 3.765625]) / 2
+    expected = 1 / (1 + np.exp(scores[0] - scores[1]))
+    np.testing.assert_allclose(np.asarray(out, np.float32)[0, 1, 0], expected, rtol=2**-7)

@@ -1,0 +1,111 @@
+"""Cached decoding equals the forward pass, and sampling follows its options."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from keel_jax import config
+from keel_jax.model import lm, sampling
+from tests import conftest
+
+
+def _model(**options):
+    cfg = conftest.tiny_config(model=options).model
+    model = lm.LanguageModel(cfg)
+    params = lm.init(model, jax.random.key(0))
+    return model, jax.tree.map(lambda p: p * 5 if p.ndim > 2 else p, params)
+
+
+@pytest.mark.parametrize("topology", config.TOPOLOGIES)
+def test_cached_decoding_equals_the_forward_pass(topology):
+    """One token at a time, after a prompt of three, against all at once."""
+    model, params = _model(topology=topology, qk_norm=True)
+    tokens_BT = jax.random.randint(jax.random.key(1), (2, 9), 0, 64)
+    forward = jax.jit(model.apply)({"params": params}, tokens_BT)
+    cache = lm.empty_cache(model.model, 2, 9)
+    decode = jax.jit(
+        lambda tokens, start, cache: model.apply(
+            {"params": params}, tokens, start, cache, method="decode"
+        )
+    )
+    logits, cache = decode(tokens_BT[:, :3], jnp.zeros(2, int), cache)
+    parts = [logits]
+    for t in range(3, 9):
+        logits, cache = decode(tokens_BT[:, t : t + 1], jnp.full(2, t), cache)
+        parts.append(logits)
+    # Sums run over 9 cache slots instead of t + 1 keys: float32 rounding.
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), forward, rtol=2e-4, atol=2e-5)
+
+
+def _greedy_without_cache(model, params, prompt, num_tokens):
+    # Padded to one length, so that it compiles once; causality keeps the padding out of sight.
+    forward = jax.jit(model.apply)
+    tokens = np.zeros((1, 16), np.int32)
+    tokens[0, : len(prompt)] = prompt
+    for t in range(len(prompt), len(prompt) + num_tokens):
+        tokens[0, t] = forward({"params": params}, tokens)[0, t - 1].argmax()
+    return tokens[0, len(prompt) : len(prompt) + num_tokens].tolist()
+
+
+def test_greedy_generation_equals_repeated_forward_passes_for_ragged_prompts():
+    model, params = _model()
+    prompts = [[1, 5, 9, 2, 7], [3, 4]]
+    prompt_BP = jnp.asarray([prompts[0], prompts[1] + [0, 0, 0]])
+    tokens = sampling.generate(
+        model, params, prompt_BP, jnp.asarray([5, 2]), jax.random.key(0), num_tokens=8,
+        sampling=sampling.Sampling(temperature=0.0), end_id=-1, num_ids=64,
+    )
+    for row, prompt in zip(tokens, prompts, strict=True):
+        assert row.tolist() == _greedy_without_cache(model, params, prompt, 8)
+
+
+def test_nothing_follows_the_end():
+    model, params = _model()
+    prompt = [1, 5, 9]
+    free = _greedy_without_cache(model, params, prompt, 6)
+    end = free[2]
+    tokens = sampling.generate(
+        model, params, jnp.asarray([prompt]), jnp.asarray([3]), jax.random.key(0), num_tokens=6,
+        sampling=sampling.Sampling(temperature=0.0), end_id=end, num_ids=64,
+    )[0].tolist()
+    first = free.index(end)
+    assert tokens == free[: first + 1] + [end] * (5 - first)
+
+
+def _counts(num=4000, **options):
+    logits = jnp.log(jnp.asarray([0.5, 0.3, 0.15, 0.05]))
+    keys = jax.random.split(jax.random.key(0), num)
+    draw = jax.vmap(lambda k: sampling.sample(logits[None], k, sampling.Sampling(**options))[0])
+    return np.bincount(draw(keys), minlength=4) / num
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (dict(), [0.5, 0.3, 0.15, 0.05]),
+        (dict(temperature=0.0), [1, 0, 0, 0]),
+        (dict(top_k=2), [0.625, 0.375, 0, 0]),
+        (dict(top_p=0.75), [0.625, 0.375, 0, 0]),
+        (dict(top_p=1e-6), [1, 0, 0, 0]),
+        (dict(temperature=0.5), [0.685, 0.247, 0.062, 0.007]),
+    ],
+)
+def test_sampling_follows_its_options(options, expected):
+    # 4000 draws: three standard deviations are 0.024.
+    np.testing.assert_allclose(_counts(**options), expected, atol=0.025)
+
+
+def test_padding_of_the_vocabulary_is_never_drawn():
+    model, params = _model()
+    tokens = sampling.generate(
+        model, params, jnp.ones((8, 2), int), jnp.full(8, 2), jax.random.key(0), num_tokens=16,
+        sampling=sampling.Sampling(temperature=3.0), end_id=-1, num_ids=3,
+    )
+    assert set(np.unique(tokens)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("options", [dict(temperature=-1), dict(top_k=-1), dict(top_p=0)])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        sampling.Sampling(**options)

@@ -1,0 +1,108 @@
+"""The verb `python -m keel_jax.prepare`: exit codes and words, as a user meets them."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _prepare(*flags, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "keel_jax.prepare", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": f"document {i} of some words"}) for i in range(50)]
+    path.write_text("\n".join(["{bad", *lines]))
+    return path
+
+
+def test_done_then_already_done(source, tmp_path):
+    flags = [
+        f"--input={source}",
+        f"--output={tmp_path / 'out'}",
+        "--vocab_size=300",
+        "--validation_fraction=0.2",
+        "--workers=2",
+        "--unit_bytes=1000",
+    ]
+    first = _prepare(*flags)
+    assert first.returncode == 0, first.stderr
+    assert "out: done" in first.stdout and "bytes/token" in first.stdout
+    assert "1 bad documents left out" in first.stdout and "line 1: not JSON" in first.stdout
+    second = _prepare(*flags, "--json")
+    assert second.returncode == 0, second.stderr
+    summary = json.loads(second.stdout)
+    assert summary["state"] == "already done" and summary["num_documents"] == 50
+    assert summary["num_tokens"] == sum(s["num_tokens"] for s in summary["splits"].values())
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--vocab_siz=300"], "Did you mean: vocab_size"),
+        (["--input=/nonexistent/*.txt"], "matches no file"),
+        (["--tokenizer_type=word"], "bpe|unigram"),
+        (["stray.txt"], "stray.txt"),
+        (["--vocab_size=100"], "at least 258"),
+        (["--max_bad_documents=0"], "line 1: not JSON"),
+    ],
+)
+def test_mistakes_exit_1_with_a_message_and_no_traceback(flags, message, source, tmp_path):
+    defaults = [f"--input={source}"] * (not any("input" in flag for flag in flags))
+    result = _prepare(*defaults, f"--output={tmp_path / 'out'}", "--vocab_size=300", *flags)
+    assert result.returncode == 1
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_missing_flags_and_help(tmp_path):
+    assert "--input" in _prepare("--output=x").stderr
+    assert "--vocab_size" in _prepare("--help").stdout
+
+
+def test_an_unwritable_output_is_one_sentence(source):
+    result = _prepare(f"--input={source}", "--output=/proc/nothing", "--vocab_size=300")
+    assert result.returncode == 1
+    assert "/proc/nothing" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_ctrl_c_ends_cleanly_and_is_continued(tmp_path):
+    output = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "keel_jax.prepare",
+        "--input=stdlib",
+        f"--output={output}",
+        "--vocab_size=400",
+        "--workers=2",
+    ]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(output.glob("unit-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Interrupted" in errors and "Traceback" not in errors
+    assert not (output / "index.json").exists() and not list(output.glob("*.tmp-*"))
+    again = subprocess.run(
+        [*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    summary = json.loads(again.stdout)
+    assert summary["state"] == "done" and summary["num_units_reused"] > 0

@@ -1,0 +1,181 @@
+"""The step: big batch = small ones, 1 device = 8, a lane = a run, divergence freezes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from keel_jax import config
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.training import state as state_lib
+from keel_jax.training import step as step_lib
+from tests import conftest
+
+
+def _batch(abstract, seed=0):
+    """The same tokens in every layout; documents and loss weights vary."""
+    rng = np.random.default_rng(seed)
+    *lanes, rows, seq_len = abstract["inputs"].shape
+    tokens = rng.integers(0, 64, (rows, seq_len + 1))
+    values = {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": np.cumsum(tokens[:, :-1] == 0, axis=1),
+        "loss_weights": rng.integers(0, 2, (rows, seq_len)),
+    }
+    return {
+        key: jax.device_put(
+            np.broadcast_to(values[key], leaf.shape).astype(leaf.dtype), leaf.sharding
+        )
+        for key, leaf in abstract.items()
+    }
+
+
+def _train(cfg: config.Config, num_devices=1, num_steps=3, mesh=None):
+    """The state and the metrics after a few steps on `num_devices`."""
+    mesh = mesh_lib.make(mesh or cfg.mesh, jax.devices()[:num_devices])
+    state = state_lib.create(cfg, mesh)
+    train_step = step_lib.compile_train_step(cfg, mesh)
+    for index in range(num_steps):
+        state, sums = train_step(state, _batch(step_lib.abstract_batch(cfg, mesh), index))
+    return jax.device_get(state), jax.device_get(sums)
+
+
+def _assert_close(one, other, rtol=1e-4):
+    """Float32 sums in another order; AdamW's first steps turn rounding of tiny gradients into
+    whole steps of the learning rate, so parameters are compared on the scale of their leaf."""
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        scale = np.abs(np.asarray(b, np.float64)).max()
+        np.testing.assert_allclose(
+            a, b, rtol=rtol, atol=rtol * scale, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+# Sign-like first updates would amplify rounding; a large epsilon keeps the comparison linear.
+_LINEAR = dict(epsilon=1e-3, clip_norm=1.0)
+
+
+def test_accumulation_equals_the_big_batch():
+    big = conftest.tiny_config(optim=_LINEAR, train=dict(z_loss=1e-2))
+    small = conftest.tiny_config(optim=_LINEAR, train=dict(z_loss=1e-2, accumulation_steps=4))
+    _assert_close(_train(small), _train(big))
+
+
+@pytest.mark.parametrize(
+    "mesh", [dict(fsdp=8), dict(data=8, fsdp=1), dict(data=2, fsdp=4)], ids=str
+)
+def test_one_device_equals_eight(mesh):
+    cfg = conftest.tiny_config(optim=_LINEAR, train=dict(loss_chunk=5))
+    sizes = config.MeshConfig(**mesh)
+    _assert_close(_train(cfg, num_devices=8, mesh=sizes), _train(cfg))
+
+
+def test_fsdp_leaves_nothing_large_whole():
+    """Every matrix and its moments are split over the eight devices, in the compiled step too."""
+    cfg = conftest.tiny_config()
+    mesh = mesh_lib.make(cfg.mesh)
+    state = state_lib.create(cfg, mesh)
+    matrices = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim >= 2 and leaf.size > 64]
+    assert len(matrices) > 20
+    for leaf in matrices:
+        if leaf.shape[-2:] != (3, 16):  # stacked gains
+            assert leaf.addressable_shards[0].data.size == leaf.size // 8, leaf.shape
+    compiled = step_lib.compile_train_step(cfg, mesh)
+    argument_bytes = compiled.memory_analysis().argument_size_in_bytes
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert argument_bytes < 0.3 * whole, (argument_bytes, whole)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_a_lane_equals_the_run_alone(num_devices):
+    """Two lanes in one program against two programs; and over a mesh's lane axis."""
+    cfg = conftest.tiny_config(
+        optim=_LINEAR, lanes=dict(peak_lr=(1e-3, 1e-2), seed=(1, 2)), mesh=dict(lane=num_devices)
+    )
+    lanes = _train(cfg, num_devices=num_devices)
+    for lane in range(2):
+        alone = dataclasses.replace(cfg.for_lane(lane), mesh=config.MeshConfig())
+        _assert_close(state_lib.lane_of(lanes, lane, 2), _train(alone))
+
+
+def test_one_executable_serves_every_learning_rate():
+    cfg = conftest.tiny_config()
+    mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
+    jitted = step_lib.jit_train_step(cfg, mesh)
+    batch = _batch(step_lib.abstract_batch(cfg, mesh))
+    moved = []
+    with jax.set_mesh(mesh):
+        for rate in (1e-3, 1e-2, 1e-1):
+            state = state_lib.create(cfg, mesh)
+            state = dataclasses.replace(state, peak_lr=jax.numpy.float32(rate))
+            before = np.asarray(state.params["output"]["matrix"])
+            state, _ = jitted(state, batch)  # a step of the warm-up's zero rate
+            state, _ = jitted(state, batch)
+            moved.append(np.abs(np.asarray(state.params["output"]["matrix"]) - before).max())
+    assert jitted._cache_size() == 1
+    assert moved[0] * 5 < moved[1] and moved[1] * 5 < moved[2]
+
+
+def test_a_diverged_lane_freezes_and_the_other_goes_on():
+    cfg = conftest.tiny_config(lanes=dict(peak_lr=(1e30, 1e-2)))
+    state, sums = _train(cfg, num_steps=5)
+    assert state.diverged.tolist() == [True, False]
+    assert state.step[1] == 5 and state.step[0] < 5
+    for leaf in jax.tree.leaves(state.params):
+        assert np.isfinite(leaf[1]).all()
+    alone, _ = _train(cfg.for_lane(1), num_steps=5)
+    _assert_close(state_lib.lane_of(state, 1, 2).params, alone.params, rtol=1e-3)
+
+
+def test_the_last_good_state_survives_divergence():
+    cfg = conftest.tiny_config(optim=dict(peak_lr=1e30))
+    mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
+    state = state_lib.create(cfg, mesh)
+    train_step = step_lib.compile_train_step(cfg, mesh)
+    batch = _batch(step_lib.abstract_batch(cfg, mesh))
+    history = []
+    for _ in range(5):
+        state, sums = train_step(state, batch)
+        history.append((jax.device_get(state), bool(sums["diverged"])))
+    first = next(i for i, (_, diverged) in enumerate(history) if diverged)
+    for later, _ in history[first:]:
+        jax.tree.map(np.testing.assert_array_equal, later.params, history[first - 1][0].params)
+        assert later.step == first
+
+
+def test_weights_of_zero_are_no_examples():
+    """A row of weight 0 changes nothing, whatever its tokens."""
+    cfg = conftest.tiny_config(optim=_LINEAR)
+    mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
+    train_step = step_lib.compile_train_step(cfg, mesh)
+    abstract = step_lib.abstract_batch(cfg, mesh)
+    results = []
+    for seed in (0, 1):
+        batch = {key: np.asarray(value).copy() for key, value in _batch(abstract).items()}
+        noise = _batch(abstract, seed)
+        for key in ("inputs", "targets", "segment_ids"):
+            batch[key][3] = np.asarray(noise[key])[3]
+        batch["loss_weights"][3] = 0
+        state, _ = train_step(state_lib.create(cfg, mesh), batch)
+        results.append(jax.device_get(state.opt_state))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    cfg = conftest.tiny_config(train=dict(batch_size=12))
+    with pytest.raises(ValueError, match="size 12 is not a multiple of the 8 devices"):
+        step_lib.compile_train_step(cfg, mesh_lib.make(cfg.mesh))
+
+
+def test_a_width_that_devices_cannot_share_is_refused():
+    cfg = conftest.tiny_config(model=dict(d_model=12, head_dim=4))
+    with pytest.raises(ValueError, match=r"'embed' of size 12 is not a multiple of the 8"):
+        state_lib.create(cfg, mesh_lib.make(cfg.mesh))
+
+
+def test_a_mesh_that_does_not_multiply_is_refused():
+    with pytest.raises(ValueError, match=r"mesh.data=3.* 8 devices"):
+        mesh_lib.make(config.MeshConfig(data=3, fsdp=1))
