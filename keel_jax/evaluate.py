@@ -23,6 +23,7 @@ def evaluate(
     data_path: str | None = None,
     batch_size: int | None = None,
     seq_len: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     visible: bool = False,
 ) -> dict[str, float]:
     """Loss over the whole validation split, every token once but the first.
@@ -32,6 +33,7 @@ def evaluate(
     Args:
       workdir: of a run, or of one of its lanes.
       data_path: other token shards than the run's own, of the same tokenizer.
+      mesh: where to run; default: over all devices here, whatever the run was trained on.
       visible: show a progress bar.
 
     Returns:
@@ -51,8 +53,7 @@ def evaluate(
         num_tokens=None,
     )
     cfg = dataclasses.replace(cfg, data=data, train=train)
-    # Evaluation spreads over whatever is here, whatever the run was trained on.
-    mesh = mesh_lib.make(config.MeshConfig())
+    mesh = mesh or mesh_lib.make(config.MeshConfig())
     params, meta = checkpoint.load_params(workdir, mesh, step)
     tokens = inputs.open_inputs(cfg.data)
     if tokens.first.tokenizer_fingerprint != meta.tokenizer_fingerprint:
@@ -71,11 +72,11 @@ def evaluate(
     [sums] = evaluator.run(params, told=told)
     split = tokens.first.split("validation")
     found = metrics.loss_metrics("eval", sums, split.bytes_per_token)
-    # Over bytes as they are, not through an average: with loss weights of 1 the two agree.
     return {
         "loss_nats_per_token": found["eval/loss_nats_per_token"],
         "perplexity": found["eval/perplexity"],
-        "bits_per_byte": sums["nats"] / math.log(2) / split.num_bytes,
+        # Of the bytes that are learned: all of them, but for prompts.
+        "bits_per_byte": sums["nats"] / math.log(2) / split.num_loss_bytes,
         "accuracy": found["eval/accuracy"],
         "num_tokens": split.num_tokens - 1,
         "step": meta.step,

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import rich.console
 import rich.progress
-from absl import app, flags, logging
+from absl import flags
 
 from keel_jax.data import corpus, preparation, tokenizer, workers
+from keel_jax.runtime import command, exit_codes
 
 _PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -60,10 +61,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS):
     flags.mark_flags_as_required(["input", "output"], flag_values=values)
 
 
-def main(argv: list[str]) -> int:
+def main(_) -> int:
     """Prepares what the flags say; returns the exit code: 0 done, 1 error, 130 interrupted."""
-    if len(argv) > 1:
-        return _fail(f"Unknown arguments {argv[1:]}: quote a glob, and give it as --input=GLOB.")
     values = flags.FLAGS
     try:
         with progress() as on_progress:
@@ -86,10 +85,14 @@ def main(argv: list[str]) -> int:
                 host_wait_seconds=values.host_wait_seconds,
                 on_progress=on_progress,
             )
-    except (ValueError, OSError, workers.WorkerDied) as error:
-        return _fail(str(error))
+    except workers.WorkerDied as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_codes.ERROR
     except KeyboardInterrupt:
-        _fail("Interrupted. Finished shards are kept: the same command goes on from there.")
+        print(
+            "Interrupted. Finished shards are kept: the same command goes on from there.",
+            file=sys.stderr,
+        )
         return 130
     if values.json:
         print(json.dumps(dataclasses.asdict(summary)))
@@ -140,12 +143,10 @@ def progress() -> Iterator[Callable[[preparation.Progress], None]]:
             nonlocal last_line
             if time.monotonic() - last_line >= _PLAIN_LINE_SECONDS:
                 last_line = time.monotonic()
-                logging.info(
-                    "%d of %d shards, %d tokens, %.0f tokens/s",
-                    progress.num_units_done,
-                    progress.num_units,
-                    progress.num_tokens_done,
-                    progress.tokens_per_second,
+                print(
+                    f"{progress.num_units_done} of {progress.num_units} shards, "
+                    f"{progress.num_tokens_done} tokens, {progress.tokens_per_second:.0f} tokens/s",
+                    file=sys.stderr,
                 )
 
         yield show_line
@@ -172,12 +173,6 @@ def progress() -> Iterator[Callable[[preparation.Progress], None]]:
         yield show
 
 
-def _fail(message: str) -> int:
-    print(f"prepare: {message}", file=sys.stderr)
-    return 1
-
-
 if __name__ == "__main__":
     define_flags()
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    command.run(main)

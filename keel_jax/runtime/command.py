@@ -2,8 +2,8 @@
 
 import collections.abc
 import sys
+import traceback
 
-import jax
 from absl import app, flags, logging
 
 from keel_jax.runtime import exit_codes
@@ -12,8 +12,9 @@ from keel_jax.runtime import exit_codes
 def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
     """Parses the flags, runs `main`, exits with its code; a mistake of the user's is told plainly.
 
-    ValueError and OSError are the user's mistakes (a wrong option, a full disk): one message, no
-    traceback. Anything else is ours and keeps its traceback. Either exits with `ERROR`.
+    A ValueError raised by our own code and an OSError (a full disk, a missing file) are the
+    user's to mend: one message, no traceback. Anything else is ours, a ValueError from within a
+    library too, and keeps its traceback. Either exits with `ERROR`.
     """
     # Orbax narrates every save at INFO; --verbosity=0 brings it back.
     logging.set_verbosity(logging.WARNING)
@@ -22,13 +23,25 @@ def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
 
 def _guarded(main, argv) -> int:
     try:
-        _no_arguments_left(argv)
+        if len(argv) > 1:
+            raise ValueError(
+                f"Unexpected argument {argv[1]!r}: options are written --name=value, and a glob "
+                "in quotes."
+            )
         return main(argv) or exit_codes.DONE
     except (ValueError, OSError) as error:
-        if isinstance(error, jax.errors.JAXTypeError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, ValueError) and not _is_ours(error):
+            traceback.print_exc()
+        else:
+            print(f"error: {error}", file=sys.stderr)
         return exit_codes.ERROR
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether the project's own code raised it."""
+    *_, innermost = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    name = innermost.f_globals.get("__name__", "")
+    return name == "__main__" or name.split(".")[0] in ("keel_jax", "experiments", "launch")
 
 
 def _parse(argv):
@@ -36,11 +49,6 @@ def _parse(argv):
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections raises AttributeError with the nearest key's name in its second line.
-        message = " ".join(str(error).replace("\\n", "\n").strip("'").splitlines())
+        message = " ".join(str(error).replace("\\n", "\n").strip("'\"").splitlines())
         print(f"error: {message}\nSee --help.", file=sys.stderr)
         sys.exit(exit_codes.ERROR)
-
-
-def _no_arguments_left(argv):
-    if len(argv) > 1:
-        raise ValueError(f"Unexpected argument {argv[1]!r}: options are written --name=value.")

@@ -1,0 +1,396 @@
+"""The driver: resume is exact, a stop is clean, a restart compiles nothing, bad input is harmless.
+
+Most tests call `train.train` in this process; those on signals and exit codes start the verb.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from keel_jax import config, evaluate, generate, train
+from keel_jax.model import sampling
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.runtime import exit_codes, files
+from keel_jax.training import checkpoint, metrics
+from tests import conftest
+
+ROOT = pathlib.Path(__file__).parents[1]
+NUM_STEPS = 5
+
+
+def _config(token_dir, cache_dir, **sections):
+    sections["model"] = {"vocab_size": None, **sections.get("model", {})}
+    sections["data"] = {"path": str(token_dir), **sections.get("data", {})}
+    sections["train"] = {"num_steps": NUM_STEPS, **sections.get("train", {})}
+    sections["runtime"] = {"compilation_cache_dir": cache_dir}
+    return conftest.tiny_config(**sections)
+
+
+def _params(workdir, step=None):
+    mesh = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
+    params, _ = checkpoint.load_params(workdir, mesh, step)
+    return jax.device_get(params)
+
+
+def _numbers(workdir):
+    """The rows of metrics.jsonl without the clock's."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith("time/")}
+        for row in metrics.read(workdir)
+    ]
+
+
+def _status(workdir):
+    return files.read_json(pathlib.Path(workdir) / "status.json")
+
+
+@pytest.fixture(scope="module")
+def finished(token_dir, cache_dir, tmp_path_factory):
+    """A run that was never stopped, with a checkpoint of every step."""
+    workdir = tmp_path_factory.mktemp("run")
+    cfg = _config(
+        token_dir, cache_dir,
+        train=dict(checkpoint_every_steps=1, keep_checkpoints=NUM_STEPS, eval_every_steps=2),
+    )
+    assert train.train(cfg, workdir) == exit_codes.DONE
+    return cfg, workdir
+
+
+def test_a_run_writes_what_it_promises(finished):
+    cfg, workdir = finished
+    status = _status(workdir)
+    assert status["state"] == "done" and status["exit_code"] == 0
+    assert status["step"] == NUM_STEPS and status["num_sublayers"] == 6
+    assert status["compile_seconds"] > 0 and status["num_params"] > 0
+    rows = metrics.read(workdir)
+    train_rows = [row for row in rows if "train/loss_nats_per_token" in row]
+    assert [row["step"] for row in train_rows] == [1, 2, 3, 4, 5]
+    for key in ("tokens", "train/grad_norm", "train/learning_rate", "train/bits_per_byte",
+                "time/step_seconds", "time/tokens_per_second", "time/data_wait_fraction",
+                "time/model_flops_per_second"):
+        assert key in train_rows[0]
+    assert "time/mfu" not in train_rows[0], "a CPU's peak is not known: no guess"
+    evals = [row["step"] for row in rows if "eval/loss_nats_per_token" in row]
+    assert evals == [2, 4, 5]
+    assert train_rows[0]["train/loss_nats_per_token"] == pytest.approx(math.log(300), rel=0.02)
+    saved = config.from_dict(files.read_json(workdir / "config.json"))
+    assert saved.model.vocab_size == 300
+    assert files.read_json(workdir / "versions.json")["packages"]["jax"] == jax.__version__
+    assert list((workdir / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("stop", range(NUM_STEPS))
+def test_resume_from_every_step_is_bitwise_the_run_never_stopped(finished, tmp_path, stop):
+    """Weights, optimiser and metrics; the log starts out with lines beyond the checkpoint."""
+    cfg, workdir = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    for step in range(stop + 1, NUM_STEPS + 1):
+        shutil.rmtree(copy / "checkpoints" / str(step))
+    assert train.train(cfg, copy) == exit_codes.DONE
+    jax.tree.map(np.testing.assert_array_equal, _params(copy), _params(workdir))
+    assert _numbers(copy) == _numbers(workdir)
+    for step in range(stop + 1, NUM_STEPS + 1):
+        jax.tree.map(np.testing.assert_array_equal, _params(copy, step), _params(workdir, step))
+
+
+def test_a_restart_compiles_nothing(finished, tmp_path):
+    cfg, workdir = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints" / str(NUM_STEPS))
+    assert train.train(cfg, copy) == exit_codes.DONE
+    compilations = _status(copy)["compilations"]
+    assert compilations["new"] == 0 and compilations["cached"] >= 2, compilations
+
+
+def test_a_finished_run_says_so(finished, capsys):
+    cfg, workdir = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    assert train.train(cfg, workdir) == exit_codes.DONE
+    assert "is done: step 5 of 5" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_finished_run_can_be_lengthened_and_its_rate_changed(finished, tmp_path):
+    cfg, workdir = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    longer = dataclasses.replace(
+        cfg,
+        train=dataclasses.replace(cfg.train, num_steps=NUM_STEPS + 2, num_tokens=None),
+        optim=dataclasses.replace(cfg.optim, peak_lr=1e-4, schedule="constant"),
+    )
+    assert train.train(longer, copy) == exit_codes.DONE
+    last = [row for row in metrics.read(copy) if "train/learning_rate" in row][-1]
+    assert last["step"] == NUM_STEPS + 2
+    assert last["train/learning_rate"] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [("model", dict(d_ffn=48)), ("model", dict(topology="pre_ln")), ("train", dict(seq_len=8)),
+     ("optim", dict(name="lion")), ("data", dict(mask_documents=False))],
+)
+def test_a_changed_config_is_refused_and_nothing_lost(finished, section, change):
+    cfg, workdir = finished
+    [(key, value)] = change.items()
+    old = getattr(getattr(cfg, section), key)
+    values = config.to_dict(cfg)
+    values["train"]["num_tokens"] = None
+    values[section] |= change
+    before = {p: p.read_bytes() for p in workdir.glob("*.json*")}
+    with pytest.raises(ValueError, match=f"{section}.{key}: {old!r} there, {value!r} now"):
+        train.train(config.from_config_dict(values), workdir)
+    assert {p: p.read_bytes() for p in workdir.glob("*.json*")} == before
+
+
+def test_other_data_under_the_same_path_are_refused(finished, tmp_path, corpus_dir, capsys):
+    cfg, workdir = finished
+    copy, tokens = tmp_path / "copy", tmp_path / "tokens"
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints" / str(NUM_STEPS))
+    shutil.copytree(cfg.data.path, tokens)
+    other = tmp_path / "other"
+    shutil.copytree(corpus_dir, other)
+    (other / "new.txt").write_text("a document that was not there\n" * 50)
+    conftest.preparation.prepare(
+        [str(other / "*.txt")], str(tmp_path / "others"), vocab_size=300, validation_fraction=0.2
+    )
+    saved = files.read_json(copy / "config.json")
+    saved["data"]["path"] = str(tmp_path / "others")
+    files.write_json(copy / "config.json", saved)
+    moved = dataclasses.replace(
+        cfg, data=dataclasses.replace(cfg.data, path=str(tmp_path / "others"))
+    )
+    with pytest.raises(ValueError, match=r"was trained with (tokenizer|data) \w{12}, data.path"):
+        train.train(moved, copy)
+    assert _status(copy)["state"] == "failed"
+    assert (copy / "checkpoints" / "4").exists()
+
+
+def test_lanes_are_runs_of_their_own(token_dir, cache_dir, tmp_path):
+    """A lane's metrics equal those of the run alone; each has a work directory to evaluate."""
+    cfg = _config(token_dir, cache_dir, lanes=dict(peak_lr=(1e-2, 1e30), seed=(3, 3)))
+    assert train.train(cfg, tmp_path / "lanes") == exit_codes.DONE
+    alone = cfg.for_lane(0)
+    assert train.train(alone, tmp_path / "alone") == exit_codes.DONE
+    for one, other in zip(
+        _numbers(tmp_path / "lanes/lanes/000"), _numbers(tmp_path / "alone"), strict=True
+    ):
+        for key in other:
+            assert one[key] == pytest.approx(other[key], rel=1e-3), key
+    states = [_status(tmp_path / f"lanes/lanes/{lane:03}")["state"] for lane in range(2)]
+    assert states == ["done", "diverged"]
+    found = [evaluate.evaluate(tmp_path / d)["loss_nats_per_token"] for d in ("lanes/lanes/000",
+                                                                            "alone")]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    with pytest.raises(ValueError, match="holds 2 lanes"):
+        evaluate.evaluate(tmp_path / "lanes")
+    # Started again, the lanes are done.
+    assert train.train(cfg, tmp_path / "lanes") == exit_codes.DONE
+
+
+def test_divergence_is_exit_code_three_and_stays(token_dir, cache_dir, tmp_path):
+    cfg = _config(token_dir, cache_dir, optim=dict(peak_lr=1e30))
+    assert train.train(cfg, tmp_path) == exit_codes.DIVERGED
+    assert _status(tmp_path)["state"] == "diverged"
+    rows = metrics.read(tmp_path)
+    assert train.train(cfg, tmp_path) == exit_codes.DIVERGED
+    assert metrics.read(tmp_path) == rows
+    for leaf in jax.tree.leaves(_params(tmp_path)):
+        assert np.isfinite(leaf).all()
+
+
+def test_init_from_takes_the_weights_and_nothing_else(finished, token_dir, cache_dir, tmp_path):
+    cfg, workdir = finished
+    start = _config(
+        token_dir, cache_dir,
+        train=dict(init_from=f"{workdir}/checkpoints/3", checkpoint_every_steps=1, num_steps=1),
+        optim=dict(warmup_steps=0, schedule="constant", peak_lr=1e-30),
+    )
+    assert train.train(start, tmp_path / "new") == exit_codes.DONE
+    jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "new"), _params(workdir, 3))
+    assert _status(tmp_path / "new")["step"] == 1
+    other = _config(token_dir, cache_dir, model=dict(d_ffn=48), train=dict(init_from=str(workdir)))
+    with pytest.raises(ValueError, match=r"model.d_ffn: 24 there, 48 here"):
+        train.train(other, tmp_path / "other")
+
+
+def test_evaluation_is_the_same_on_one_device_and_on_eight(finished):
+    """Token-exact over the whole split, whatever the batch, the devices, or the last row's fill."""
+    _, workdir = finished
+    one_mesh = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
+    found = [
+        evaluate.evaluate(workdir),
+        evaluate.evaluate(workdir, batch_size=3),
+        evaluate.evaluate(workdir, mesh=one_mesh),
+        evaluate.evaluate(workdir, mesh=one_mesh, batch_size=5),
+    ]
+    last = [row for row in metrics.read(workdir) if "eval/loss_nats_per_token" in row][-1]
+    for result in found:
+        assert result["num_tokens"] == found[0]["num_tokens"]
+        assert result["loss_nats_per_token"] == pytest.approx(
+            last["eval/loss_nats_per_token"], rel=1e-6
+        )
+
+
+def test_generation_needs_the_checkpoints_tokenizer(finished, tmp_path, corpus_dir):
+    _, workdir = finished
+    how = sampling.Sampling(temperature=0.0)
+    texts = generate.generate(workdir, ["def f", ""], num_tokens=4, how=how)
+    assert texts == generate.generate(workdir, ["def f", ""], num_tokens=4, how=how)
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    conftest.preparation.prepare(
+        [str(corpus_dir / "*.txt")], str(tmp_path / "other"), vocab_size=290,
+        validation_fraction=0.2,
+    )
+    shutil.copy(tmp_path / "other/tokenizer.model", copy / "tokenizer.model")
+    with pytest.raises(ValueError, match="the checkpoint was trained with"):
+        generate.generate(copy, [""], num_tokens=1, how=how)
+
+
+def test_a_trace_is_written(token_dir, cache_dir, tmp_path):
+    cfg = _config(token_dir, cache_dir, train=dict(profile_steps="2:3"))
+    assert train.train(cfg, tmp_path) == exit_codes.DONE
+    assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (dict(data=dict(path="")), "data.path is empty"),
+        (dict(data=dict(path="/nowhere")), "/nowhere"),
+        (dict(model=dict(vocab_size=200)), "vocab_size=200 .* 300 pieces"),
+        (dict(train=dict(batch_size=12)), "size 12 is not a multiple of the 8 devices"),
+        (dict(train=dict(seq_len=10**6)), "1000001"),
+        (dict(train=dict(init_from="/nowhere")), "/nowhere is not a work directory"),
+    ],
+)
+def test_bad_input_is_refused_by_name(token_dir, cache_dir, tmp_path, sections, message):
+    with pytest.raises(ValueError, match=message):
+        train.train(_config(token_dir, cache_dir, **sections), tmp_path / "run")
+
+
+def test_a_truncated_shard_is_refused(token_dir, cache_dir, tmp_path):
+    copy = tmp_path / "tokens"
+    shutil.copytree(token_dir, copy)
+    shard = next(copy.glob("train-*.bin"))
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=shard.name):
+        train.train(_config(copy, cache_dir), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_workdir_is_refused(token_dir, cache_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"Cannot write to .*/file"):
+        train.train(_config(token_dir, cache_dir), tmp_path / "file")
+
+
+def test_a_failed_checkpoint_write_is_an_error_that_keeps_the_older_ones(
+    finished, tmp_path, monkeypatch
+):
+    cfg, workdir = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    for step in (4, 5):
+        shutil.rmtree(copy / "checkpoints" / str(step))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+        train.train(cfg, copy)
+    assert _status(copy)["state"] == "failed"
+    assert train.train(cfg, copy) == exit_codes.DONE
+    jax.tree.map(np.testing.assert_array_equal, _params(copy), _params(workdir))
+
+
+# --- The verb itself -----------------------------------------------------------------------------
+
+
+def _verb(name, *flags, **options):
+    return subprocess.run(
+        [sys.executable, "-m", f"keel_jax.{name}", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}, **options,
+    )
+
+
+def test_sigterm_saves_and_exits_75_and_the_next_start_goes_on(token_dir, cache_dir, tmp_path):
+    flags = [
+        f"--workdir={tmp_path}", "--config=experiments/configs/tiny.py",
+        f"--config.data.path={token_dir}", "--config.train.num_steps=100000",
+        "--config.train.seq_len=16", "--config.train.log_every_steps=1",
+        f"--config.runtime.compilation_cache_dir={cache_dir}",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "keel_jax.train", *flags], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while len(metrics.read(tmp_path)) < 3 and time.monotonic() < deadline:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == exit_codes.PREEMPTED, output
+    status = _status(tmp_path)
+    assert status["state"] == "preempted" and status["step"] >= 3
+    assert (tmp_path / "checkpoints" / str(status["step"])).is_dir()
+    flags[3] = f"--config.train.num_steps={status['step'] + 2}"
+    again = _verb("train", *flags, "--config.optim.warmup_steps=1")
+    assert again.returncode == exit_codes.DONE, again.stderr
+    steps = [row["step"] for row in metrics.read(tmp_path) if "tokens" in row]
+    assert steps == list(range(1, status["step"] + 3))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=experiments/configs/tiny.py", "--config.model.num_block=3"],
+         'Did you mean "num_blocks"'),
+        (["--config=experiments/configs/tiny.py", "--wrokdir=x"], "workdir"),
+        (["--config=experiments/configs/tiny.py", "--config.model.num_blocks=x"], "num_blocks"),
+        (["--config=experiments/configs/none.py"], "none.py"),
+        (["--config=experiments/configs/tiny.py", "extra"], "Unexpected argument 'extra'"),
+        (["--config=experiments/configs/tiny.py", "--config.model.topology=keeel"],
+         "Did you mean 'keel'"),
+    ],
+)
+def test_the_verb_tells_mistakes_plainly(flags, message, tmp_path):
+    done = _verb("train", f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.returncode == exit_codes.ERROR
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_and_generate_write_json(finished, tmp_path):
+    _, workdir = finished
+    done = _verb("evaluate", f"--workdir={workdir}", f"--json={tmp_path / 'e.json'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert set(found) >= {"loss_nats_per_token", "perplexity", "bits_per_byte", "num_tokens",
+                          "step"}
+    done = _verb("generate", f"--workdir={workdir}", "--prompt=def", "--num_tokens=3",
+                 f"--json={tmp_path / 'g.json'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "g.json").read_text())[0]["prompt"] == "def"
+    assert done.stdout.startswith("def")
