@@ -4,8 +4,7 @@
     python -m keel_jax.train --config=experiments/configs/quickstart.py --workdir=runs/q \
         --config.data.path=runs/quickstart/data
 
-A learning rate of 1e-2, where Post-LN and Pre-LN of this depth no longer learn well, is part of
-the point. Warm-up-stable-decay, so that a longer run only lengthens the plateau.
+A learning rate of 1e-2, where Post-LN of this depth no longer learns, is part of the point. Warm-up-stable-decay, so that a longer run only lengthens the plateau.
 """
 
 from keel_jax import config
@@ -25,7 +24,7 @@ def get_config():
     cfg.optim.schedule = "wsd"
     cfg.optim.warmup_steps = 40
     cfg.optim.wsd_decay_fraction = 0.3
-    cfg.train.num_steps = 500
+    cfg.train.num_steps = 350
     cfg.train.batch_size = 16
     cfg.train.seq_len = 128
     cfg.train.loss_chunk = 0

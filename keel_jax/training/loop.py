@@ -24,7 +24,7 @@ class Loop:
     train_step: collections.abc.Callable
     # Global batches from the first step on.
     batches: collections.abc.Iterator[dict]
-    evaluator: evaluation.Evaluator | None
+    evaluator: evaluation.Evaluator
     # (step, state): writes a checkpoint in the background.
     save: collections.abc.Callable
     # One row of metrics for a lane.
@@ -82,7 +82,7 @@ class Loop:
     def _pause(self, step: int, state):
         """What the step waits for: validation, and the copy of the state for a checkpoint."""
         if self._is_due(step, self.cfg.train.eval_every_steps):
-            self._evaluate(step, state, self.cfg.train.eval_num_batches)
+            self._evaluate(step, state)
         if self._is_due(step, self.cfg.train.checkpoint_every_steps) and any(self._alive):
             with self.clock.measure("checkpoint_wait"):
                 self.save(step, state)
@@ -128,11 +128,10 @@ class Loop:
             **speed,
         }
 
-    def _evaluate(self, step: int, state, num_batches: int = 0):
-        if self.evaluator is None:
-            return
+    def _evaluate(self, step: int, state):
+        # The same batches every time, so that the points of the curve can be compared.
         with self.clock.measure("evaluation"):
-            lanes = self.evaluator.run(state.params, num_batches)
+            lanes = self.evaluator.run(state.params, self.cfg.train.eval_num_batches)
         rows = [metrics.loss_metrics("eval", sums, self.bytes_per_token[1]) for sums in lanes]
         for lane, row in enumerate(rows):
             if self._alive[lane]:

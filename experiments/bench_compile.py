@@ -1,0 +1,72 @@
+"""What depth costs the compiler: `python -m experiments.bench_compile`.
+
+Lowers and compiles the real train step (no cache) at several depths and prints seconds and the
+number of instructions of the compiled program. Rates of a shared machine are ratios: compare the
+lines of one run.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+import jax
+from absl import flags
+
+from experiments.configs import tiny
+from keel_jax import config
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.runtime import command, compilation, versions
+from keel_jax.training import state as state_lib
+from keel_jax.training import step as step_lib
+
+
+def measure(num_blocks: int, remat: str) -> dict:
+    """Seconds to trace and lower, to compile, and the size of the step's program."""
+    door = tiny.get_config()
+    door.model.vocab_size = 1024
+    cfg = config.from_config_dict(door)
+    model = dataclasses.replace(cfg.model, num_blocks=num_blocks, remat=remat)
+    cfg = dataclasses.replace(cfg, model=model)
+    mesh = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        begin = time.monotonic()
+        lowered = step_lib.jit_train_step(cfg, mesh).lower(
+            state_lib.abstract(cfg, mesh), step_lib.abstract_batch(cfg, mesh)
+        )
+        middle = time.monotonic()
+        compiled = lowered.compile()
+        end = time.monotonic()
+    lines = compiled.as_text().splitlines()
+    return {
+        "num_blocks": num_blocks,
+        "num_sublayers": 2 * num_blocks,
+        "lower_seconds": middle - begin,
+        "compile_seconds": end - middle,
+        "instructions": sum(" = " in line for line in lines),
+    }
+
+
+def main(_):
+    compilation.enable_cache("")
+    measure(2, _REMAT.value)  # imports and first-use costs
+    rows = []
+    print(f"{'blocks':>7} {'sub-layers':>11} {'lower s':>8} {'compile s':>10} {'instructions':>13}")
+    for num_blocks in map(int, _NUM_BLOCKS.value):
+        row = measure(num_blocks, _REMAT.value)
+        rows.append(row)
+        print(
+            f"{row['num_blocks']:7} {row['num_sublayers']:11} {row['lower_seconds']:8.2f} "
+            f"{row['compile_seconds']:10.2f} {row['instructions']:13}",
+            flush=True,
+        )
+    if _JSON.value:
+        result = {"rows": rows, "remat": _REMAT.value, **versions.describe()}
+        pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    _NUM_BLOCKS = flags.DEFINE_list("num_blocks", "16,64,256,512,1024", "Depths to measure.")
+    _REMAT = flags.DEFINE_enum("remat", "block", ["none", "block"], "As in model.remat.")
+    _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
+    command.run(main)
