@@ -7,7 +7,6 @@ again, it goes on; done, it says so.
 
 import gzip
 import io
-import json
 import lzma
 import pathlib
 import sys
@@ -181,8 +180,8 @@ def main(_):
     output = pathlib.Path(_OUTPUT.value)
     done = output / "result.json"
     wanted = _NUM_STEPS.value or default_num_steps()
-    if done.exists() and json.loads(done.read_text())["step"] >= wanted:
-        result = json.loads(done.read_text())
+    result = files.read_json(done)
+    if result and result["step"] >= wanted:
         print(f"{output} is done: {result['step']} steps. Longer: make quickstart STEPS=2000. "
               f"Again: remove {output}.")
         return tell(output, result, is_full=wanted >= default_num_steps())

@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from keel_jax import config
+from keel_jax.model import lm
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips
 from keel_jax.runtime import clock as clock_lib
@@ -61,6 +62,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         if (code := _ended_before(cfg, state, step)) is not None:
             return run.end(code, step, state)
 
+        _announce(cfg, step)
         with clock.measure("compile"):
             train_step = step_lib.compile_train_step(cfg, mesh)
             evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
@@ -97,6 +99,21 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
         return run.end(code, step, state)
+
+
+def _announce(cfg: config.Config, step: int):
+    """What is about to run, in one line."""
+    if jax.process_index() != 0:
+        return
+    m = cfg.model
+    lanes = f", {cfg.num_lanes} lanes" if cfg.num_lanes > 1 else ""
+    print(
+        f"{m.topology}: {m.num_blocks} blocks = {m.num_sublayers} sub-layers, width {m.d_model}, "
+        f"{lm.count_params(m):,} parameters{lanes}; steps {step} to {cfg.train.num_steps} of "
+        f"{cfg.train.batch_size} x {cfg.train.seq_len} tokens on {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}",
+        flush=True,
+    )
 
 
 def _ended_before(cfg: config.Config, state, step: int) -> int | None:

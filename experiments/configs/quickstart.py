@@ -4,7 +4,8 @@
     python -m keel_jax.train --config=experiments/configs/quickstart.py --workdir=runs/q \
         --config.data.path=runs/quickstart/data
 
-A learning rate of 1e-2, where Post-LN of this depth no longer learns, is part of the point. Warm-up-stable-decay, so that a longer run only lengthens the plateau.
+A learning rate of 1e-2, where a Post-LN model of this depth no longer learns, is part of the point.
+Warm-up-stable-decay, so that a longer run only lengthens the plateau.
 """
 
 from keel_jax import config

@@ -3,6 +3,7 @@
 Dimension letters: B batch, T time, D model, V vocabulary.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -148,6 +149,7 @@ def empty_cache(model: config.ModelConfig, batch_size: int, length: int) -> laye
     return layers.Cache(key=zeros, value=zeros)
 
 
+@functools.cache
 def count_params(model: config.ModelConfig) -> int:
     """Parameters that the topology's equation has.
 

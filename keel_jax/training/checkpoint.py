@@ -40,8 +40,9 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int | None = None):
         """Opens them; with `keep`, only the newest `keep` stay when others are written."""
-        # Orbax takes absolute paths only; a gs:// path is one, and stays as it is.
-        self.directory = epath.Path(workdir).expanduser().absolute() / DIRECTORY
+        directory = epath.Path(workdir) / DIRECTORY
+        # Orbax takes absolute paths only; a gs:// path is one already.
+        self.directory = directory if "://" in str(directory) else directory.absolute()
         writing = keep is not None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
