@@ -42,7 +42,7 @@ def quickstart(output: pathlib.Path, num_steps: int | None) -> int:
             str(output / "data"),
             vocab_size=VOCAB_SIZE,
             validation_fraction=VALIDATION_FRACTION,
-            num_workers=1,  # starting a second process costs more than it saves on 10 MB
+            num_workers=2,
             on_progress=on_progress,
         )
     print(prepare.describe(summary))
