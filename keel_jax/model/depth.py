@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from keel_jax import config
 from keel_jax.model import layers, residual
+from keel_jax.parallel import sharding
 
 
 class Block(nn.Module):
@@ -21,11 +22,13 @@ class Block(nn.Module):
     def __call__(self, carry, constants, context: layers.Context):
         """One step of the scan: (stream, cache) -> (stream, cache)."""
         x_BTD, cache = carry
+        x_BTD = sharding.constrain(x_BTD, layers.STREAM_AXES)
         x_BTD, cache = layers.Attention(self.model, name="attention")(
             x_BTD, constants, context, cache
         )
+        x_BTD = sharding.constrain(x_BTD, layers.STREAM_AXES)
         x_BTD = layers.Ffn(self.model, name="ffn")(x_BTD, constants)
-        return x_BTD, cache
+        return sharding.constrain(x_BTD, layers.STREAM_AXES), cache
 
 
 class Depth(nn.Module):

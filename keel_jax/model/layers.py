@@ -17,6 +17,9 @@ import jax.numpy as jnp
 from keel_jax import config
 from keel_jax.model import attention, residual
 
+# Logical axes of the stream, [B, T, D].
+STREAM_AXES = ("batch", "time", "stream")
+
 
 @flax.struct.dataclass
 class Context:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from keel_jax import config
 from keel_jax.model import attention, depth, layers, residual
+from keel_jax.parallel import sharding
 
 
 class LanguageModel(nn.Module):
@@ -86,10 +87,13 @@ class Embedding(nn.Module):
             self.norm = layers.norm_gain(self, "norm", m.d_model)
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        x_BTD = self.table[tokens_BT]
+        # Gathered whole, as any weight where it is used: looked up in slices of its width, the
+        # rows would have to be exchanged, or on some meshes replicated.
+        table_VD = sharding.constrain(self.table, ("vocab", "stream"))
+        x_BTD = table_VD[tokens_BT]
         if residual.topology(self.model).embedding_norm:
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
-        return x_BTD.astype(self.model.stream_dtype)
+        return sharding.constrain(x_BTD.astype(self.model.stream_dtype), layers.STREAM_AXES)
 
 
 class Output(nn.Module):
@@ -109,7 +113,7 @@ class Output(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         if has_final_norm(self.model):
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
-        return x_BTD.astype(self.model.compute_dtype)
+        return sharding.constrain(x_BTD.astype(self.model.compute_dtype), layers.STREAM_AXES)
 
 
 def logits(h: jax.Array, w_DV: jax.Array) -> jax.Array:

@@ -9,11 +9,13 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 # Logical axis -> mesh axes. Parameters and optimiser state are split over `fsdp` along their
-# model dimension (ZeRO-3); depth is never split here, so that the scan reads one block at a time.
+# model dimension and gathered where they are used (ZeRO-3), while the stream stays with its rows;
+# depth is never split here, so that the scan reads one block at a time.
 RULES = {
     "lane": ("lane",),
     "batch": ("data", "fsdp"),
     "time": (),
+    "stream": (),
     "blocks": (),
     "embed": ("fsdp",),
     "heads": (),
@@ -69,5 +71,11 @@ def sharding(
 
 
 def constrain(array: jax.Array, logical_axes: tuple[str, ...]) -> jax.Array:
-    """Keeps `array` where the table says, inside jit under `jax.set_mesh`."""
+    """Keeps `array` where the table says, inside jit under `jax.set_mesh`; without a mesh, as is.
+
+    The stream needs it: left alone, the partitioner prefers to gather the rows of the whole batch
+    on every device over gathering a small weight.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
     return jax.lax.with_sharding_constraint(array, spec(logical_axes))

@@ -6,7 +6,8 @@ Dimension letters: B batch, T time, D model, V vocabulary, C chunk of time.
 import jax
 import jax.numpy as jnp
 
-from keel_jax.model import lm
+from keel_jax.model import layers, lm
+from keel_jax.parallel import sharding
 
 
 def cross_entropy_sums(
@@ -48,11 +49,11 @@ _NAMES = ("nats", "weight", "log_z_squared", "correct")
 
 
 def _sums(h_BCD, w_DV, targets_BC, weights_BC):
-    logits_BCV = lm.logits(h_BCD, w_DV)
+    h_BCD = sharding.constrain(h_BCD, layers.STREAM_AXES)
+    logits_BCV = sharding.constrain(lm.logits(h_BCD, w_DV), layers.STREAM_AXES)
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     target_logit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    # The target is the most likely token if no logit is above its own.
-    correct_BC = target_logit_BC >= logits_BCV.max(axis=-1)
+    correct_BC = logits_BCV.argmax(axis=-1) == targets_BC
     sums = (
         weights_BC * (log_z_BC - target_logit_BC),
         weights_BC,
