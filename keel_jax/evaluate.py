@@ -53,7 +53,10 @@ def evaluate(
         num_tokens=None,
     )
     cfg = dataclasses.replace(cfg, data=data, train=train)
-    mesh = mesh or mesh_lib.make(config.MeshConfig())
+    if mesh is None:
+        # As many shards as the width allows; the other devices share the rows.
+        fsdp = math.gcd(jax.device_count(), cfg.model.d_model)
+        mesh = mesh_lib.make(config.MeshConfig(data=-1, fsdp=fsdp))
     params, meta = checkpoint.load_params(workdir, mesh, step)
     tokens = inputs.open_inputs(cfg.data)
     if tokens.first.tokenizer_fingerprint != meta.tokenizer_fingerprint:

@@ -13,7 +13,7 @@ from keel_jax import config
 from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.model import lm, sampling
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import command
+from keel_jax.runtime import command, compilation
 from keel_jax.training import checkpoint
 
 
@@ -33,6 +33,7 @@ def generate(
     """
     workdir = epath.Path(workdir)
     cfg = checkpoint.load_config(workdir)
+    compilation.enable_cache(cfg.runtime.compilation_cache_dir)
     text = tokenizer_lib.Tokenizer.load(workdir / "tokenizer.model")
     mesh = mesh_lib.make(config.MeshConfig(fsdp=1), jax.local_devices()[:1])
     params, meta = checkpoint.load_params(workdir, mesh, step)

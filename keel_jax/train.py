@@ -18,7 +18,7 @@ from keel_jax.model import lm
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips
 from keel_jax.runtime import clock as clock_lib
-from keel_jax.runtime import command, compilation, exit_codes, stop
+from keel_jax.runtime import command, compilation, stop
 from keel_jax.training import checkpoint, evaluation, inputs, loop, metrics, start
 from keel_jax.training import step as step_lib
 from keel_jax.training import workdir as workdir_lib
@@ -37,56 +37,59 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         compilations = resources.enter_context(compilation.Counter())
         compilation.enable_cache(cfg.runtime.compilation_cache_dir)
 
-        # Everything is checked before anything is written.
+        # The options, the data and the directory, checked against each other.
         tokens = inputs.open_inputs(cfg.data)
-        cfg = inputs.with_vocab_size(cfg, tokens)
+        cfg = inputs.resolve(cfg, tokens)
         mesh = mesh_lib.make(cfg.mesh)
+        inputs.check_sizes(cfg, tokens, mesh)
         workdir = workdir_lib.prepare(workdir, cfg)
-        run = workdir_lib.Status(workdir, cfg, clock, compilations)
-        resources.enter_context(run)
 
         # The state, from wherever this run begins.
-        meta = checkpoint.Meta(
-            step=0,
-            next_sample=0,
-            data_fingerprint=tokens.fingerprint,
-            tokenizer_fingerprint=tokens.first.tokenizer_fingerprint,
-        )
-        checkpoints = resources.enter_context(
-            checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
-        )
+        checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
+        resources.enter_context(checkpoints)
+        if (code := start.ended_before(cfg, workdir, checkpoints)) is not None:
+            return code
+        meta = inputs.meta(tokens)
         with clock.measure("initialisation"):
             state, step = start.begin(cfg, mesh, checkpoints, meta)
-        workdir_lib.describe(workdir, cfg, tokens.first.path / "tokenizer.model")
-        run.say(step)
-        if (code := _ended_before(cfg, state, step)) is not None:
-            return run.end(code, step, state)
 
+        # The programs. From here on a failure is the run's, and status.json says so.
+        status = workdir_lib.Status(workdir, cfg, clock, compilations)
+        resources.enter_context(status)
+        workdir_lib.describe(workdir, cfg, tokens.first.path / "tokenizer.model")
+        status.say(step)
         _announce(cfg, step)
         with clock.measure("compile"):
             train_step = step_lib.compile_train_step(cfg, mesh)
             evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
-        run.say(step)
 
-        def save(step: int, state):
-            next_sample = step * cfg.train.batch_size
-            checkpoints.save(state, dataclasses.replace(meta, step=step, next_sample=next_sample))
-            run.say(step)
-
-        # The loop.
+        # What the loop tells, and to whom.
+        is_lead = jax.process_index() == 0
         lanes = workdir_lib.lane_directories(workdir, cfg)
         logs = resources.enter_context(metrics.Logs(lanes, step))
-        progress = resources.enter_context(
-            metrics.Progress(cfg.train.num_steps, step, visible=jax.process_index() == 0)
-        )
+        progress = metrics.Progress(cfg.train.num_steps, step, visible=is_lead)
+        resources.enter_context(progress)
         peak = chips.peak_flops_per_second(jax.devices()[0])
+
+        def save(step: int, state, diverged: bool):
+            there = dataclasses.replace(
+                meta, step=step, next_sample=step * cfg.train.batch_size, diverged=diverged
+            )
+            checkpoints.save(state, there)
+
+        def on_logged(step: int):
+            checkpoints.check()
+            status.say(step)
+
         training = loop.Loop(
             cfg=cfg,
             train_step=train_step,
             batches=inputs.train_batches(cfg, tokens, mesh, step),
             evaluator=evaluator,
+            is_evaluated=metrics.is_evaluated(lanes[0], step),
             save=save,
             write=logs.write,
+            on_logged=on_logged,
             progress=progress,
             stop_asked=stop_request.asked,
             bytes_per_token=tokens.bytes_per_token,
@@ -98,7 +101,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             code, step, state = training.run(state, step)
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
-        return run.end(code, step, state)
+        return status.end(code, step, state)
 
 
 def _announce(cfg: config.Config, step: int):
@@ -116,17 +119,6 @@ def _announce(cfg: config.Config, step: int):
     )
 
 
-def _ended_before(cfg: config.Config, state, step: int) -> int | None:
-    """The exit code of a run that has nothing left to do, told; None if it has."""
-    if jax.device_get(state.diverged).all():
-        print(f"This run diverged after step {step}; start another --workdir, at a lower rate.")
-        return exit_codes.DIVERGED
-    if step >= cfg.train.num_steps:
-        print(f"This run is done: step {step} of {cfg.train.num_steps}.")
-        return exit_codes.DONE
-    return None
-
-
 def main(_):
     cfg = config.from_config_dict(_CONFIG.value)
     return train(cfg, _WORKDIR.value)
@@ -136,6 +128,6 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file(
         "config", None, "Python file with get_config() (see experiments/configs).", lock_config=True
     )
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; gs:// works with [gcs].")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
     flags.mark_flags_as_required(["config", "workdir"])
     command.run(main)

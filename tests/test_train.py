@@ -16,12 +16,14 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from keel_jax import config, evaluate, generate, train
 from keel_jax.model import sampling
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import exit_codes, files
+from keel_jax.runtime import exit_codes, files, stop
 from keel_jax.training import checkpoint, metrics
 from tests import conftest
 
@@ -49,6 +51,21 @@ def _numbers(workdir):
         {key: value for key, value in row.items() if not key.startswith("time/")}
         for row in metrics.read(workdir)
     ]
+
+
+def _unfinished(workdir, tmp_path, last_step=NUM_STEPS - 1):
+    """A copy of a run as a kill after `last_step` would have left it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    for step in range(last_step + 1, NUM_STEPS + 1):
+        shutil.rmtree(copy / "checkpoints" / str(step))
+    return copy
+
+
+def _progress(workdir, step):
+    """The optimiser's state and counts in a checkpoint, as plain arrays."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(pathlib.Path(workdir) / f"checkpoints/{step}/progress")
 
 
 def _status(workdir):
@@ -94,22 +111,20 @@ def test_a_run_writes_what_it_promises(finished):
 def test_resume_from_every_step_is_bitwise_the_run_never_stopped(finished, tmp_path, stop):
     """Weights, optimiser and metrics; the log starts out with lines beyond the checkpoint."""
     cfg, workdir = finished
-    copy = tmp_path / "copy"
-    shutil.copytree(workdir, copy)
-    for step in range(stop + 1, NUM_STEPS + 1):
-        shutil.rmtree(copy / "checkpoints" / str(step))
+    copy = _unfinished(workdir, tmp_path, stop)
     assert train.train(cfg, copy) == exit_codes.DONE
     jax.tree.map(np.testing.assert_array_equal, _params(copy), _params(workdir))
     assert _numbers(copy) == _numbers(workdir)
     for step in range(stop + 1, NUM_STEPS + 1):
         jax.tree.map(np.testing.assert_array_equal, _params(copy, step), _params(workdir, step))
+        jax.tree.map(
+            np.testing.assert_array_equal, _progress(copy, step), _progress(workdir, step)
+        )
 
 
 def test_a_restart_compiles_nothing(finished, tmp_path):
     cfg, workdir = finished
-    copy = tmp_path / "copy"
-    shutil.copytree(workdir, copy)
-    shutil.rmtree(copy / "checkpoints" / str(NUM_STEPS))
+    copy = _unfinished(workdir, tmp_path)
     assert train.train(cfg, copy) == exit_codes.DONE
     compilations = _status(copy)["compilations"]
     assert compilations["new"] == 0 and compilations["cached"] >= 2, compilations
@@ -156,28 +171,39 @@ def test_a_changed_config_is_refused_and_nothing_lost(finished, section, change)
     assert {p: p.read_bytes() for p in workdir.glob("*.json*")} == before
 
 
-def test_other_data_under_the_same_path_are_refused(finished, tmp_path, corpus_dir, capsys):
+def _with_data(cfg, path):
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, path=str(path)))
+
+
+def test_other_data_are_refused_and_nothing_lost(finished, tmp_path, corpus_dir):
     cfg, workdir = finished
-    copy, tokens = tmp_path / "copy", tmp_path / "tokens"
-    shutil.copytree(workdir, copy)
-    shutil.rmtree(copy / "checkpoints" / str(NUM_STEPS))
-    shutil.copytree(cfg.data.path, tokens)
+    copy = _unfinished(workdir, tmp_path)
     other = tmp_path / "other"
     shutil.copytree(corpus_dir, other)
     (other / "new.txt").write_text("a document that was not there\n" * 50)
     conftest.preparation.prepare(
-        [str(other / "*.txt")], str(tmp_path / "others"), vocab_size=300, validation_fraction=0.2
+        [str(other / "*.txt")], str(tmp_path / "tokens"), vocab_size=300, validation_fraction=0.2
     )
-    saved = files.read_json(copy / "config.json")
-    saved["data"]["path"] = str(tmp_path / "others")
-    files.write_json(copy / "config.json", saved)
-    moved = dataclasses.replace(
-        cfg, data=dataclasses.replace(cfg.data, path=str(tmp_path / "others"))
-    )
+    before = {p: p.read_bytes() for p in copy.glob("*.json*")}
     with pytest.raises(ValueError, match=r"was trained with (tokenizer|data) \w{12}, data.path"):
-        train.train(moved, copy)
-    assert _status(copy)["state"] == "failed"
+        train.train(_with_data(cfg, tmp_path / "tokens"), copy)
+    assert {p: p.read_bytes() for p in copy.glob("*.json*")} == before
     assert (copy / "checkpoints" / "4").exists()
+
+
+def test_moved_data_are_the_same_data(finished, tmp_path):
+    cfg, workdir = finished
+    copy = _unfinished(workdir, tmp_path)
+    shutil.copytree(cfg.data.path, tmp_path / "moved")
+    assert train.train(_with_data(cfg, tmp_path / "moved"), copy) == exit_codes.DONE
+    jax.tree.map(np.testing.assert_array_equal, _params(copy), _params(workdir))
+
+
+def test_a_first_start_that_failed_binds_nothing(token_dir, cache_dir, tmp_path):
+    """No step was taken, so the corrected options are welcome."""
+    with pytest.raises(ValueError, match="size 12 is not a multiple of the 8 devices"):
+        train.train(_config(token_dir, cache_dir, train=dict(batch_size=12)), tmp_path / "run")
+    assert train.train(_config(token_dir, cache_dir), tmp_path / "run") == exit_codes.DONE
 
 
 def test_lanes_are_runs_of_their_own(token_dir, cache_dir, tmp_path):
@@ -202,15 +228,34 @@ def test_lanes_are_runs_of_their_own(token_dir, cache_dir, tmp_path):
     assert train.train(cfg, tmp_path / "lanes") == exit_codes.DONE
 
 
-def test_divergence_is_exit_code_three_and_stays(token_dir, cache_dir, tmp_path):
+def test_divergence_is_exit_code_three_and_stays(token_dir, cache_dir, tmp_path, capsys):
     cfg = _config(token_dir, cache_dir, optim=dict(peak_lr=1e30))
     assert train.train(cfg, tmp_path) == exit_codes.DIVERGED
     assert _status(tmp_path)["state"] == "diverged"
     rows = metrics.read(tmp_path)
     assert train.train(cfg, tmp_path) == exit_codes.DIVERGED
+    assert "with the same options it would again" in capsys.readouterr().out
     assert metrics.read(tmp_path) == rows
     for leaf in jax.tree.leaves(_params(tmp_path)):
         assert np.isfinite(leaf).all()
+    gentle = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, peak_lr=1e-3))
+    with pytest.raises(ValueError, match="the diverged state of step . alone"):
+        train.train(gentle, tmp_path)
+
+
+def test_a_diverged_run_is_rescued_by_a_lower_rate(token_dir, cache_dir, tmp_path):
+    """It goes on from the newest checkpoint before the divergence."""
+    often = dict(checkpoint_every_steps=1, keep_checkpoints=9)
+    cfg = _config(token_dir, cache_dir, optim=dict(peak_lr=1e30), train=often)
+    assert train.train(cfg, tmp_path) == exit_codes.DIVERGED
+    # The rate of the first step of a warm-up is 0: what it left is as good as new.
+    for step in (tmp_path / "checkpoints").iterdir():
+        if int(step.name) > 1:
+            shutil.rmtree(step)
+    gentle = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, peak_lr=1e-2))
+    assert train.train(gentle, tmp_path) == exit_codes.DONE
+    rows = [row["step"] for row in metrics.read(tmp_path) if "tokens" in row]
+    assert rows == [1, 2, 3, 4, 5]
 
 
 def test_init_from_takes_the_weights_and_nothing_else(finished, token_dir, cache_dir, tmp_path):
@@ -244,6 +289,37 @@ def test_evaluation_is_the_same_on_one_device_and_on_eight(finished):
         assert result["loss_nats_per_token"] == pytest.approx(
             last["eval/loss_nats_per_token"], rel=1e-6
         )
+
+
+def test_evaluation_fits_itself_to_the_devices(token_dir, cache_dir, tmp_path):
+    """A width that eight devices cannot share: some share the width, the others the rows."""
+    cfg = _config(
+        token_dir, cache_dir, model=dict(d_model=12, head_dim=4), mesh=dict(data=8, fsdp=1)
+    )
+    assert train.train(cfg, tmp_path) == exit_codes.DONE
+    assert evaluate.evaluate(tmp_path)["step"] == NUM_STEPS
+
+
+def test_a_stop_during_the_last_validation_loses_nothing(
+    token_dir, cache_dir, tmp_path, monkeypatch
+):
+    """The state is saved before; the next start only validates."""
+    cfg = _config(token_dir, cache_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(stop.StopRequest, "asked", lambda self, step: step == NUM_STEPS)
+        assert train.train(cfg, tmp_path) == exit_codes.PREEMPTED
+    assert not [row for row in metrics.read(tmp_path) if "eval/loss_nats_per_token" in row]
+    assert train.train(cfg, tmp_path) == exit_codes.DONE
+    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2, 3, 4, 5, 5]
+
+
+def test_tensorboard_forgets_what_a_killed_run_wrote_too_much(finished, tmp_path):
+    cfg, workdir = finished
+    copy = _unfinished(workdir, tmp_path, 3)
+    assert train.train(cfg, copy) == exit_codes.DONE
+    events = event_accumulator.EventAccumulator(str(copy / "tensorboard")).Reload()
+    steps = [event.step for event in events.Scalars("train/loss_nats_per_token")]
+    assert steps == [1, 2, 3, 4, 5]
 
 
 def test_generation_needs_the_checkpoints_tokenizer(finished, tmp_path, corpus_dir):
@@ -303,17 +379,16 @@ def test_an_unwritable_workdir_is_refused(token_dir, cache_dir, tmp_path):
 def test_a_failed_checkpoint_write_is_an_error_that_keeps_the_older_ones(
     finished, tmp_path, monkeypatch
 ):
+    """The write fails in the background, after `save` has returned, as a full disk would."""
     cfg, workdir = finished
-    copy = tmp_path / "copy"
-    shutil.copytree(workdir, copy)
-    for step in (4, 5):
-        shutil.rmtree(copy / "checkpoints" / str(step))
+    copy = _unfinished(workdir, tmp_path, 3)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+        patch.setattr(pathlib.Path, "rename", full)
+        patch.setattr(os, "rename", full)
         train.train(cfg, copy)
     assert _status(copy)["state"] == "failed"
     assert train.train(cfg, copy) == exit_codes.DONE

@@ -5,7 +5,8 @@
         --config.data.path=runs/quickstart/data
 
 A learning rate of 1e-2, where a Post-LN model of this depth no longer learns, is part of the point.
-Warm-up-stable-decay, so that a longer run only lengthens the plateau.
+Warm-up-stable-decay: a longer run has a longer plateau. A finished run that is lengthened goes back
+to the plateau from where it had decayed to, so it differs from one of that length from the start.
 """
 
 from keel_jax import config

@@ -1,6 +1,7 @@
 """How a verb starts and ends: flags in, an exit code out, mistakes in one paragraph."""
 
 import collections.abc
+import dis
 import sys
 import traceback
 
@@ -38,10 +39,15 @@ def _guarded(main, argv) -> int:
 
 
 def _is_ours(error: ValueError) -> bool:
-    """Whether the project's own code raised it."""
-    *_, innermost = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    name = innermost.f_globals.get("__name__", "")
-    return name == "__main__" or name.split(".")[0] in ("keel_jax", "experiments", "launch")
+    """Whether a `raise` in the project's own code made it, not something that code called."""
+    traceback_ = error.__traceback__
+    while traceback_.tb_next is not None:
+        traceback_ = traceback_.tb_next
+    frame = traceback_.tb_frame
+    name = frame.f_globals.get("__name__", "")
+    by_raise = frame.f_code.co_code[traceback_.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    ours = name == "__main__" or name.split(".")[0] in ("keel_jax", "experiments", "launch")
+    return ours and by_raise
 
 
 def _parse(argv):

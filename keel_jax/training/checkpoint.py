@@ -5,6 +5,7 @@ nothing else), `progress` (the rest of the train state), and `meta` (JSON: the d
 the data and the tokenizer were).
 """
 
+import contextlib
 import dataclasses
 
 import jax
@@ -33,6 +34,8 @@ class Meta:
     data_fingerprint: str
     # Identity of the tokenizer.
     tokenizer_fingerprint: str
+    # Every lane has diverged: the state before the step that was not finite.
+    diverged: bool = False
 
 
 class Checkpoints:
@@ -61,20 +64,41 @@ class Checkpoints:
         """The newest complete checkpoint; None where there is none."""
         return self._manager.latest_step()
 
+    def drop_diverged(self) -> None:
+        """Removes checkpoints of diverged states, so that the newest is one to go on from.
+
+        Raises:
+          ValueError: nothing else is there.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            if not self._manager.restore(step, args=args)["meta"]["diverged"]:
+                return
+            if len(self._manager.all_steps()) == 1:
+                raise ValueError(
+                    f"{self.directory} holds the diverged state of step {step} alone: start "
+                    "another --workdir."
+                )
+            self._manager.delete(step)
+
     def save(self, state: state_lib.TrainState, meta: Meta) -> None:
-        """Copies the state to the host and writes it in the background, unless it is there."""
+        """Copies the state to the host and writes it in the background, unless it is there.
+
+        Raises:
+          OSError: this save, or an earlier one in the background, failed.
+        """
         self.check()
         if meta.step in self._manager.all_steps():
             return
         progress = dataclasses.replace(state, params=None)
-        self._manager.save(
-            meta.step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                progress=ocp.args.StandardSave(_as_dict(progress)),
-                meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
-            ),
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            progress=ocp.args.StandardSave(_as_dict(progress)),
+            meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
         )
+        # Orbax copies from the device in its own way, which the loop's transfer guard would refuse.
+        with jax.transfer_guard("allow"), self._told():
+            self._manager.save(meta.step, args=args)
 
     def check(self) -> None:
         """Raises what a finished background write failed with; never waits for a running one.
@@ -90,13 +114,19 @@ class Checkpoints:
         Raises:
           OSError: it could not be written; the checkpoints before it are untouched.
         """
-        try:
+        with self._told():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _told(self):
+        """Turns what a write failed with, whatever the storage raised, into one OSError."""
+        try:
+            yield
         except Exception as error:
             self._manager.reload()
             raise OSError(
-                f"Writing a checkpoint to {self.directory} failed: {error}. The newest complete "
-                f"one is step {self._manager.latest_step()}."
+                f"Writing a checkpoint to {self.directory} failed: {type(error).__name__}: {error}."
+                f" The newest complete one is step {self._manager.latest_step()}."
             ) from error
 
     def restore(self, abstract: state_lib.TrainState) -> tuple[state_lib.TrainState, Meta]:

@@ -8,8 +8,8 @@ import numpy as np
 
 from keel_jax import config
 from keel_jax.data import loader, shards
-from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
+from keel_jax.training import transfer
 
 
 class Evaluator:
@@ -31,12 +31,18 @@ class Evaluator:
         )
 
     def run(
-        self, params, num_batches: int = 0, told: collections.abc.Callable = iter
-    ) -> list[dict[str, float]]:
+        self,
+        params,
+        num_batches: int = 0,
+        *,
+        told: collections.abc.Callable = iter,
+        stop_asked: collections.abc.Callable[[], bool] = lambda: False,
+    ) -> list[dict[str, float]] | None:
         """The loss sums of each lane over the first `num_batches` batches (0: the whole split).
 
         Args:
           told: wraps the iterator of batches, to show progress.
+          stop_asked: asked before each batch; once it says yes, None is returned.
         """
         batches = loader.validation_batches(
             self._token_set,
@@ -49,29 +55,12 @@ class Evaluator:
         total: dict[str, np.ndarray] = {}
         waiting = None
         for batch in told(itertools.islice(batches, num_batches or None)):
-            sums = self._step(params, put_batch(batch, self._abstract))
+            if stop_asked():
+                return None
+            sums = self._step(params, transfer.put_batch(batch, self._abstract))
             # The batch before is read while this one is computed. Added up in float64.
             total, waiting = _add(total, waiting), sums
-        return per_lane(_add(total, waiting), self._cfg.num_lanes)
-
-
-def put_batch(batch: dict[str, np.ndarray], abstract: dict) -> dict[str, jax.Array]:
-    """This process's rows of a batch as its part of the global arrays."""
-    return {
-        key: jax.make_array_from_process_local_data(
-            abstract[key].sharding, batch[key], abstract[key].shape
-        )
-        for key in step_lib.BATCH_KEYS
-    }
-
-
-def per_lane(sums: dict, num_lanes: int) -> list[dict[str, float]]:
-    """Scalars (or [K] with K lanes) as one dictionary of Python numbers per lane."""
-    host = {key: np.asarray(value) for key, value in jax.device_get(sums).items()}
-    return [
-        {key: state_lib.lane_of(value, lane, num_lanes).item() for key, value in host.items()}
-        for lane in range(num_lanes)
-    ]
+        return transfer.per_lane(_add(total, waiting), self._cfg.num_lanes)
 
 
 def _add(total: dict[str, np.ndarray], sums) -> dict[str, np.ndarray]:

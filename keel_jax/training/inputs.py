@@ -2,13 +2,16 @@
 
 import collections.abc
 import dataclasses
+import hashlib
+import os
 
 import jax
 import numpy as np
 
 from keel_jax import config
 from keel_jax.data import loader, shards
-from keel_jax.training import evaluation
+from keel_jax.training import checkpoint, transfer
+from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 
 
@@ -24,8 +27,9 @@ class Inputs:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of all tokens read."""
-        return "+".join(token_set.fingerprint for token_set in self.token_sets)
+        """Identity of all tokens read, in the order of the sets."""
+        joined = "+".join(token_set.fingerprint for token_set in self.token_sets)
+        return joined if len(self.token_sets) == 1 else hashlib.sha256(joined.encode()).hexdigest()
 
     @property
     def bytes_per_token(self) -> tuple[float, float]:
@@ -58,8 +62,8 @@ def open_inputs(data: config.DataConfig) -> Inputs:
     return Inputs(token_sets)
 
 
-def with_vocab_size(cfg: config.Config, inputs: Inputs) -> config.Config:
-    """`cfg` with the tokenizer's vocabulary, unless it has a larger one of its own.
+def resolve(cfg: config.Config, inputs: Inputs) -> config.Config:
+    """`cfg` with the tokenizer's vocabulary, unless it has a larger one, and absolute data paths.
 
     Raises:
       ValueError: the model's vocabulary is smaller than the tokenizer's.
@@ -70,14 +74,44 @@ def with_vocab_size(cfg: config.Config, inputs: Inputs) -> config.Config:
             f"model.vocab_size={wanted} is smaller than the {there} pieces of the tokenizer in "
             f"{inputs.first.path}; unset it to take the tokenizer's."
         )
-    model = dataclasses.replace(cfg.model, vocab_size=wanted or there)
-    return dataclasses.replace(cfg, model=model)
+    paths = [path if "://" in path else os.path.abspath(path) for path in cfg.data.paths]
+    return dataclasses.replace(
+        cfg,
+        model=dataclasses.replace(cfg.model, vocab_size=wanted or there),
+        data=dataclasses.replace(cfg.data, path=",".join(paths)),
+    )
+
+
+def check_sizes(cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh) -> None:
+    """Whether the model, the batch and the data fit each other and the mesh.
+
+    Raises:
+      ValueError: they do not; both numbers are named.
+    """
+    state_lib.shardings(cfg, mesh)
+    # Made and thrown away: it checks the windows, the weights and the rows.
+    train_batches(cfg, inputs, mesh, start_step=0).close()
+    inputs.first.split("validation")
+
+
+def meta(inputs: Inputs) -> checkpoint.Meta:
+    """What the first checkpoint of a run on these sets says."""
+    return checkpoint.Meta(
+        step=0,
+        next_sample=0,
+        data_fingerprint=inputs.fingerprint,
+        tokenizer_fingerprint=inputs.first.tokenizer_fingerprint,
+    )
 
 
 def train_batches(
     cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh, start_step: int
 ) -> collections.abc.Iterator[dict[str, jax.Array]]:
-    """Global batches from `start_step` on; lanes of equal seed share their rows."""
+    """Global batches from `start_step` on; lanes of equal seed share their rows.
+
+    Raises:
+      ValueError: at once, if the sets, their weights or the sizes do not fit.
+    """
     seeds = [seed for _, seed in cfg.lane_settings]
     streams = {
         seed: loader.train_batches(
@@ -96,12 +130,13 @@ def train_batches(
         for seed in dict.fromkeys(seeds)
     }
     abstract = step_lib.abstract_batch(cfg, mesh)
-    while True:
-        rows = {seed: next(stream) for seed, stream in streams.items()}
-        if cfg.num_lanes == 1:
+
+    def batches():
+        while True:
+            rows = {seed: next(stream) for seed, stream in streams.items()}
             batch = rows[seeds[0]]
-        else:
-            batch = {
-                key: np.stack([rows[seed][key] for seed in seeds]) for key in step_lib.BATCH_KEYS
-            }
-        yield evaluation.put_batch(batch, abstract)
+            if cfg.num_lanes > 1:
+                batch = {key: np.stack([rows[seed][key] for seed in seeds]) for key in batch}
+            yield transfer.put_batch(batch, abstract)
+
+    return batches()

@@ -12,7 +12,7 @@ import jax
 from keel_jax import config
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import exit_codes
-from keel_jax.training import evaluation, metrics
+from keel_jax.training import evaluation, metrics, transfer
 from keel_jax.training import state as state_lib
 
 
@@ -25,10 +25,14 @@ class Loop:
     # Global batches from the first step on.
     batches: collections.abc.Iterator[dict]
     evaluator: evaluation.Evaluator
-    # (step, state): writes a checkpoint in the background.
+    # Whether the first step's validation, if one is due there, is in the log already.
+    is_evaluated: bool
+    # (step, state, diverged): writes a checkpoint in the background.
     save: collections.abc.Callable
     # One row of metrics for a lane.
     write: collections.abc.Callable[[int, dict], None]
+    # (step): a step's numbers were logged.
+    on_logged: collections.abc.Callable[[int], None]
     progress: metrics.Progress
     # (step): whether the run was asked to stop.
     stop_asked: collections.abc.Callable[[int], bool]
@@ -46,57 +50,67 @@ class Loop:
         Returns:
           The exit code, the steps taken by the longest-lived lane, and the last state, saved.
         """
-        train = self.cfg.train
         self._interval = _Interval(self.clock, step)
         self._alive = [not lane for lane in jax.device_get(state.diverged).reshape(-1)]
-        dispatched = None
+        # The step that was dispatched and not yet read.
+        self._unread = None
+        self._is_tracing = False
+        if self._is_due(step, self.cfg.train.eval_every_steps) and not self.is_evaluated:
+            self._evaluate(step, state)  # a stop had come in the middle of it
         with contextlib.ExitStack() as trace:
-            while step < train.num_steps and any(self._alive) and not self.stop_asked(step):
-                self._trace(trace, step + 1)
+            while (
+                step < self.cfg.train.num_steps
+                and any(self._alive)
+                and not self.stop_asked(step)
+            ):
+                self._begin_trace(trace, step + 1)
                 with self.clock.measure("data_wait"):
                     batch = next(self.batches)
                 state, sums = self.train_step(state, batch)
                 step += 1
-                if dispatched:
-                    self._read(*dispatched)
-                dispatched = (step, sums)
-                if self._is_due(step, train.eval_every_steps) or self._is_due(
-                    step, train.checkpoint_every_steps
-                ):
-                    self._read(*dispatched)
-                    dispatched = None
-                    self._pause(step, state)
-            if dispatched:
-                self._read(*dispatched)
+                self._read_last()
+                self._unread = (step, sums)
+                self._end_trace(trace, step)
+                self._pause(step, state)
+            self._read_last()
+        return self._finish(step, state)
 
-        if not any(self._alive):
-            return exit_codes.DIVERGED, self._finish(state), state
-        if step == train.num_steps:
-            self._evaluate(step, state)
-            return exit_codes.DONE, self._finish(state), state
-        return exit_codes.PREEMPTED, self._finish(state), state
-
-    def _is_due(self, step: int, every: int) -> bool:
-        return bool(every) and step % every == 0 and step < self.cfg.train.num_steps
+    def _finish(self, step: int, state):
+        """Saves before anything else, so that a kill from here on costs nothing."""
+        diverged = not any(self._alive)
+        step = int(jax.device_get(state.step).max()) if diverged else step
+        with self.clock.measure("checkpoint_wait"):
+            self.save(step, state, diverged)
+        if diverged:
+            return exit_codes.DIVERGED, step, state
+        if step < self.cfg.train.num_steps or not self._evaluate(step, state):
+            return exit_codes.PREEMPTED, step, state
+        return exit_codes.DONE, step, state
 
     def _pause(self, step: int, state):
-        """What the step waits for: validation, and the copy of the state for a checkpoint."""
-        if self._is_due(step, self.cfg.train.eval_every_steps):
+        """What a step waits for where it is due: validation, and the copy for a checkpoint."""
+        train = self.cfg.train
+        evaluates = self._is_due(step, train.eval_every_steps)
+        saves = self._is_due(step, train.checkpoint_every_steps)
+        if not (evaluates or saves):
+            return
+        self._read_last()
+        if evaluates:
             self._evaluate(step, state)
-        if self._is_due(step, self.cfg.train.checkpoint_every_steps) and any(self._alive):
+        if saves and any(self._alive):
             with self.clock.measure("checkpoint_wait"):
-                self.save(step, state)
+                self.save(step, state, False)
         self._interval = _Interval(self.clock, step)
 
-    def _finish(self, state) -> int:
-        step = int(jax.device_get(state.step).max())
-        with self.clock.measure("checkpoint_wait"):
-            self.save(step, state)
-        return step
+    def _is_due(self, step: int, every: int) -> bool:
+        return bool(every) and 0 < step < self.cfg.train.num_steps and step % every == 0
 
-    def _read(self, step: int, sums):
-        """Waits for a step's sums; tells them where the log asks for it."""
-        lanes = evaluation.per_lane(sums, self.cfg.num_lanes)
+    def _read_last(self):
+        """Waits for the unread step's sums; tells them where the log asks for it."""
+        if self._unread is None:
+            return
+        (step, sums), self._unread = self._unread, None
+        lanes = transfer.per_lane(sums, self.cfg.num_lanes)
         newly_dead = [i for i, lane in enumerate(lanes) if lane["diverged"] and self._alive[i]]
         logged = step % self.cfg.train.log_every_steps == 0 or step in (1, self.cfg.train.num_steps)
         if not (logged or newly_dead):
@@ -115,6 +129,7 @@ class Loop:
             f"grad norm {self._told(rows, 'train/grad_norm')}  "
             f"lr {lanes[0]['learning_rate']:.3g}  {speed['time/tokens_per_second']:,.0f} tokens/s",
         )
+        self.on_logged(step)
         self._interval = _Interval(self.clock, step)
 
     def _row(self, step: int, lane: dict, speed: dict) -> dict:
@@ -128,10 +143,17 @@ class Loop:
             **speed,
         }
 
-    def _evaluate(self, step: int, state):
+    def _evaluate(self, step: int, state) -> bool:
+        """Validates; whether it came to its end before a stop request."""
         # The same batches every time, so that the points of the curve can be compared.
         with self.clock.measure("evaluation"):
-            lanes = self.evaluator.run(state.params, self.cfg.train.eval_num_batches)
+            lanes = self.evaluator.run(
+                state.params,
+                self.cfg.train.eval_num_batches,
+                stop_asked=lambda: self.stop_asked(step),
+            )
+        if lanes is None:
+            return False
         rows = [metrics.loss_metrics("eval", sums, self.bytes_per_token[1]) for sums in lanes]
         for lane, row in enumerate(rows):
             if self._alive[lane]:
@@ -139,6 +161,7 @@ class Loop:
         losses = self._told(rows, "eval/loss_nats_per_token")
         per_byte = self._told(rows, "eval/bits_per_byte")
         self.progress.step(step, f"validation {losses} nats/token, {per_byte} bits/byte")
+        return True
 
     def _told(self, rows: list[dict], name: str) -> str:
         """One number per lane, for people."""
@@ -147,12 +170,18 @@ class Loop:
             for row, alive in zip(rows, self._alive, strict=True)
         )
 
-    def _trace(self, trace: contextlib.ExitStack, step: int):
-        """Opens the profiler's trace before its first step, closes it after its last."""
+    def _begin_trace(self, trace: contextlib.ExitStack, step: int):
+        """Opens the profiler's trace before `step` if it is the first one of the range here."""
         first, last = self.cfg.train.profile_range or (0, 0)
-        if step == first:
+        if first <= step <= last and not self._is_tracing:
+            self._read_last()
+            self._is_tracing = True
             trace.enter_context(jax.profiler.trace(self.trace_directory))
-        elif step == last + 1:
+
+    def _end_trace(self, trace: contextlib.ExitStack, step: int):
+        """Closes it after its last step has left the device."""
+        if self.cfg.train.profile_range and step == self.cfg.train.profile_range[1]:
+            self._read_last()
             trace.close()
 
 
@@ -164,6 +193,7 @@ class _Interval:
         self._total, self._data_wait = clock.total, clock["data_wait"]
 
     def close(self, step: int, cfg: config.Config, peak_flops: float | None) -> dict[str, float]:
+        """Speed from the last logged step to `step`."""
         seconds = self._clock.total - self._total
         wait_fraction = (self._clock["data_wait"] - self._data_wait) / seconds
         steps = max(1, step - self._step)

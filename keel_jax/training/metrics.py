@@ -3,12 +3,14 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Sequence
 
 import jax
 import rich.progress
 from etils import epath
-from tensorboard.summary import Writer
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer import event_file_writer
 
 from keel_jax import config
 
@@ -85,15 +87,22 @@ class Logs:
 class Log:
     """Appends rows to metrics.jsonl and to TensorBoard.
 
-    Rows after `start_step`, which a killed run wrote beyond its last checkpoint, are removed: the
-    file of a resumed run is that of a run that never stopped.
+    Rows after `start_step`, which a killed run wrote beyond its last checkpoint, are removed, and
+    TensorBoard is told to forget them: the log of a resumed run is that of a run never stopped.
     """
 
     def __init__(self, workdir: epath.PathLike, start_step: int):
         self._path = epath.Path(workdir) / JSONL
-        rows = [row for row in read(workdir) if row["step"] <= start_step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self._tensorboard = Writer(str(epath.Path(workdir) / "tensorboard"))
+        if self._path.exists():
+            rows = [json.dumps(row) for row in read(workdir) if row["step"] <= start_step]
+            kept = "".join(row + "\n" for row in rows)
+            if kept != self._path.read_text():
+                new = self._path.with_name(f".{JSONL}")
+                new.write_text(kept)
+                new.replace(self._path)
+        self._events = event_file_writer.EventFileWriter(str(epath.Path(workdir) / "tensorboard"))
+        began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add_event(start_step + 1, session_log=began)
 
     def write(self, row: dict[str, float]) -> None:
         """One line; `row` holds "step". A non-finite number becomes null, as JSON has none."""
@@ -103,12 +112,19 @@ class Log:
         }
         with self._path.open("a") as file:
             file.write(json.dumps(finite) + "\n")
-        for name, value in row.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, value, row["step"])
+        scalars = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "step"
+        ]
+        self._add_event(row["step"], summary=summary_pb2.Summary(value=scalars))
+
+    def _add_event(self, step: int, **content):
+        event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+        self._events.add_event(event)
 
     def close(self):
-        self._tensorboard.close()
+        self._events.close()
 
 
 def read(workdir: epath.PathLike) -> list[dict]:
@@ -121,6 +137,11 @@ def read(workdir: epath.PathLike) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def is_evaluated(workdir: epath.PathLike, step: int) -> bool:
+    """Whether the log holds a validation of `step`."""
+    return any(row["step"] == step and "eval/loss_nats_per_token" in row for row in read(workdir))
 
 
 class Progress:

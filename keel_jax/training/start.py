@@ -9,11 +9,40 @@ import numpy as np
 from etils import epath
 
 from keel_jax import config
+from keel_jax.runtime import exit_codes
 from keel_jax.training import checkpoint
 from keel_jax.training import state as state_lib
+from keel_jax.training import workdir as workdir_lib
 
 # Options of the model that change no parameter's shape or meaning.
 _FREE = ("remat", "compute_dtype", "stream_dtype")
+
+
+def ended_before(
+    cfg: config.Config, workdir: epath.Path, checkpoints: checkpoint.Checkpoints
+) -> int | None:
+    """The exit code of a run that has nothing left to do, told; None if there is something.
+
+    A diverged run would diverge again with the same options. With others (a lower rate) it goes on
+    from its newest checkpoint before the divergence.
+
+    Raises:
+      ValueError: it diverged, and there is no such checkpoint.
+    """
+    step = checkpoints.latest_step()
+    if step is None:
+        return None
+    if workdir_lib.has_ended_as(workdir, "diverged"):
+        if not config.differences(checkpoint.load_config(workdir), cfg):
+            print(f"{workdir}: this run diverged after step {step}; with the same options it would "
+                  "again. Change one (as --config.optim.peak_lr), or start another --workdir.")
+            return exit_codes.DIVERGED
+        checkpoints.drop_diverged()
+        return None
+    if step >= cfg.train.num_steps and workdir_lib.has_ended_as(workdir, "done"):
+        print(f"{workdir}: this run is done: step {step} of {cfg.train.num_steps}.")
+        return exit_codes.DONE
+    return None
 
 
 def begin(

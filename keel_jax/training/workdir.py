@@ -7,11 +7,13 @@
     lanes/000/ …      with several lanes: each lane's config, metrics and status
 """
 
+import math
+
 import jax
 from etils import epath
 
 from keel_jax import config
-from keel_jax.model import lm
+from keel_jax.model import lm, residual
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import compilation, exit_codes, files, versions
 from keel_jax.training import checkpoint
@@ -19,10 +21,13 @@ from keel_jax.training import state as state_lib
 
 # A change of any of these on a started run would make its weights, its optimiser state or its
 # data position mean something else.
-_FIXED = ("model.", "lanes.", "seed", "data.path", "data.weights", "data.mask_documents",
+_FIXED = ("model.", "lanes.", "seed", "data.weights", "data.mask_documents",
           "train.batch_size", "train.seq_len", "train.init_from", "optim.name")
-# These change neither numbers nor shapes.
+# These change neither numbers nor shapes. (What data.path holds is known by its fingerprint.)
 _FREE = ("model.remat",)
+
+# Seconds between two writes of status.json while a run goes on.
+_STATUS_SECONDS = 5.0
 
 
 def prepare(workdir: epath.PathLike, cfg: config.Config) -> epath.Path:
@@ -33,10 +38,14 @@ def prepare(workdir: epath.PathLike, cfg: config.Config) -> epath.Path:
         not; both values are named, and nothing is written.
     """
     workdir = files.make_writable_directory(workdir)
-    saved = files.read_json(workdir / "config.json")
-    if saved is not None:
-        _check_unchanged(workdir, config.from_dict(saved), cfg)
+    if (workdir / checkpoint.DIRECTORY).exists():
+        _check_unchanged(workdir, checkpoint.load_config(workdir), cfg)
     return workdir
+
+
+def has_ended_as(workdir: epath.Path, state: str) -> bool:
+    """Whether the last run here ended in `state` ("done", "diverged", …)."""
+    return (files.read_json(workdir / "status.json") or {}).get("state") == state
 
 
 def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
@@ -78,7 +87,7 @@ class Status:
     ):
         self._workdir, self._cfg = workdir, cfg
         self._clock, self._compilations = clock, compilations
-        self._step = 0
+        self._step, self._written = 0, -math.inf
 
     def __enter__(self) -> "Status":
         return self
@@ -88,9 +97,10 @@ class Status:
             self._write(exit_codes.ERROR, error=str(error))
 
     def say(self, step: int) -> None:
-        """The run is going on, at `step`."""
+        """The run is going on, at `step`; written at most every few seconds."""
         self._step = step
-        self._write(None)
+        if self._clock.total - self._written > _STATUS_SECONDS:
+            self._write(None)
 
     def end(self, exit_code: int, step: int, state: state_lib.TrainState) -> int:
         """The run ends with `exit_code`, which is returned; each lane with its own."""
@@ -103,6 +113,7 @@ class Status:
     def _write(self, exit_code, lane_codes=None, lane_steps=None, error: str | None = None):
         if jax.process_index() != 0:
             return
+        self._written = self._clock.total
         self._write_one(self._workdir, exit_code, self._step, error)
         if self._cfg.num_lanes > 1:
             lanes = lane_directories(self._workdir, self._cfg)
@@ -120,6 +131,8 @@ class Status:
             "num_steps": cfg.train.num_steps,
             "tokens": step * cfg.train.tokens_per_step,
             "topology": cfg.model.topology,
+            "alpha": float(residual.topology(cfg.model).alpha[-1, residual.FFN]),
+            "final_norm": lm.has_final_norm(cfg.model),
             "num_blocks": cfg.model.num_blocks,
             "num_sublayers": cfg.model.num_sublayers,
             "num_params": lm.count_params(cfg.model),
