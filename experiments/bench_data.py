@@ -1,12 +1,12 @@
 """What preparing and loading data cost: `python -m experiments.bench_data`.
 
-Side by side in one run, on `stdlib`: tokens/s of our preparation with 1 and 2 workers, of
-SentencePiece alone on the same text with the same model, and of the loader against what a training
-step needs. Rates of a shared machine are ratios: compare the lines of one run.
+Side by side in one run: tokens/s of our preparation with 1 and 2 workers, of SentencePiece alone on
+the same text with the same model, of the loader, and of the quickstart's train step, which is what
+the loader must keep up with. Rates of a shared machine are ratios: compare the lines of one run.
 """
 
+import contextlib
 import gc
-import json
 import os
 import pathlib
 import statistics
@@ -14,14 +14,19 @@ import tempfile
 import time
 
 import sentencepiece
-from absl import app, flags
+from absl import flags
 
+from experiments.configs import quickstart
+from keel_jax import config
 from keel_jax.data import corpus, documents, loader, preparation, shards
+from keel_jax.runtime import command, files
 
 VALIDATION_FRACTION = 0.05
 
 
-def bench_preparation(directory: pathlib.Path, vocab_size: int, num_rounds: int) -> dict:
+def bench_preparation(
+    inputs: list[str], directory: pathlib.Path, vocab_size: int, num_rounds: int
+) -> dict:
     """tokens/s of preparation (tokenising and writing; the tokenizer's training apart)."""
     rounds = {"sentencepiece": [], "workers_1": [], "workers_2": []}
     total_seconds = {1: [], 2: []}
@@ -29,7 +34,7 @@ def bench_preparation(directory: pathlib.Path, vocab_size: int, num_rounds: int)
         for num_workers in (1, 2):
             output = directory / f"round{round_number}-workers{num_workers}"
             summary = preparation.prepare(
-                [corpus.STDLIB],
+                inputs,
                 output,
                 vocab_size=vocab_size,
                 validation_fraction=VALIDATION_FRACTION,
@@ -37,7 +42,7 @@ def bench_preparation(directory: pathlib.Path, vocab_size: int, num_rounds: int)
             )
             rounds[f"workers_{num_workers}"].append(summary.tokens_per_second)
             total_seconds[num_workers].append(summary.seconds)
-        rounds["sentencepiece"].append(_sentencepiece_tokens_per_second(output))
+        rounds["sentencepiece"].append(_sentencepiece_tokens_per_second(inputs, output))
     rates = {name: statistics.median(values) for name, values in rounds.items()}
     return {
         "vocab_size": vocab_size,
@@ -56,7 +61,7 @@ def bench_preparation(directory: pathlib.Path, vocab_size: int, num_rounds: int)
     }
 
 
-def _sentencepiece_tokens_per_second(directory: pathlib.Path) -> float:
+def _sentencepiece_tokens_per_second(inputs: list[str], directory: pathlib.Path) -> float:
     """SentencePiece's own encode, one thread, ids to Python lists, nothing read or written."""
     model = shards.open_set(directory).tokenizer()
     processor = sentencepiece.SentencePieceProcessor(
@@ -64,7 +69,7 @@ def _sentencepiece_tokens_per_second(directory: pathlib.Path) -> float:
     )
     texts = [
         model.escaped(document.text)
-        for unit in corpus.plan([corpus.STDLIB]).units
+        for unit in corpus.plan(inputs).units
         for document in corpus.read(unit, documents.Tally())
     ]
     begin = time.perf_counter()
@@ -94,45 +99,110 @@ def bench_loader(directory: str, seq_len: int, batch_size: int, num_batches: int
     }
 
 
-def main(argv: list[str]):
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}.")
-    values = flags.FLAGS
-    with tempfile.TemporaryDirectory() as directory:
-        import grain  # noqa: F401 - its import (with jax) is not the loader's cold start
+def bench_step(directory: str, num_steps: int) -> dict:
+    """tokens/s of the quickstart's train step, compiled, on a batch that is there already."""
+    # Here and not at the top: the workers of `bench_preparation` import this module, and their
+    # start is part of what is measured.
+    import jax
 
-        prepared = bench_preparation(pathlib.Path(directory), values.vocab_size, values.rounds)
-        loaded = bench_loader(
-            prepared.pop("directory"), values.seq_len, values.batch_size, values.num_batches
+    from keel_jax.parallel import mesh as mesh_lib
+    from keel_jax.training import state as state_lib
+    from keel_jax.training import step as step_lib
+
+    token_set = shards.open_set(directory)
+    door = quickstart.get_config()
+    door.data.path = directory
+    door.model.vocab_size = token_set.vocab_size
+    cfg = config.from_config_dict(door)
+    mesh = mesh_lib.make(cfg.mesh)
+    places = {key: array.sharding for key, array in step_lib.abstract_batch(cfg, mesh).items()}
+    train_step = step_lib.compile_train_step(cfg, mesh)
+    with contextlib.closing(
+        loader.train_batches(
+            [token_set], seq_len=cfg.train.seq_len, batch_size=cfg.train.batch_size, seed=0
         )
-    loaded["need_tokens_per_second"] = values.need_tokens_per_second
-    loaded["ratio_to_need"] = loaded["tokens_per_second"] / values.need_tokens_per_second
+    ) as batches:
+        batch = jax.device_put(next(batches), places)
+    state, sums = train_step(state_lib.create(cfg, mesh), batch)
+    jax.block_until_ready(sums)
+    begin = time.perf_counter()
+    for _ in range(num_steps):
+        state, sums = train_step(state, batch)
+    jax.block_until_ready((state, sums))
+    step_seconds = (time.perf_counter() - begin) / num_steps
+    return {
+        "seq_len": cfg.train.seq_len,
+        "batch_size": cfg.train.batch_size,
+        "num_sublayers": cfg.model.num_sublayers,
+        "backend": jax.default_backend(),
+        "step_seconds": step_seconds,
+        "tokens_per_second": cfg.train.tokens_per_step / step_seconds,
+    }
+
+
+def bench(directory: pathlib.Path) -> dict:
+    """Everything, under `directory`."""
+    import grain  # noqa: F401 - its import (with jax) is not the loader's cold start
+
+    prepared = bench_preparation(_INPUT.value, directory, _VOCAB_SIZE.value, _ROUNDS.value)
+    tokens = prepared.pop("directory")
+    loaded = bench_loader(tokens, _SEQ_LEN.value, _BATCH_SIZE.value, _NUM_BATCHES.value)
     result = {"num_cpus": os.cpu_count(), "preparation": prepared, "loading": loaded}
-    print(
-        f"stdlib: {prepared['num_bytes']} bytes, {prepared['num_tokens']} tokens of "
+    need = _NEED_TOKENS_PER_SECOND.value
+    if need is None:
+        result["step"] = bench_step(tokens, _NUM_STEPS.value)
+        need = result["step"]["tokens_per_second"]
+    loaded["need_tokens_per_second"] = need
+    loaded["ratio_to_need"] = loaded["tokens_per_second"] / need
+    return result
+
+
+def describe(result: dict) -> str:
+    """The result for people."""
+    prepared, loaded = result["preparation"], result["loading"]
+    lines = [
+        f"{prepared['num_bytes']} bytes, {prepared['num_tokens']} tokens of "
         f"{prepared['vocab_size']}, {prepared['bytes_per_token']:.2f} bytes/token"
-    )
+    ]
     for name, rate in prepared["tokens_per_second"].items():
         ratio = prepared["ratio_to_sentencepiece"][name]
         seconds = prepared["prepare_seconds"].get(name)
         whole = f", {seconds:.1f} s with the tokenizer's training" if seconds else ""
-        print(f"  {name:>13}: {rate:>12,.0f} tokens/s, {ratio:.2f} of sentencepiece{whole}")
-    print(
+        lines.append(f"  {name:>13}: {rate:>12,.0f} tokens/s, {ratio:.2f} of sentencepiece{whole}")
+    lines.append(
         f"loading [{loaded['batch_size']}, {loaded['seq_len']}]: first batch after "
-        f"{loaded['first_batch_seconds']:.3f} s, then {loaded['tokens_per_second']:,.0f} tokens/s, "
-        f"{loaded['ratio_to_need']:.0f} times a step's need of "
-        f"{loaded['need_tokens_per_second']:,.0f}"
+        f"{loaded['first_batch_seconds']:.3f} s, then {loaded['tokens_per_second']:,.0f} tokens/s"
     )
-    if values.json:
-        pathlib.Path(values.json).write_text(json.dumps(result, indent=1) + "\n")
+    need = f"{loaded['need_tokens_per_second']:,.0f} tokens/s"
+    if step := result.get("step"):
+        lines.append(
+            f"the quickstart's step [{step['batch_size']}, {step['seq_len']}], "
+            f"{step['num_sublayers']} sub-layers on {step['backend']}: {step['step_seconds']:.3f} "
+            f"s, {need}"
+        )
+    lines.append(f"loading is {loaded['ratio_to_need']:,.0f} times the need of {need}")
+    return "\n".join(lines)
+
+
+def main(_):
+    with tempfile.TemporaryDirectory() as directory:
+        result = bench(pathlib.Path(directory))
+    print(describe(result))
+    if _JSON.value:
+        files.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("vocab_size", 4096, "Ids of the tokenizer.")
-    flags.DEFINE_integer("rounds", 3, "Repetitions, interleaved; medians are printed.")
-    flags.DEFINE_integer("seq_len", 1024, "Tokens a row.")
-    flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
-    flags.DEFINE_integer("num_batches", 500, "Batches timed.")
-    flags.DEFINE_float("need_tokens_per_second", 100_000.0, "What training takes, for comparison.")
-    flags.DEFINE_string("json", "", "File for the results.")
-    app.run(main)
+    _INPUT = flags.DEFINE_multi_string("input", [corpus.STDLIB], "As in keel_jax.prepare.")
+    _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 1024, "Ids of the tokenizer.")
+    _ROUNDS = flags.DEFINE_integer("rounds", 3, "Repetitions, interleaved; medians are printed.")
+    # The quickstart's shape, so that loading is compared with the step that eats such batches.
+    _SEQ_LEN = flags.DEFINE_integer("seq_len", 128, "Tokens a row that is loaded.")
+    _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch that is loaded.")
+    _NUM_BATCHES = flags.DEFINE_integer("num_batches", 500, "Batches timed.")
+    _NUM_STEPS = flags.DEFINE_integer("num_steps", 5, "Train steps timed.", lower_bound=1)
+    _NEED_TOKENS_PER_SECOND = flags.DEFINE_float(
+        "need_tokens_per_second", None, "Compare with this and measure no train step."
+    )
+    _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
+    command.run(main)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ import rich.progress
 from absl import flags
 
 from keel_jax.data import corpus, preparation, tokenizer, workers
-from keel_jax.runtime import command, exit_codes
+from keel_jax.runtime import command, exit_codes, files
 
 _PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -57,7 +56,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS):
     flags.DEFINE_float(
         "host_wait_seconds", 3600.0, "How long to wait for host 0's tokenizer.", **kinds
     )
-    flags.DEFINE_bool("json", False, "Print the summary as one JSON object.", **kinds)
+    flags.DEFINE_string("json", None, "Also write the summary to this file.", **kinds)
     flags.mark_flags_as_required(["input", "output"], flag_values=values)
 
 
@@ -95,9 +94,8 @@ def main(_) -> int:
         )
         return 130
     if values.json:
-        print(json.dumps(dataclasses.asdict(summary)))
-    else:
-        print(describe(summary))
+        files.write_json(values.json, dataclasses.asdict(summary))
+    print(describe(summary))
     return 0
 
 

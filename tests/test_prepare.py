@@ -44,11 +44,24 @@ def test_done_then_already_done(source, tmp_path):
     assert first.returncode == 0, first.stderr
     assert "out: done" in first.stdout and "bytes/token" in first.stdout
     assert "1 bad documents left out" in first.stdout and "line 1: not JSON" in first.stdout
-    second = _prepare(*flags, "--json")
+    second = _prepare(*flags, f"--json={tmp_path / 'summary.json'}")
     assert second.returncode == 0, second.stderr
-    summary = json.loads(second.stdout)
+    assert "out: already done" in second.stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["state"] == "already done" and summary["num_documents"] == 50
     assert summary["num_tokens"] == sum(s["num_tokens"] for s in summary["splits"].values())
+
+
+def test_a_damaged_shard_is_named_and_made_anew(source, tmp_path):
+    flags = [f"--input={source}", f"--output={tmp_path / 'out'}", "--vocab_size=300"]
+    assert _prepare(*flags).returncode == 0
+    shard = tmp_path / "out" / "train-00000.bin"
+    content = shard.read_bytes()
+    shard.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    again = _prepare(*flags)
+    assert again.returncode == 0, again.stderr
+    assert "train-00000.bin has sha256" in again.stderr and "out: done" in again.stdout
+    assert shard.read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -101,8 +114,8 @@ def test_ctrl_c_ends_cleanly_and_is_continued(tmp_path):
     assert child.returncode == 130
     assert "Interrupted" in errors and "Traceback" not in errors
     assert not (output / "index.json").exists() and not list(output.glob("*.tmp-*"))
-    again = subprocess.run(
-        [*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    subprocess.run(
+        [*command, f"--json={tmp_path / 'summary.json'}"], cwd=ROOT, check=True, timeout=120
     )
-    summary = json.loads(again.stdout)
+    summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["state"] == "done" and summary["num_units_reused"] > 0

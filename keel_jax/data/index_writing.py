@@ -4,27 +4,23 @@ import base64
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 
-from keel_jax.data import atomic_files, shard_writing, shards, tokenizer
+from keel_jax.data import corpus, shard_writing, shards, tokenizer
 
 
-def write(
-    output: epath.Path,
+def index_of(
     sidecars: Sequence[dict],
     model: tokenizer.Tokenizer,
     settings: shard_writing.Settings,
-    description: dict,
-    source_digest: str,
-    temporary_suffix: str,
+    source: corpus.Corpus,
 ) -> dict:
-    """Writes index.json, which makes the set whole; the same content whoever writes it.
+    """The content of index.json, the same whoever makes it.
 
     Raises:
-        ValueError: a split without documents.
+        ValueError: a split without documents, or one in which nothing is to be learned.
     """
     index = {
         "format": shards.FORMAT,
@@ -33,8 +29,8 @@ def write(
         "vocab_size": model.vocab_size,
         "eos_id": model.eos_id,
         "tokenizer_fingerprint": model.fingerprint,
-        "source": description,
-        "source_digest": source_digest,
+        "source": source.description,
+        "source_digest": source.digest,
         "settings": dataclasses.asdict(settings),
         "num_bad_documents": sum(sidecar["num_bad_documents"] for sidecar in sidecars),
         "bad_examples": [text for sidecar in sidecars for text in sidecar["bad_examples"]][:20],
@@ -58,8 +54,27 @@ def write(
                 "another fraction (0: no validation split) and add --overwrite, or give more "
                 "documents."
             )
-    atomic_files.write_json(output / shards.INDEX_FILE, index, temporary_suffix)
+    for name, entry in index["splits"].items():
+        if not entry["num_targets"]:
+            raise ValueError(
+                f"No token of the split {name!r} has a loss weight above 0 (its "
+                f"{num_documents[name]} documents have weight 0): give some of them a weight, or "
+                "choose another --validation_fraction (0: no validation split) and add --overwrite."
+            )
     return index
+
+
+def is_same(index: dict, other: dict) -> bool:
+    """Whether two indices say the same; the last digit of an entropy is the machine's."""
+    return _without_entropies(index) == _without_entropies(other)
+
+
+def _without_entropies(index: dict) -> dict:
+    splits = {
+        name: {key: value for key, value in entry.items() if "entropy" not in key}
+        for name, entry in index["splits"].items()
+    }
+    return index | {"splits": splits}
 
 
 def _split_entry(entries: Sequence[dict], model: tokenizer.Tokenizer) -> dict:
@@ -75,16 +90,16 @@ def _split_entry(entries: Sequence[dict], model: tokenizer.Tokenizer) -> dict:
         "num_tokens": num_tokens,
         "num_documents": sum(entry["num_documents"] for entry in entries),
         "num_bytes": num_bytes,
-        "num_loss_bytes": sum(entry["num_loss_bytes"] for entry in entries),
+        "num_loss_bytes": math.fsum(entry["num_loss_bytes"] for entry in entries),
+        "num_targets": sum(entry["num_targets"] for entry in entries),
+        "total_target_weight": math.fsum(entry["total_target_weight"] for entry in entries),
         "unigram_entropy_bits_per_token": entropy_bits,
         "unigram_entropy_bits_per_byte": (
             entropy_bits * num_tokens / num_bytes if num_bytes else math.inf
         ),
-        "shards": list(_shard_entries(entries)),
+        "shards": [
+            dataclasses.asdict(shard_writing.shard_of(entry))
+            for entry in entries
+            if entry["num_tokens"]
+        ],
     }
-
-
-def _shard_entries(entries: Sequence[dict]) -> Iterator[dict]:
-    for entry in entries:
-        if entry["num_tokens"]:
-            yield {field.name: entry[field.name] for field in dataclasses.fields(shards.Shard)}

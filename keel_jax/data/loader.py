@@ -53,7 +53,7 @@ def train_batches(
 
     Returns:
         An iterator of {"inputs", "targets", "segment_ids": int32 [B / P, T],
-        "loss_weights": float32 [B / P, T]}; it has `close()`.
+        "loss_weights": float32 [B / P, T]}; its `close()` ends its threads.
 
     Raises:
         ValueError: sets with different tokenizers, weights that do not fit them, a split shorter

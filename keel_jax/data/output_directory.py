@@ -9,6 +9,7 @@ from absl import logging
 from etils import epath
 
 from keel_jax.data import atomic_files, corpus, shard_writing, shards, tokenizer
+from keel_jax.runtime import files
 
 _TOKENIZER_SIDECAR = "tokenizer.json"
 _TEMPORARY = ".tmp-"
@@ -37,7 +38,7 @@ def claim(output: epath.Path, plan: dict, overwrite: bool, host_index: int, suff
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"The output {output} is a file, or lies below one.") from error
     plan_path = output / shards.PLAN_FILE
-    found = _read_json(plan_path)
+    found = atomic_files.read_record(plan_path)
     others = {name for name in names if _TEMPORARY not in name}
     if found is None and others and host_index == 0:
         raise ValueError(
@@ -66,13 +67,13 @@ def claim(output: epath.Path, plan: dict, overwrite: bool, host_index: int, suff
         for pattern in _OWN_PATTERNS:
             for path in output.glob(pattern):
                 path.unlink(missing_ok=True)
-    atomic_files.write_json(plan_path, plan, suffix)
+    files.write_json(plan_path, plan, temporary_suffix=suffix)
 
 
 def _probe(output: epath.Path, suffix: str):
     """Fails if the directory cannot be written: better now than after long work or waiting."""
     probe = output / f"probe{suffix}"
-    with atomic_files.explained(probe):
+    with files.explained(probe):
         probe.write_bytes(b"")
     probe.unlink()
 
@@ -90,7 +91,7 @@ def make_tokenizer(
         return model
     path = output / shards.TOKENIZER_FILE
     temporary = output / (shards.TOKENIZER_FILE + suffix)
-    with atomic_files.explained(path):
+    with files.explained(path):
         if tokenizer_model:
             temporary.write_bytes(epath.Path(tokenizer_model).read_bytes())
         else:
@@ -107,13 +108,13 @@ def make_tokenizer(
     model = tokenizer.Tokenizer.load(path)
     # The sidecar comes after the model: who sees it can use the model.
     ready = {"plan": _plan_digest(plan), "fingerprint": model.fingerprint}
-    atomic_files.write_json(output / _TOKENIZER_SIDECAR, ready, suffix)
+    files.write_json(output / _TOKENIZER_SIDECAR, ready, temporary_suffix=suffix)
     return model
 
 
 def _ready_tokenizer(output: epath.Path, plan: dict) -> tokenizer.Tokenizer | None:
     """The directory's tokenizer if it is whole and was made for this plan."""
-    ready = _read_json(output / _TOKENIZER_SIDECAR)
+    ready = atomic_files.read_record(output / _TOKENIZER_SIDECAR)
     path = output / shards.TOKENIZER_FILE
     if not ready or ready["plan"] != _plan_digest(plan) or not path.exists():
         return None
@@ -127,10 +128,11 @@ def await_tokenizer(output: epath.Path, plan: dict, wait_seconds: float) -> toke
     while (model := _ready_tokenizer(output, plan)) is None:
         now = time.monotonic()
         if now - begin > wait_seconds:
+            there = atomic_files.read_record(output / shards.PLAN_FILE)
             raise TimeoutError(
                 f"Host 0 made no tokenizer for this input and these settings in {output} within "
                 f"{wait_seconds:.0f} s: is it running, with the same flags and the same input "
-                f"files? (there: {_read_json(output / shards.PLAN_FILE)}; here: {plan})"
+                f"files? (there: {there}; here: {plan})"
             )
         if now - last_message > _WAIT_MESSAGE_SECONDS:
             logging.info("Waiting for host 0's tokenizer in %s: %.0f s.", output, now - begin)
@@ -147,14 +149,6 @@ def finished_set(output: epath.Path) -> shards.TokenSet | None:
     except ValueError as error:
         logging.warning("%s Making anew what is missing.", error)
         return None
-
-
-def _read_json(path: epath.Path) -> dict | None:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _plan_digest(plan: dict) -> str:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
+from absl import logging
 from etils import epath
 
 from keel_jax.data import (
@@ -17,6 +18,7 @@ from keel_jax.data import (
     tokenizer,
     workers,
 )
+from keel_jax.runtime import files
 
 DEFAULT_VOCAB_SIZE = 8192
 
@@ -83,6 +85,9 @@ def prepare(
 ) -> Summary:
     """Makes a token set of a corpus; run again after any interruption, it goes on.
 
+    Run again when done, it reads every shard once, compares checksums and makes anew what is
+    damaged.
+
     The result depends on the input, the tokenizer and the settings only: not on workers, hosts or
     interruptions. With several workers the calling program needs `if __name__ == "__main__"`.
 
@@ -137,7 +142,7 @@ def prepare(
     }
     suffix = output_directory.temporary_suffix(host_index)
     output_directory.claim(output, plan, overwrite, host_index, suffix)
-    is_finished = output_directory.finished_set(output) is not None
+    finished = output_directory.finished_set(output)
     if host_index == 0:
         model = output_directory.make_tokenizer(
             output, plan, source, settings, tokenizer_model, suffix
@@ -150,11 +155,18 @@ def prepare(
     ]
     own_units = range(host_index, len(source.units), host_count)
     sidecars = {
-        number: shard_writing.read_sidecar(output, number, digests[number]) for number in own_units
+        number: shard_writing.read_sidecar(output, number, digests[number], is_own=True)
+        for number in own_units
     }
     missing = [number for number, sidecar in sidecars.items() if sidecar is None]
-    if is_finished and not missing:
-        return _summary(output, "already done", len(source.units), len(source.units), 0.0, begin)
+
+    if finished is not None and not missing:
+        found = _all_sidecars(output, sidecars, digests)
+        if found is not None:
+            index = index_writing.index_of(found, model, settings, source)
+            if index_writing.is_same(index, finished.index):
+                return _summary(output, "already done", len(found), len(found), 0.0, begin)
+        logging.warning("%s does not agree with its shards' records.", output / shards.INDEX_FILE)
     # From here on the set is not whole: whatever happens, no index may say so.
     (output / shards.INDEX_FILE).unlink(missing_ok=True)
     tokens_per_second = _tokenise(
@@ -169,12 +181,9 @@ def prepare(
         suffix,
         on_progress,
     )
-    all_sidecars = [
-        sidecars.get(number) or shard_writing.read_sidecar(output, number, digests[number])
-        for number in range(len(source.units))
-    ]
+    found = _all_sidecars(output, sidecars, digests)
     num_reused = len(own_units) - len(missing)
-    if any(sidecar is None for sidecar in all_sidecars):
+    if found is None:
         return Summary(
             output=str(output),
             state="share done",
@@ -184,10 +193,9 @@ def prepare(
             seconds=time.monotonic() - begin,
             vocab_size=model.vocab_size,
         )
-    _check_bad(all_sidecars, max_bad_documents)
-    index_writing.write(
-        output, all_sidecars, model, settings, source.description, source.digest, suffix
-    )
+    _check_bad(found, max_bad_documents)
+    index = index_writing.index_of(found, model, settings, source)
+    files.write_json(output / shards.INDEX_FILE, index, temporary_suffix=suffix)
     return _summary(output, "done", len(source.units), num_reused, tokens_per_second, begin)
 
 
@@ -208,6 +216,19 @@ def _check_arguments(
             f"--overwrite with {host_count} hosts would let one delete what another has just made: "
             "delete the directory yourself, then start all hosts without it."
         )
+
+
+def _all_sidecars(
+    output: epath.Path, own: dict[int, dict | None], digests: Sequence[str]
+) -> list[dict] | None:
+    """The sidecars of all units in order, other hosts' too; None if some are not done."""
+    sidecars = [
+        own[number]
+        if number in own
+        else shard_writing.read_sidecar(output, number, digest, is_own=False)
+        for number, digest in enumerate(digests)
+    ]
+    return None if None in sidecars else sidecars
 
 
 def _tokenise(

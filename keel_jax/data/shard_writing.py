@@ -5,12 +5,13 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from keel_jax.data import atomic_files, corpus, documents, shards, tokenizer
+from keel_jax.runtime import files
 
 TRAIN, VALIDATION = "train", "validation"
 _BATCH_BYTES = 1 << 20  # text tokenised in one call
@@ -73,32 +74,39 @@ def write_unit(
     finally:
         for writer in writers.values():
             writer.close()
-    atomic_files.write_json(output / sidecar_file(number), sidecar, temporary_suffix)
+    files.write_json(output / sidecar_file(number), sidecar, temporary_suffix=temporary_suffix)
     return sidecar
 
 
-def read_sidecar(output: epath.Path, number: int, digest: str) -> dict | None:
-    """The sidecar of a unit that is whole and was made from the same; None if it is to be made."""
+def read_sidecar(output: epath.Path, number: int, digest: str, *, is_own: bool) -> dict | None:
+    """The sidecar of a unit that is whole and was made from the same; None if it is to be made.
+
+    Of this host's own units every file is read and its checksum compared. What is damaged is
+    logged, and its sidecar removed, lest another host count the unit as done. Of other hosts'
+    units the sizes are compared.
+    """
     path = output / sidecar_file(number)
-    try:
-        sidecar = json.loads(path.read_text())
-    except (OSError, ValueError):  # not there, or not whole: made anew
-        return None
-    if sidecar.get("digest") != digest:
+    sidecar = atomic_files.read_record(path)
+    if sidecar is None or sidecar.get("digest") != digest:
         return None
     for entry in sidecar["splits"].values():
-        expected = {}
-        if entry["num_tokens"]:
-            expected[entry["file"]] = entry["num_bytes_on_disk"]
-        if entry["weights_sha256"]:
-            expected[shards.weights_file(entry["file"])] = (
-                entry["num_tokens"] * shards.WEIGHT_DTYPE.itemsize
-            )
-        for file, num_bytes in expected.items():
-            file_path = output / file
-            if not file_path.exists() or file_path.stat().length != num_bytes:
+        if not entry["num_tokens"]:
+            continue
+        itemsize = entry["num_bytes_on_disk"] // entry["num_tokens"]
+        for name, num_bytes, sha256 in shard_of(entry).files(itemsize):
+            wrong = shards.what_is_wrong(output / name, num_bytes, sha256 if is_own else "")
+            if wrong:
+                if is_own:
+                    logging.warning("%s %s. It is made anew.", output / name, wrong)
+                    path.unlink(missing_ok=True)
                 return None
     return sidecar
+
+
+def shard_of(entry: dict) -> shards.Shard:
+    """What a sidecar says of one split, as the index keeps it."""
+    names = [field.name for field in dataclasses.fields(shards.Shard)]
+    return shards.Shard(**{name: entry[name] for name in names})
 
 
 class _ShardWriter:
@@ -114,7 +122,9 @@ class _ShardWriter:
         self._files: dict[epath.Path, atomic_files.HashedFile] = {}
         self._weights: atomic_files.HashedFile | None = None
         self._counts = np.zeros(model.vocab_size, np.int64)
-        self._num_tokens = self._num_documents = self._num_bytes = self._num_loss_bytes = 0
+        self._num_tokens = self._num_targets = self._num_documents = self._num_bytes = 0
+        # Sums of float16 numbers in float64: exact for any shard of a real size.
+        self._num_loss_bytes = self._total_target_weight = 0.0
 
     def add(self, document: documents.Document):
         """Takes a document; it is tokenised and written together with its neighbours."""
@@ -123,7 +133,7 @@ class _ShardWriter:
             num_bytes = len(text.encode())
             self._pending_bytes += num_bytes
             self._num_bytes += num_bytes
-            self._num_loss_bytes += num_bytes * (weight > 0)
+            self._num_loss_bytes += num_bytes * float(shards.WEIGHT_DTYPE.type(weight))
         self._num_documents += 1
         if self._pending_bytes >= _BATCH_BYTES:
             self._write_pending()
@@ -140,6 +150,8 @@ class _ShardWriter:
             "num_documents": self._num_documents,
             "num_bytes": self._num_bytes,
             "num_loss_bytes": self._num_loss_bytes,
+            "num_targets": self._num_targets,
+            "total_target_weight": self._total_target_weight,
             "num_bytes_on_disk": self._num_tokens * self._dtype.itemsize,
             "sha256": token_file.sha256 if token_file else "",
             "weights_sha256": self._weights.sha256 if self._weights else "",
@@ -160,29 +172,33 @@ class _ShardWriter:
         parts = [part for document in self._pending for part in document.parts()]
         ids = iter(self._model.encode_batch([text for text, _ in parts]))
         end = np.array([self._model.eos_id], np.int32)
-        pieces, weights = [], []
+        pieces, counts, weights = [], [], []
         for document in self._pending:
             for _, weight in document.parts():
                 pieces.append(next(ids))
-                weights.append((len(pieces[-1]), weight))
+                counts.append(len(pieces[-1]))
+                weights.append(weight)
             pieces.append(end)  # the EOS that ends a response is learned with it
-            weights.append((1, document.weight))
+            counts.append(1)
+            weights.append(document.weight)
         tokens = np.concatenate(pieces)
-        self._write_weights(weights)
+        self._write_weights(np.array(counts), np.array(weights, shards.WEIGHT_DTYPE))
         self._file(self._path).write(tokens.astype(self._dtype).tobytes())
         self._counts += np.bincount(tokens, minlength=len(self._counts))
         self._num_tokens += len(tokens)
         self._pending, self._pending_bytes = [], 0
 
-    def _write_weights(self, weights: Sequence[tuple[int, float]]):
+    def _write_weights(self, counts: np.ndarray, weights: np.ndarray):
+        """Weight weights[i] for the next counts[i] tokens."""
+        self._num_targets += int(counts[weights > 0].sum())
+        self._total_target_weight += float(counts @ weights.astype(np.float64))
         if not self._weights:
-            if all(weight == 1 for _, weight in weights):
+            if (weights == 1).all():
                 return
             path = self._path.with_name(shards.weights_file(self._path.name))
             self._weights = self._file(path)
             self._weights.write(np.ones(self._num_tokens, shards.WEIGHT_DTYPE).tobytes())
-        counts, values = zip(*weights, strict=True)
-        self._weights.write(np.repeat(np.array(values, shards.WEIGHT_DTYPE), counts).tobytes())
+        self._weights.write(np.repeat(weights, counts).tobytes())
 
     def _file(self, path: epath.Path) -> atomic_files.HashedFile:
         if path not in self._files:

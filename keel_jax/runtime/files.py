@@ -1,17 +1,38 @@
 """Small files of a work directory, local or remote, written whole or not at all."""
 
+import contextlib
+import errno
 import json
 import os
+from collections.abc import Iterator
 
 from etils import epath
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-def write_json(path: epath.PathLike, value) -> None:
-    """Writes `value` as JSON: a reader sees the old file or the new one, never half of it."""
+
+def write_json(path: epath.PathLike, value, *, temporary_suffix: str = "") -> None:
+    """Writes `value` as JSON: a reader sees the old file or the new one, never half of it.
+
+    Args:
+      temporary_suffix: ends the unfinished file's name; empty: one of this process's own.
+
+    Raises:
+      OSError: no space left, or the directory cannot be written; the old file stays.
+    """
     path = epath.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    content = (json.dumps(value, indent=2) + "\n").encode()
+    temporary = path.with_name(path.name + (temporary_suffix or f".tmp-{os.getpid()}"))
+    try:
+        with explained(path):
+            with temporary.open("wb") as file:
+                file.write(content)
+                flush_to_disk(file)
+            temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: epath.PathLike):
@@ -21,11 +42,11 @@ def read_json(path: epath.PathLike):
       ValueError: the file is not JSON.
     """
     path = epath.Path(path)
-    if not path.exists():
-        return None
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise ValueError(f"{path} is not JSON ({error}); remove it or restore it.") from error
 
 
@@ -47,3 +68,30 @@ def make_writable_directory(path: epath.PathLike) -> epath.Path:
             "make room or permissions there."
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def explained(path: epath.PathLike) -> Iterator[None]:
+    """Turns "no space left" into an error that says what was written and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(
+            error.errno,
+            f"No space left while writing {path}: free some and run the same command again; what "
+            "is finished is kept",
+        ) from error
+
+
+def flush_to_disk(file) -> None:
+    """Asks for the bytes to be on disk before the rename: a power cut leaves no hollow file."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except (AttributeError, OSError) as error:
+        # A remote file has no descriptor; some file systems refuse fsync (EINVAL), which is fine,
+        # but "no space left" comes here too.
+        if getattr(error, "errno", None) in (*_FULL, errno.EIO):
+            raise

@@ -246,6 +246,31 @@ def test_impossible_requests_are_errors_with_both_numbers(token_sets, token_set,
     assert _take([token_set], 1, seq_len=size - 1)[0]["inputs"].shape == (4, size - 1)
 
 
+def test_mistakes_are_told_at_the_call_and_not_at_the_first_batch(token_sets):
+    for wrong in ({"weights": (1.0,)}, {"seq_len": 10**9}, {"batch_size": 0}):
+        with pytest.raises(ValueError):
+            options = {"seq_len": SEQ_LEN, "batch_size": 4, "seed": 0} | wrong
+            loader.train_batches(token_sets, **options)
+
+
+@pytest.mark.parametrize("num_sets", [1, 2])
+def test_closing_ends_the_threads(num_sets, token_sets):
+    before = set(threading.enumerate())
+    batches = loader.train_batches(
+        token_sets[:num_sets], seq_len=SEQ_LEN, batch_size=4, seed=0, num_threads=3
+    )
+    next(batches)
+    readers = set(threading.enumerate()) - before
+    assert readers
+    batches.close()
+    batches.close()  # twice is once
+    for thread in readers:
+        thread.join(timeout=20)
+    assert not any(thread.is_alive() for thread in readers)
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
 def test_batches_are_read_ahead_in_the_background(token_set, monkeypatch):
     threads = collections.Counter()
     tokens = shards.TokenSplit.tokens

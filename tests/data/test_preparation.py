@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from keel_jax.data import (
-    atomic_files,
     corpus,
     documents,
     preparation,
@@ -23,6 +22,7 @@ from keel_jax.data import (
     tokenizer,
     workers,
 )
+from keel_jax.runtime import files
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split()
@@ -68,6 +68,8 @@ def test_the_stream_is_eos_and_documents_and_the_counts_are_exact(source, tmp_pa
         assert split.tokens(0, split.num_tokens).dtype == np.int32
         assert split.num_documents == len(texts)
         assert split.num_bytes == split.num_loss_bytes == sum(len(t.encode()) for t in texts)
+        assert split.num_targets == split.total_target_weight == len(expected) - 1
+        assert split.loss_bytes_per_token == split.num_bytes / (len(expected) - 1)
         assert split.bytes_per_token == split.num_bytes / len(expected)
         shares = np.unique(expected, return_counts=True)[1] / len(expected)
         bits = -(shares * np.log2(shares)).sum()
@@ -218,11 +220,21 @@ def test_a_foreign_directory_is_not_touched(source, tmp_path):
         preparation.prepare(source, tmp_path / "out" / "thesis.txt", **OPTIONS)
 
 
+def _flip(path, position=0):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
 def test_what_is_damaged_is_made_anew(source, tmp_path):
     output = tmp_path / "out"
     preparation.prepare(source, output, **OPTIONS)
     before = _files(output)
+    index = before["index.json"]
+    sha256 = index.index(b'"sha256": "') + len(b'"sha256": "')
     for damage in (
+        lambda: _flip(output / "train-00001.bin"),
+        lambda: _flip(output / "index.json", sha256),
         lambda: (output / "train-00001.bin").unlink(),
         lambda: (output / "train-00002.bin").write_bytes(b"x"),
         lambda: (output / "index.json").write_text("{"),
@@ -230,15 +242,33 @@ def test_what_is_damaged_is_made_anew(source, tmp_path):
         lambda: (output / "unit-00000.json").write_text('{"digest"'),
     ):
         damage()
-        preparation.prepare(source, output, **OPTIONS)
+        assert preparation.prepare(source, output, **OPTIONS).state == "done"
         assert _files(output) == before
+    shards.open_set(output, verify=True)
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_of_two_hosts_the_owner_finds_the_flipped_byte(has_index, source, tmp_path, caplog):
+    output, options = tmp_path / "out", OPTIONS | {"host_count": 2}
+    for host_index in (0, 1):
+        preparation.prepare(source, output, host_index=host_index, **options)
+    before = _files(output)
+    _flip(output / "train-00001.bin")
+    if not has_index:
+        (output / "index.json").unlink()
+    preparation.prepare(source, output, host_index=0, **options)
+    assert "train-00001.bin" not in caplog.text
+    summary = preparation.prepare(source, output, host_index=1, **options)
+    assert "train-00001.bin has sha256" in caplog.text and "made anew" in caplog.text
+    assert summary.state == "done" and summary.num_units_reused == summary.num_units // 2 - 1
+    assert _files(output) == before
 
 
 @pytest.mark.parametrize("file", ["train-00001.bin", "tokenizer.model", "index.json", "unit-0000"])
 def test_no_space_left_leaves_no_index_and_goes_on_later(file, source, tmp_path, monkeypatch):
     preparation.prepare(source, tmp_path / "whole", **OPTIONS)
     output = tmp_path / "out"
-    flush = atomic_files.flush_to_disk
+    flush = files.flush_to_disk
 
     def full(opened):
         if file in opened.name:
@@ -252,7 +282,7 @@ def test_no_space_left_leaves_no_index_and_goes_on_later(file, source, tmp_path,
 
     train = tokenizer.train
     with monkeypatch.context() as patch:
-        patch.setattr(atomic_files, "flush_to_disk", full)
+        patch.setattr(files, "flush_to_disk", full)
         patch.setattr(tokenizer, "train", full_train)
         with pytest.raises(OSError, match=f"No space left while writing .*{file}.*same command"):
             preparation.prepare(source, output, **OPTIONS)
@@ -287,10 +317,60 @@ def test_prompts_weigh_nothing_and_responses_their_weight_with_their_eos(tmp_pat
                 expected += [0.0] * len(model.encode(value["prompt"]))
                 expected += [weight] * (len(model.encode(value["response"])) + 1)
         assert split.loss_weights(0, split.num_tokens).tolist() == expected
-        assert split.num_bytes - split.num_loss_bytes == len("alpha beta" + "delta")
+        assert split.num_loss_bytes == split.num_bytes - len("alpha beta" + "delta" + "gamma") + 2.5
+        assert split.total_target_weight == sum(expected[1:])
+        assert split.num_targets == sum(weight > 0 for weight in expected[1:])
+        assert split.loss_bytes_per_token == split.num_loss_bytes / sum(expected[1:])
         assert token_set.split_names == ("train",)
         with pytest.raises(ValueError, match="no split 'validation'; it has train"):
             token_set.split("validation")
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_bits_per_byte_do_not_depend_on_a_common_weight(factor, tmp_path):
+    """A model of 2 nats at every learned token, weighed as the trainer weighs them."""
+    found = []
+    for name, weight in (("one", 1.0), ("other", factor)):
+        path = tmp_path / f"{name}.jsonl"
+        lines = [{"prompt": "ask", "response": text, "weight": weight} for text in _texts(20)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        preparation.prepare(
+            [str(path)], tmp_path / name, vocab_size=300, validation_fraction=0, unit_bytes=700
+        )
+        split = shards.open_set(tmp_path / name).split("train")
+        weights = split.loss_weights(1, split.num_tokens)
+        assert weights.sum() == split.total_target_weight
+        loss_nats = (2.0 * weights).sum() / weights.sum()
+        found.append(loss_nats / np.log(2) / split.loss_bytes_per_token)
+        num_bytes = sum(len(text.encode()) for text in _texts(20))
+        np.testing.assert_allclose(
+            found[-1], 2 * (weights > 0).sum() / np.log(2) / num_bytes, rtol=1e-12
+        )
+    assert found[0] == found[1]
+
+
+def test_a_weight_counts_as_it_is_stored(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [{"prompt": "a", "response": text, "weight": 0.3} for text in _texts(9)]
+    # Too small for float16: stored as 0, and counted so.
+    lines.append({"prompt": "a", "response": "beta", "weight": 1e-9})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    preparation.prepare([str(path)], tmp_path / "out", vocab_size=300, validation_fraction=0)
+    split = shards.open_set(tmp_path / "out").split("train")
+    weights = split.loss_weights(1, split.num_tokens)
+    assert split.total_target_weight == weights.sum(dtype=np.float64)
+    assert split.num_targets == (weights > 0).sum()
+    num_bytes = sum(len(text.encode()) for text in _texts(9))
+    assert split.num_loss_bytes == num_bytes * float(np.float16(0.3))
+
+
+def test_a_split_of_which_nothing_is_learned_is_an_error(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [{"prompt": "a", "response": text, "weight": 0} for text in _texts(9)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="'train' has a loss weight above 0.*9 documents"):
+        preparation.prepare([str(path)], tmp_path / "out", vocab_size=300, validation_fraction=0)
+    assert not (tmp_path / "out" / "index.json").exists()
 
 
 def test_overwriting_that_fails_leaves_nothing_that_looks_whole(source, tmp_path):
@@ -323,10 +403,30 @@ def test_a_repair_that_fails_takes_the_index_away(source, tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic_files, "flush_to_disk", full)
+        patch.setattr(files, "flush_to_disk", full)
         with pytest.raises(OSError, match="No space left"):
             preparation.prepare(source, output, **OPTIONS)
     assert not (output / "index.json").exists()
+
+
+def test_a_host_that_fails_at_its_repair_counts_as_not_done(source, tmp_path, monkeypatch):
+    output, options = tmp_path / "out", OPTIONS | {"host_count": 2}
+    for host_index in (0, 1):
+        preparation.prepare(source, output, host_index=host_index, **options)
+    before = _files(output)
+    _flip(output / "train-00001.bin")
+
+    def full(opened):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "flush_to_disk", full)
+        with pytest.raises(OSError, match="No space left"):
+            preparation.prepare(source, output, host_index=1, **options)
+    assert preparation.prepare(source, output, host_index=0, **options).state == "share done"
+    assert not (output / "index.json").exists()
+    assert preparation.prepare(source, output, host_index=1, **options).state == "done"
+    assert _files(output) == before
 
 
 def test_bad_documents_are_in_the_index_and_the_limit_holds_over_all_units(source, tmp_path):

@@ -1,5 +1,6 @@
 """Laws of reading shards: what is missing, cut or foreign is an error that says what to do."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def test_missing_and_truncated_files_are_named_with_both_sizes(directory):
         path = directory / name
         content = path.read_bytes()
         path.write_bytes(content[:-2])
-        message = f"{name} has {len(content) - 2} bytes, the index says {len(content)} bytes.*again"
+        message = f"{name} has {len(content) - 2} bytes, but {len(content)} bytes were.*again"
         with pytest.raises(ValueError, match=message):
             shards.open_set(directory)
         path.unlink()
@@ -36,12 +37,18 @@ def test_missing_and_truncated_files_are_named_with_both_sizes(directory):
 
 
 @pytest.mark.parametrize("name", ["train-00001.bin", "train-00001.weights"])
-def test_a_flipped_bit_is_found_by_verify(name, directory):
+def test_a_flipped_bit_is_found_where_checksums_are_asked_for(name, directory):
+    shards.open_set(directory, verify=True)
     content = bytearray((directory / name).read_bytes())
-    content[0] ^= 1
+    written = hashlib.sha256(content).hexdigest()[:12]
+    content[-1] ^= 1
     (directory / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} has sha256.*Delete it"):
-        shards.open_set(directory).verify()
+    there = hashlib.sha256(content).hexdigest()[:12]
+    message = f"{name} has sha256 {there}, but {written} was written.*same prepare command"
+    with pytest.raises(ValueError, match=message):
+        shards.open_set(directory, verify=True)
+    with pytest.raises(ValueError, match=message):
+        shards.open_set(directory).verify()  # opened without: only sizes were looked at
 
 
 def test_foreign_and_damaged_directories_are_errors(directory, tmp_path):
@@ -53,7 +60,7 @@ def test_foreign_and_damaged_directories_are_errors(directory, tmp_path):
         ("{", "damaged"),
         ("[]", "another program"),
         (json.dumps(index | {"format": "other"}), "format: 'other'"),
-        (json.dumps(index | {"version": 99}), "version 99.*version 1"),
+        (json.dumps(index | {"version": 99}), "version 99.*version 2"),
     ):
         index_path.write_text(text)
         with pytest.raises(ValueError, match=message):
