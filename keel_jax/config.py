@@ -2,21 +2,20 @@
 
 At the door a run is an `ml_collections.ConfigDict` (`default()`, edited by a config file and by
 `--config.a.b=value` flags); inside it is a tree of frozen dataclasses (`from_config_dict`), checked
-once. Numbers that follow from the options (sub-layers, alpha, FLOPs) are derived here and nowhere
-else.
+once: limits in each class, an option that nothing would read in `config_checks.READERS`. Numbers
+that follow from the options (sub-layers, FLOPs, steps of decay) are derived here and nowhere else.
 
 "Layer" is never used alone: N = `num_blocks` blocks hold L = 2N = `num_sublayers` sub-layers (each
 one residual connection: attention or FFN), as in "Post-LayerNorm Is Back" (arXiv:2601.19895).
 """
 
 import dataclasses
-import difflib
 import json
-import types
 import typing
 
 import ml_collections
-from ml_collections import config_dict
+
+from keel_jax import config_checks, config_door
 
 TOPOLOGIES = (
     "keel",
@@ -37,32 +36,8 @@ TOPOLOGIES = (
 )
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")
 SCHEDULES = ("cosine", "wsd", "constant", "linear_ramp")
-# Topologies whose equation has an alpha that may be set.
-_WITH_ALPHA = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_norm",
-               "deepnorm")
-
-
-def _one_of(name: str, value: str, allowed: typing.Sequence[str]):
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{name}={value!r} is not known. Did you mean {near!r}? All: {', '.join(allowed)}."
-        )
-
-
-def _at_least(name: str, value: int, least: int):
-    if value < least:
-        raise ValueError(f"{name}={value} must be at least {least}.")
-
-
-def _positive(name: str, value: float):
-    if not value > 0:
-        raise ValueError(f"{name}={value} must be positive.")
-
-
-def _fraction(name: str, value: float):
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must lie in [0, 1].")
+# The square root of float32's smallest normal number, 1.1e-19: squares of anything below are 0.
+_LEAST_EPSILON = 2.0**-63
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +64,7 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     # RMSNorm's epsilon (paper: 1e-5).
     norm_epsilon: float = 1e-5
-    # RMSNorm on queries and keys, per head, before RoPE.
+    # RMSNorm on queries and keys, per head, before RoPE (hybridnorm and its star have it always).
     qk_norm: bool = False
     # Logits use the embedding table.
     tie_embeddings: bool = False
@@ -111,28 +86,23 @@ class ModelConfig:
     remat: str = "block"
 
     def __post_init__(self):
-        _one_of("model.topology", self.topology, TOPOLOGIES)
-        _one_of("model.final_norm", self.final_norm, ("auto", "on", "off"))
-        _one_of("model.keel_first_block", self.keel_first_block, ("v2", "v1"))
-        _one_of("model.remat", self.remat, ("none", "block"))
+        config_checks.one_of("model.topology", self.topology, TOPOLOGIES)
+        config_checks.one_of("model.final_norm", self.final_norm, ("auto", "on", "off"))
+        config_checks.one_of("model.keel_first_block", self.keel_first_block, ("v2", "v1"))
+        config_checks.one_of("model.remat", self.remat, ("none", "block"))
         for name in ("compute_dtype", "stream_dtype"):
-            _one_of(f"model.{name}", getattr(self, name), ("float32", "bfloat16"))
-        _at_least("model.num_blocks", self.num_blocks, 1)
+            config_checks.one_of(f"model.{name}", getattr(self, name), ("float32", "bfloat16"))
+        config_checks.at_least("model.num_blocks", self.num_blocks, 1)
         for name in ("d_model", "d_ffn", "num_heads", "num_kv_heads"):
-            _at_least(f"model.{name}", getattr(self, name), 1)
+            config_checks.at_least(f"model.{name}", getattr(self, name), 1)
         if self.vocab_size is not None:
-            _at_least("model.vocab_size", self.vocab_size, 2)
-        _positive("model.norm_epsilon", self.norm_epsilon)
-        _positive("model.rope_theta", self.rope_theta)
-        _positive("model.init_std", self.init_std)
-        _fraction("model.mix_ln_post_fraction", self.mix_ln_post_fraction)
+            config_checks.at_least("model.vocab_size", self.vocab_size, 2)
+        config_checks.positive("model.norm_epsilon", self.norm_epsilon)
+        config_checks.positive("model.rope_theta", self.rope_theta)
+        config_checks.positive("model.init_std", self.init_std)
+        config_checks.fraction("model.mix_ln_post_fraction", self.mix_ln_post_fraction)
         if self.alpha is not None:
-            _positive("model.alpha", self.alpha)
-            if self.topology not in _WITH_ALPHA:
-                raise ValueError(
-                    f"model.alpha={self.alpha} has no effect on topology {self.topology!r}: "
-                    f"its equation has no alpha. Unset it, or choose one of {_WITH_ALPHA}."
-                )
+            config_checks.positive("model.alpha", self.alpha)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model.num_heads={self.num_heads} is not a multiple of "
@@ -187,8 +157,10 @@ class DataConfig:
     mask_documents: bool = True
     # Threads that read ahead.
     num_threads: int = 2
-    # Batches kept ready ahead of the step.
+    # Batches kept ready ahead of the step; needs threads.
     prefetch_batches: int = 4
+    # Token shards are read once and compared with their sha256 before training.
+    verify_checksums: bool = True
 
     def __post_init__(self):
         if self.weights and len(self.weights) != len(self.paths):
@@ -197,9 +169,9 @@ class DataConfig:
                 f"{len(self.paths)} directories: give one weight each, or none."
             )
         for weight in self.weights:
-            _positive("data.weights", weight)
-        _at_least("data.num_threads", self.num_threads, 0)
-        _at_least("data.prefetch_batches", self.prefetch_batches, 1)
+            config_checks.positive("data.weights", weight)
+        config_checks.at_least("data.num_threads", self.num_threads, 0)
+        config_checks.at_least("data.prefetch_batches", self.prefetch_batches, 1)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -225,8 +197,18 @@ class ParamGroups:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
-                raise ValueError(f"optim multiplier {field.name}={getattr(self, field.name)} < 0")
+            config_checks.not_negative(f"optim multiplier {field.name}", getattr(self, field.name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecayGroups(ParamGroups):
+    """Weight-decay multipliers: gains and residual scales do not decay.
+
+    Decay on them would change the effective alpha.
+    """
+
+    norm: float = 0.0
+    residual: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,7 +231,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     # One of SCHEDULES; each rises linearly to 1 over warmup_steps.
     schedule: str = "cosine"
-    # Optimiser steps of the linear rise; linear_ramp rises over the whole run instead.
+    # Optimiser steps of the linear rise; linear_ramp rises over the whole run, whatever this says.
     warmup_steps: int = 100
     # Learning rate at the end of the run as a fraction of the peak; read by cosine and wsd.
     final_lr_fraction: float = 0.1
@@ -257,34 +239,45 @@ class OptimConfig:
     wsd_decay_fraction: float = 0.2
     # Learning-rate multiplier per group.
     lr_multiplier: ParamGroups = ParamGroups()
-    # Weight-decay multiplier per group: the decay mask. Gains and residual scales do not decay,
-    # because decay on them would change the effective alpha.
-    decay_multiplier: ParamGroups = ParamGroups(norm=0.0, residual=0.0)
+    # Weight-decay multiplier per group: the decay mask.
+    decay_multiplier: DecayGroups = DecayGroups()
 
     def __post_init__(self):
-        _one_of("optim.name", self.name, OPTIMIZERS)
-        _one_of("optim.schedule", self.schedule, SCHEDULES)
-        _positive("optim.peak_lr", self.peak_lr)
-        _positive("optim.epsilon", self.epsilon)
+        config_checks.one_of("optim.name", self.name, OPTIMIZERS)
+        config_checks.one_of("optim.schedule", self.schedule, SCHEDULES)
+        config_checks.positive("optim.peak_lr", self.peak_lr)
+        config_checks.positive("optim.epsilon", self.epsilon)
         for name in ("beta1", "beta2", "final_lr_fraction", "wsd_decay_fraction"):
-            _fraction(f"optim.{name}", getattr(self, name))
+            config_checks.fraction(f"optim.{name}", getattr(self, name))
         for name in ("beta1", "beta2"):
             if getattr(self, name) == 1:
                 raise ValueError(f"optim.{name}=1 never forgets: it must be below 1.")
         for name in ("weight_decay", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optim.{name}={getattr(self, name)} is negative.")
-        _at_least("optim.warmup_steps", self.warmup_steps, 0)
+            config_checks.not_negative(f"optim.{name}", getattr(self, name))
+        config_checks.at_least("optim.warmup_steps", self.warmup_steps, 0)
+        if self.name != "lion" and self.epsilon < _LEAST_EPSILON:
+            raise ValueError(
+                f"optim.epsilon={self.epsilon} is below {_LEAST_EPSILON:.1e}: the squares of "
+                "gradients of its size are 0 in float32, and updates would be divided by it alone."
+            )
+
+    def decay_steps(self, num_steps: int) -> int:
+        """Steps of a run of `num_steps` over which the rate falls."""
+        if self.schedule == "cosine":
+            return num_steps - self.warmup_steps
+        if self.schedule == "wsd":
+            return round(self.wsd_decay_fraction * num_steps)
+        return 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long, how much at a time, and what is written down on the way."""
 
-    # Length of the run in optimiser steps; None: from num_tokens.
-    num_steps: int | None = None
-    # Length of the run in tokens (rounded up to steps); None: from num_steps.
-    num_tokens: int | None = None
+    # Length of the run in optimiser steps; 0: from num_tokens.
+    num_steps: int | None = 0
+    # Length of the run in tokens, rounded up to steps; 0: from num_steps.
+    num_tokens: int | None = 0
     # Sequences an optimiser step, over all devices.
     batch_size: int = 16
     # T, tokens a sequence.
@@ -307,35 +300,50 @@ class TrainConfig:
     keep_checkpoints: int = 2
     # Work directory or checkpoint whose weights start this run, with a new optimiser.
     init_from: str = ""
-    # "first:last", steps whose device trace is written for TensorBoard's profiler.
+    # "first:last", steps from 1 on whose device trace is written for TensorBoard's profiler.
     profile_steps: str = ""
 
     def __post_init__(self):
-        if (self.num_steps is None) == (self.num_tokens is None):
-            raise ValueError(
-                f"Give the length of the run once: train.num_steps={self.num_steps}, "
-                f"train.num_tokens={self.num_tokens}."
-            )
         for name in ("batch_size", "seq_len", "accumulation_steps", "log_every_steps"):
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            config_checks.at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("loss_chunk", "eval_every_steps", "eval_num_batches",
                      "checkpoint_every_steps"):
-            _at_least(f"train.{name}", getattr(self, name), 0)
-        _at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
-        if self.z_loss < 0:
-            raise ValueError(f"train.z_loss={self.z_loss} is negative.")
+            config_checks.at_least(f"train.{name}", getattr(self, name), 0)
+        config_checks.at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
+        config_checks.not_negative("train.z_loss", self.z_loss)
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"train.batch_size={self.batch_size} is not a multiple of "
                 f"train.accumulation_steps={self.accumulation_steps}."
             )
-        if self.num_steps is None:
-            steps = -(-self.num_tokens // self.tokens_per_step)
-            object.__setattr__(self, "num_steps", steps)
-        else:
-            object.__setattr__(self, "num_tokens", self.num_steps * self.tokens_per_step)
-        _at_least("train.num_steps", self.num_steps, 1)
-        self.profile_range  # noqa: B018  (parsed here so that a bad value fails at the door)
+        self._resolve_length()
+        first, last = self.profile_range or (1, 1)
+        if not 1 <= first <= last <= self.num_steps:
+            raise ValueError(
+                f"train.profile_steps={self.profile_steps!r} must be first:last with 1 <= first <= "
+                f"last <= train.num_steps={self.num_steps}."
+            )
+
+    def _resolve_length(self):
+        """Sets both numbers; a None counts as 0."""
+        steps, tokens = self.num_steps or 0, self.num_tokens or 0
+        config_checks.at_least("train.num_steps", steps, 0)
+        config_checks.at_least("train.num_tokens", tokens, 0)
+        if not (steps or tokens):
+            raise ValueError(
+                "The run has no length: set train.num_steps or train.num_tokens (0: from the "
+                "other one)."
+            )
+        if steps and tokens and tokens != steps * self.tokens_per_step:
+            raise ValueError(
+                f"Give the length of the run once: train.num_steps={steps} steps of "
+                f"{self.tokens_per_step} tokens are not train.num_tokens={tokens}. 0 means \"from "
+                f"the other one\": --config.train.num_steps=0 --config.train.num_tokens={tokens}, "
+                f"or --config.train.num_tokens=0 --config.train.num_steps={steps}."
+            )
+        steps = steps or -(-tokens // self.tokens_per_step)
+        object.__setattr__(self, "num_steps", steps)
+        object.__setattr__(self, "num_tokens", steps * self.tokens_per_step)
 
     @property
     def tokens_per_step(self) -> int:
@@ -347,7 +355,7 @@ class TrainConfig:
         if not self.profile_steps:
             return None
         first, colon, last = self.profile_steps.partition(":")
-        if not (colon and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        if not (colon and first.isdecimal() and last.isdecimal()):
             raise ValueError(
                 f"train.profile_steps={self.profile_steps!r}: write it as first:last, as in 10:12."
             )
@@ -369,7 +377,9 @@ class LanesConfig:
 
     def __post_init__(self):
         for value in self.peak_lr:
-            _positive("lanes.peak_lr", value)
+            config_checks.positive("lanes.peak_lr", value)
+        for value in self.seed:
+            config_checks.seed("lanes.seed", value)
         if self.peak_lr and self.seed and len(self.peak_lr) != len(self.seed):
             raise ValueError(
                 f"lanes.peak_lr has {len(self.peak_lr)} entries, lanes.seed has "
@@ -381,7 +391,7 @@ class LanesConfig:
 class MeshConfig:
     """Devices along each mesh axis; at most one size may be -1, which takes what is left."""
 
-    # Independent lanes (see LanesConfig) spread over devices.
+    # Devices over which lanes (see LanesConfig) are spread; divides their number.
     lane: int = 1
     # Replicas that share nothing but gradients.
     data: int = 1
@@ -421,20 +431,28 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        warmup = self.optim.warmup_steps
-        if self.optim.schedule == "wsd":
-            decay = round(self.optim.wsd_decay_fraction * self.train.num_steps)
-            if not 1 <= decay <= self.train.num_steps - warmup:
-                raise ValueError(
-                    f"optim.wsd_decay_fraction={self.optim.wsd_decay_fraction} of train.num_steps="
-                    f"{self.train.num_steps} is a decay of {decay} steps, after optim.warmup_steps="
-                    f"{warmup}: it must be at least 1, and both must fit into the run."
-                )
-        if self.optim.schedule == "cosine" and warmup >= self.train.num_steps:
+        config_checks.seed("seed", self.seed)
+        config_checks.without_effect(self, _default_value)
+        self._check_schedule()
+        lanes, devices = self.num_lanes, self.mesh.lane
+        if devices != 1 and (lanes == 1 or lanes % devices):
             raise ValueError(
-                f"optim.warmup_steps={warmup} leaves nothing of train.num_steps="
-                f"{self.train.num_steps} for the {self.optim.schedule} schedule; shorten the "
-                "warm-up or lengthen the run."
+                f"mesh.lane={devices} devices do not divide {lanes} lane(s), so that some would "
+                "repeat others' work: set mesh.lane=1, or give lanes.peak_lr or lanes.seed a "
+                "multiple of it as entries."
+            )
+
+    def _check_schedule(self):
+        """Warm-up and decay must fit into the run."""
+        optim, num_steps = self.optim, self.train.num_steps
+        decay = optim.decay_steps(num_steps)
+        if optim.schedule in ("cosine", "wsd") and not 0 < decay <= num_steps - optim.warmup_steps:
+            fraction = f"optim.wsd_decay_fraction={optim.wsd_decay_fraction} ({decay} steps)"
+            raise ValueError(
+                f"The {optim.schedule} schedule has no room for its decay, at least 1 step after "
+                f"the warm-up: optim.warmup_steps={optim.warmup_steps}, train.num_steps="
+                f"{num_steps}{f', {fraction}' if optim.schedule == 'wsd' else ''}. Change one of "
+                "them."
             )
 
     @property
@@ -456,6 +474,7 @@ class Config:
             self,
             seed=seed,
             lanes=LanesConfig(),
+            mesh=dataclasses.replace(self.mesh, lane=1),
             optim=dataclasses.replace(self.optim, peak_lr=peak_lr),
         )
 
@@ -465,7 +484,9 @@ def default() -> ml_collections.ConfigDict:
 
     The length of the run is left open: set `train.num_steps` or `train.num_tokens`.
     """
-    return ml_collections.ConfigDict(_door_defaults(Config))
+    values = config_door.defaults(Config())
+    values["train"] |= dict(num_steps=0, num_tokens=0)
+    return ml_collections.ConfigDict(values)
 
 
 def from_config_dict(values: typing.Mapping) -> Config:
@@ -473,11 +494,11 @@ def from_config_dict(values: typing.Mapping) -> Config:
 
     Raises:
       ValueError: an unknown key (the nearest valid one is named), a value of the wrong type or
-        outside its limits, or options that contradict each other.
+        outside its limits, or options that contradict each other or have no effect.
     """
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
-    return _build(Config, values, "")
+    return config_door.build(Config, values)
 
 
 def to_dict(config: Config) -> dict:
@@ -486,84 +507,23 @@ def to_dict(config: Config) -> dict:
 
 
 def from_dict(values: typing.Mapping) -> Config:
-    """The inverse of `to_dict`: the saved length is given both ways, and tokens follow steps."""
-    values = {**values, "train": {**values["train"], "num_tokens": None}}
+    """The inverse of `to_dict`."""
     return from_config_dict(values)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple]:
     """Every option that differs, by its dotted name: (old value, new value)."""
-    old_flat, new_flat = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    old_flat = config_door.flat(dataclasses.asdict(old))
+    new_flat = config_door.flat(dataclasses.asdict(new))
     return {
         key: (old_flat[key], new_flat[key]) for key in new_flat if old_flat[key] != new_flat[key]
     }
 
 
-def _flat(tree: typing.Mapping, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _door_defaults(cls) -> dict:
-    door = {}
-    hints = typing.get_type_hints(cls)
-    template = cls(num_steps=1) if cls is TrainConfig else cls()
-    for field in dataclasses.fields(cls):
-        value, kind = getattr(template, field.name), hints[field.name]
-        if dataclasses.is_dataclass(kind):
-            # The field's own default may differ from the class's (decay_multiplier does).
-            inner = _door_defaults(kind)
-            if cls is not Config:
-                inner = dataclasses.asdict(value)
-            door[field.name] = inner
-        elif _optional(kind):
-            door[field.name] = config_dict.placeholder(_optional(kind))
-        else:
-            door[field.name] = value
-    return door
-
-
-def _build(cls, values: typing.Mapping, prefix: str):
-    hints = typing.get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls)]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"Unknown config key {prefix}{key}. Did you mean {prefix}{near}?")
-    built = {}
-    for key, value in values.items():
-        kind = hints[key]
-        if dataclasses.is_dataclass(kind):
-            built[key] = _build(kind, value, f"{prefix}{key}.")
-        else:
-            built[key] = _coerce(value, kind, prefix + key)
-    return cls(**built)
-
-
-def _coerce(value, kind, name: str):
-    """`value` as `kind`; integers pass as floats, lists as tuples, nothing else changes type."""
-    if _optional(kind):
-        if value is None:
-            return None
-        kind = _optional(kind)
-    if typing.get_origin(kind) is tuple:
-        if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-            raise ValueError(f"{name}={value!r}: expected a tuple, as in (1, 2).")
-        return tuple(_coerce(item, typing.get_args(kind)[0], name) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name}={value!r}: expected {kind.__name__}.")
+def _default_value(name: str):
+    """An option's default, by its dotted name; no `Config()`, whose checks ask for it."""
+    section, *parts = name.split(".")
+    [value] = [field.default for field in dataclasses.fields(Config) if field.name == section]
+    for part in parts:
+        value = getattr(value, part)
     return value
-
-
-def _optional(kind):
-    """The T of `T | None`, else None."""
-    if isinstance(kind, types.UnionType):
-        return next(arg for arg in typing.get_args(kind) if arg is not type(None))
-    return None

@@ -74,14 +74,13 @@ def evaluate(
 
     [sums] = evaluator.run(params, told=told)
     split = tokens.first.split("validation")
-    found = metrics.loss_metrics("eval", sums, split.bytes_per_token)
+    found = metrics.loss_metrics("eval", sums, split.loss_bytes_per_token)
     return {
         "loss_nats_per_token": found["eval/loss_nats_per_token"],
         "perplexity": found["eval/perplexity"],
-        # Of the bytes that are learned: all of them, but for prompts.
-        "bits_per_byte": sums["nats"] / math.log(2) / split.num_loss_bytes,
+        "bits_per_byte": found["eval/bits_per_byte"],
         "accuracy": found["eval/accuracy"],
-        "num_tokens": split.num_tokens - 1,
+        "num_tokens": split.num_targets,
         "step": meta.step,
     }
 

@@ -4,13 +4,18 @@ import ast
 import dataclasses
 import importlib
 import pathlib
-import re
+import sys
 
+import jax
 import pytest
 
-from keel_jax import config
-from keel_jax.parallel import mesh
-from keel_jax.training import optim
+from keel_jax import config, config_checks, evaluate, train
+from keel_jax.model import lm, residual
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.training import optim, schedule
+from keel_jax.training import state as state_lib
+from keel_jax.training import step as step_lib
+from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "keel_jax"
@@ -23,6 +28,8 @@ def _room(module: str) -> str:
     parts = module.split(".")
     if len(parts) == 1:
         return "config"  # the package itself: its version
+    if parts[1].startswith("config"):
+        return "config"  # config, and the modules that it is made of
     return parts[1] if parts[1] in ROOMS else "verbs"
 
 
@@ -55,39 +62,132 @@ def test_imports_go_downward(path):
 def test_a_room_above_would_be_noticed():
     assert ROOMS.index(_room("keel_jax.training.loop")) > ROOMS.index(_room("keel_jax.model.lm"))
     assert _room("keel_jax.train") == "verbs"
+    assert _room("keel_jax.config_checks") == "config"
 
 
-def _fields(cls, prefix=""):
+# --- Options -------------------------------------------------------------------------------------
+
+# Not read by name: what stands for it is.
+_STAND_INS = {"train.num_tokens": "the config turns it into num_steps"}
+
+
+def _sections(cls=config.Config, prefix="") -> dict[type, str]:
+    """Every class of options, with the prefix of its options' names."""
+    found = {cls: prefix}
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.type):
-            yield from _fields(field.type, f"{prefix}{field.name}.")
-        else:
-            yield prefix, field.name
+            found |= _sections(field.type, f"{prefix}{field.name}.")
+    return found
 
 
-@pytest.mark.parametrize("key", sorted({prefix + name for prefix, name in _fields(config.Config)}))
-def test_every_option_is_read(key):
-    """An option counts as read if code outside the config's checks reads an attribute so named."""
-    prefix, _, name = key.rpartition(".")
-    if prefix.endswith("_multiplier"):
-        # Read through getattr, by the group's name.
-        path = {
-            "embedding": ("embedding", "table"), "attention": ("block", "attention", "query"),
-            "ffn": ("block", "ffn", "up"), "norm": ("block", "ffn", "inner_norm"),
-            "residual": ("block", "ffn", "beta"), "output": ("output", "matrix"),
-        }[name]
-        keys = [type("Key", (), {"key": part})() for part in path]
-        assert optim.group_of(keys) == name
-        return
-    if prefix == "mesh":
-        assert name in mesh.AXES
-        return
-    derived = {"num_tokens": "num_steps", "profile_steps": "profile_range", "path": "paths",
-               "peak_lr": "lane_settings", "seed": "lane_settings"}
-    wanted = derived.get(name, name)
-    sources = [p for p in PACKAGE.rglob("*.py") if p.name != "config.py"]
-    pattern = re.compile(rf"\.{wanted}\b")
-    assert any(pattern.search(path.read_text()) for path in sources), f"{key} is never read"
+_OPTIONS = {
+    prefix + field.name
+    for cls, prefix in _sections().items()
+    for field in dataclasses.fields(cls)
+    if not dataclasses.is_dataclass(field.type)
+}
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the options that the package reads from now on, a set that grows."""
+    found = set()
+
+    def install(cls, prefix):
+        names = {field.name for field in dataclasses.fields(cls)}
+
+        def read(self, name):
+            if name in names and _is_a_use(sys._getframe(1)):
+                found.add(prefix + name)
+            return object.__getattribute__(self, name)
+
+        monkeypatch.setattr(cls, "__getattribute__", read, raising=False)
+
+    for cls, prefix in _sections().items():
+        install(cls, prefix)
+    return found
+
+
+def _is_a_use(frame) -> bool:
+    """Whether this frame, or who asked it for a derived number, is the package at work.
+
+    A check, a comparison, a hash or a copy of the config by itself is none.
+    """
+    # Properties are called by the recorder.
+    while frame.f_globals["__name__"].startswith(("keel_jax.config", __name__)):
+        if frame.f_code.co_name.startswith("__"):
+            return False
+        frame = frame.f_back
+    return frame.f_globals["__name__"].startswith("keel_jax.")
+
+
+def test_reads_are_told_from_checks_and_copies(reads):
+    cfg = conftest.tiny_config()
+    config.differences(cfg, config.from_dict(config.to_dict(cfg)))
+    hash(cfg.model)
+    assert not reads
+    schedule.unit_schedule(cfg.optim, 10)
+    assert reads == {"optim.schedule", "optim.warmup_steps", "optim.final_lr_fraction"}
+
+
+def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
+    """By a short run and its evaluation, or by the step of an optimiser, a schedule, a topology."""
+    cfg = conftest.tiny_config(
+        model=dict(num_blocks=1, vocab_size=None),
+        data=dict(path=str(token_dir)),
+        train=dict(num_steps=3, eval_num_batches=1),
+        runtime=dict(compilation_cache_dir=cache_dir),
+    )
+    train.train(cfg, tmp_path)
+    evaluate.evaluate(tmp_path)
+    variants = [dict(model=dict(topology=name)) for name in ("mix_ln", "keel_scaled_input")]
+    variants += [dict(optim=dict(schedule="wsd", wsd_decay_fraction=0.5))]
+    for variant in variants:
+        variant_cfg = conftest.tiny_config(**variant)
+        mesh = mesh_lib.make(variant_cfg.mesh)
+        step_lib.jit_train_step(variant_cfg, mesh).eval_shape(
+            state_lib.abstract(variant_cfg, mesh), step_lib.abstract_batch(variant_cfg, mesh)
+        )
+    never = _OPTIONS - reads - set(_STAND_INS)
+    assert not never, f"never read: {sorted(never)}"
+
+
+def _readers(decider: str, value) -> set[str]:
+    """The options that the table says are read where `decider` has this value."""
+    return {r.option for r in config_checks.READERS if r.decider == decider and r.reads(value)}
+
+
+def _table(decider: str) -> set[str]:
+    return {r.option for r in config_checks.READERS if r.decider == decider}
+
+
+@pytest.mark.parametrize("name", config.OPTIMIZERS)
+def test_the_table_of_readers_is_true_of_optimisers(reads, name):
+    optim.make(config.OptimConfig(name=name))
+    assert reads & _table("optim.name") == _readers("optim.name", name)
+
+
+@pytest.mark.parametrize("name", config.SCHEDULES)
+def test_the_table_of_readers_is_true_of_schedules(reads, name):
+    schedule.unit_schedule(config.OptimConfig(schedule=name, warmup_steps=2), 10)
+    assert reads & _table("optim.schedule") == _readers("optim.schedule", name)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", config.TOPOLOGIES)
+def test_the_table_of_readers_is_true_of_topologies(reads, name, tied):
+    cfg = conftest.tiny_config(model=dict(topology=name, tie_embeddings=tied))
+    residual.topology(cfg.model)
+    model = lm.LanguageModel(cfg.model)
+    shapes = jax.eval_shape(lambda: lm.init(model, jax.random.key(0)))
+    optim.describe_groups(shapes, cfg.optim)
+    # Read everywhere, to no effect where queries and keys are normed anyway.
+    options = _table("model.topology") - {"model.qk_norm"}
+    assert reads & options == _readers("model.topology", name) - {"model.qk_norm"}
+    normed = "query_norm" in shapes["block"]["attention"]
+    assert normed != ("model.qk_norm" in _readers("model.topology", name))
+    options = _table("model.tie_embeddings")
+    assert reads & options == _readers("model.tie_embeddings", tied)
 
 
 @pytest.mark.parametrize(

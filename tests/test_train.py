@@ -313,6 +313,34 @@ def test_a_stop_during_the_last_validation_loses_nothing(
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2, 3, 4, 5, 5]
 
 
+def test_a_stop_during_compilation_ends_before_the_first_step(
+    finished, token_dir, cache_dir, tmp_path, monkeypatch
+):
+    cfg, workdir = finished
+    with monkeypatch.context() as patch:
+        patch.setattr(stop.StopRequest, "asked", lambda self, step: True)
+        assert train.train(cfg, tmp_path) == exit_codes.PREEMPTED
+    assert _status(tmp_path)["step"] == 0
+    assert train.train(cfg, tmp_path) == exit_codes.DONE
+    jax.tree.map(np.testing.assert_array_equal, _params(tmp_path), _params(workdir))
+
+
+def test_a_dead_lane_stays_dead_over_a_restart(token_dir, cache_dir, tmp_path, monkeypatch):
+    """Stopped and started, the lanes are those of a run never stopped, the dead one too."""
+    cfg = _config(token_dir, cache_dir, lanes=dict(peak_lr=(1e-2, 1e30)))
+    assert train.train(cfg, tmp_path / "whole") == exit_codes.DONE
+    with monkeypatch.context() as patch:
+        patch.setattr(stop.StopRequest, "asked", lambda self, step: step == 4)
+        assert train.train(cfg, tmp_path / "parts") == exit_codes.PREEMPTED
+    assert train.train(cfg, tmp_path / "parts") == exit_codes.DONE
+    for lane in ("lanes/000", "lanes/001"):
+        whole, parts = tmp_path / "whole" / lane, tmp_path / "parts" / lane
+        assert _numbers(parts) == _numbers(whole)
+        assert _status(parts)["state"] == _status(whole)["state"]
+        assert _status(parts)["step"] == _status(whole)["step"]
+        jax.tree.map(np.testing.assert_array_equal, _params(parts), _params(whole))
+
+
 def test_tensorboard_forgets_what_a_killed_run_wrote_too_much(finished, tmp_path):
     cfg, workdir = finished
     copy = _unfinished(workdir, tmp_path, 3)

@@ -46,6 +46,7 @@ class Checkpoints:
         directory = epath.Path(workdir) / DIRECTORY
         # Orbax takes absolute paths only; a gs:// path is one already.
         self.directory = directory if "://" in str(directory) else directory.absolute()
+        self._keep = keep
         writing = keep is not None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
@@ -90,6 +91,8 @@ class Checkpoints:
         self.check()
         if meta.step in self._manager.all_steps():
             return
+        if meta.diverged and self._keep == 1 and self.latest_step() is not None:
+            return  # it would push out the one to go on from
         progress = dataclasses.replace(state, params=None)
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),

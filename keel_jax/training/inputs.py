@@ -33,11 +33,11 @@ class Inputs:
 
     @property
     def bytes_per_token(self) -> tuple[float, float]:
-        """Of the training splits together, and of the validation split."""
+        """Learned bytes per learned token, of all training splits, and of the validation split."""
         splits = [token_set.split("train") for token_set in self.token_sets]
-        num_bytes = sum(split.num_bytes for split in splits)
-        num_tokens = sum(split.num_tokens for split in splits)
-        return num_bytes / num_tokens, self.first.split("validation").bytes_per_token
+        num_bytes = sum(split.num_loss_bytes for split in splits)
+        weight = sum(split.total_target_weight for split in splits)
+        return num_bytes / weight, self.first.split("validation").loss_bytes_per_token
 
 
 def open_inputs(data: config.DataConfig) -> Inputs:
@@ -51,7 +51,7 @@ def open_inputs(data: config.DataConfig) -> Inputs:
             "data.path is empty: name a directory written by python -m keel_jax.prepare, as in "
             "--config.data.path=DIR."
         )
-    token_sets = tuple(shards.open_set(path) for path in data.paths)
+    token_sets = tuple(shards.open_set(path, verify=data.verify_checksums) for path in data.paths)
     for other in token_sets[1:]:
         if other.tokenizer_fingerprint != token_sets[0].tokenizer_fingerprint:
             raise ValueError(

@@ -20,6 +20,8 @@ def unit_schedule(
 ) -> typing.Callable[[jax.typing.ArrayLike], jax.Array]:
     """The factor of the peak learning rate at each step of a run of S = `num_steps` steps.
 
+    `config.Config` has checked that warm-up and decay fit into it.
+
     With W = warmup_steps, f = final_lr_fraction, C = round(wsd_decay_fraction * S) and the 0-based
     step s:
 
@@ -35,27 +37,22 @@ def unit_schedule(
     Returns:
       A traceable function from the step (integer scalar) to the factor (fp32 scalar in [0, 1]).
 
-    Raises:
-      ValueError: warm-up and decay leave no room for each other.
-
     Sources: cosine, Loshchilov & Hutter (arXiv:1608.03983); wsd, Hu et al. (arXiv:2404.06395)
     with the (1 - sqrt) cooldown of Hägele et al. (arXiv:2405.18392), over the run's last fifth as
     they advise; linear_ramp, the maximum-learning-rate protocol of Keel (arXiv:2601.19895,
     Table 1).
     """
-    warmup_steps, final = optim.warmup_steps, optim.final_lr_fraction
+    warmup_steps, decay_steps = optim.warmup_steps, optim.decay_steps(num_steps)
     if optim.schedule == "linear_ramp":
         pieces, boundaries = [optax.linear_schedule(0.0, 1.0, num_steps)], []
     else:
         pieces, boundaries = [optax.linear_schedule(0.0, 1.0, warmup_steps)], [warmup_steps]
         if optim.schedule == "cosine":
-            decay_steps = num_steps - warmup_steps
-            _check_room(optim, num_steps, decay_steps)
-            pieces += [optax.cosine_decay_schedule(1.0, decay_steps, alpha=final)]
+            fall = optax.cosine_decay_schedule(1.0, decay_steps, alpha=optim.final_lr_fraction)
+            pieces += [fall]
         elif optim.schedule == "wsd":
-            decay_steps = round(optim.wsd_decay_fraction * num_steps)
-            _check_room(optim, num_steps, decay_steps)
-            pieces += [optax.constant_schedule(1.0), _one_minus_sqrt(decay_steps, final)]
+            fall = _one_minus_sqrt(decay_steps, optim.final_lr_fraction)
+            pieces += [optax.constant_schedule(1.0), fall]
             boundaries += [num_steps - decay_steps]
         else:
             assert optim.schedule == "constant", optim.schedule
@@ -72,12 +69,3 @@ def _one_minus_sqrt(decay_steps: int, final: float):
         return final + (1.0 - final) * (1.0 - jnp.sqrt(progress))
 
     return factor
-
-
-def _check_room(optim: config.OptimConfig, num_steps: int, decay_steps: int):
-    if not 0 < decay_steps <= num_steps - optim.warmup_steps:
-        raise ValueError(
-            f"The {optim.schedule} schedule has no room: optim.warmup_steps={optim.warmup_steps} "
-            f"and {decay_steps} steps of decay in train.num_steps={num_steps}. Shorten the "
-            "warm-up, change optim.wsd_decay_fraction (wsd), or lengthen the run."
-        )

@@ -77,16 +77,25 @@ def test_rotation_depends_on_the_distance_only():
     assert score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)
 
 
-def test_softmax_is_float32():
-    """Scores of 30 and 30.1 in bf16 would be equal."""
-    q = jnp.full((1, 2, 1, 4), 4.0, jnp.bfloat16)
-    k = jnp.stack([jnp.full((1, 1, 4), 3.75), jnp.full((1, 1, 4), 3.765625)], 1)
-    v = jnp.asarray([0.0, 1.0])[None, :, None, None] * jnp.ones((1, 2, 1, 4))
+def test_scores_and_softmax_are_float32():
+    """Scores of 256 and 256.5: in bf16, whose neighbours there are 2 apart, they are equal."""
+    q = jnp.full((1, 2, 1, 4), 16.0, jnp.bfloat16)
+    # q k / sqrt(4) is 256; 1/16 more in one component, which bf16 holds exactly, adds 0.5.
+    k = jnp.full((1, 2, 1, 4), 8.0, jnp.bfloat16).at[0, 1, 0, 0].set(8.0625)
+    v = jnp.asarray([0.0, 1.0], jnp.bfloat16)[None, :, None, None] * jnp.ones_like(q)
     zeros = jnp.zeros((1, 2), jnp.int32)
-    out = attention.attend(
-        q, k.astype(jnp.bfloat16), v.astype(jnp.bfloat16), query_index_BT=jnp.ones((1, 2), int),
-        query_segments_BT=zeros, key_segments_BS=zeros,
-    )
-    scores = 4 * 4.0 * np.asarray([3.75, 3.765625]) / 2
-    expected = 1 / (1 + np.exp(scores[0] - scores[1]))
-    np.testing.assert_allclose(np.asarray(out, np.float32)[0, 1, 0], expected, rtol=2**-7)
+
+    def attend(q, k, v):
+        return attention.attend(
+            q, k, v, query_index_BT=jnp.ones((1, 2), int), query_segments_BT=zeros,
+            key_segments_BS=zeros,
+        )
+
+    # Weights and output are rounded to bf16, half a unit in 2^-8 each; a half would be 20% off.
+    expected = 1 / (1 + np.exp(-0.5))
+    np.testing.assert_allclose(np.asarray(attend(q, k, v), np.float32)[0, 1], expected, rtol=2**-8)
+    [exponential] = [
+        line for line in jax.jit(attend).lower(q, k, v).as_text().splitlines()
+        if "stablehlo.exponential" in line
+    ]
+    assert "bf16" not in exponential and "xf32>" in exponential, exponential

@@ -164,6 +164,19 @@ def test_weights_of_zero_are_no_examples():
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+def test_the_state_is_updated_in_place():
+    """Donation: the compiled step writes the new state over the old one."""
+    cfg = conftest.tiny_config()
+    mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
+    compiled = step_lib.compile_train_step(cfg, mesh)
+    state = state_lib.create(cfg, mesh)
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes >= state_bytes
+    old = state.params["output"]["matrix"]
+    compiled(state, _batch(step_lib.abstract_batch(cfg, mesh)))
+    assert old.is_deleted()
+
+
 def test_a_batch_that_devices_cannot_share_is_refused():
     cfg = conftest.tiny_config(train=dict(batch_size=12))
     with pytest.raises(ValueError, match="size 12 is not a multiple of the 8 devices"):
