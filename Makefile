@@ -1,7 +1,7 @@
 # Every target sets up what it needs. `make help` lists them.
 #   PYTHON=python3.12 make test     chooses the interpreter
 #   EXTRAS=tpu make setup           or cuda, gcs: what the machine needs beside the core
-#   make quickstart STEPS=2000      trains longer
+#   make quickstart STEPS=1000      trains longer
 SHELL := /bin/bash
 VENV ?= .venv
 EXTRAS ?=

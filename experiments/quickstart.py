@@ -182,7 +182,7 @@ def main(_):
     wanted = _NUM_STEPS.value or default_num_steps()
     result = files.read_json(done)
     if result and result["step"] >= wanted:
-        print(f"{output} is done: {result['step']} steps. Longer: make quickstart STEPS=2000. "
+        print(f"{output} is done: {result['step']} steps. Longer: make quickstart STEPS=1000. "
               f"Again: remove {output}.")
         return tell(output, result, is_full=wanted >= default_num_steps())
     return quickstart(output, _NUM_STEPS.value)

@@ -294,8 +294,8 @@ class TrainConfig:
     eval_every_steps: int = 0
     # Batches a validation within the run; 0: the whole split.
     eval_num_batches: int = 0
-    # Steps between two checkpoints; 0: only at the end.
-    checkpoint_every_steps: int = 0
+    # Steps between two checkpoints; 0: only at the end and on a stop request.
+    checkpoint_every_steps: int = 1000
     # Newest checkpoints that are kept.
     keep_checkpoints: int = 2
     # Work directory or checkpoint whose weights start this run, with a new optimiser.
