@@ -104,13 +104,17 @@ def test_ctrl_c_ends_cleanly_and_is_continued(tmp_path):
         f"--output={output}",
         "--vocab_size=400",
         "--workers=2",
+        "--unit_bytes=50000",  # some 200 shards: the first is long before the last
     ]
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(output.glob("unit-*.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    try:
+        while not list(output.glob("unit-*.json")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130
     assert "Interrupted" in errors and "Traceback" not in errors
     assert not (output / "index.json").exists() and not list(output.glob("*.tmp-*"))
