@@ -166,13 +166,19 @@ def _line_number(path: str, offset: int) -> int:
     return count
 
 
-def _open(path: str) -> BinaryIO:
-    raw = epath.Path(path).open("rb")
-    if path.lower().endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)
-    if path.lower().endswith(".zst"):
-        return io.BufferedReader(_ZstdFile(raw, _package("zstandard", path)), _CHUNK_BYTES)
-    return raw
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[BinaryIO]:
+    """The file's bytes, decompressed; closed to the bottom (GzipFile leaves its own file open)."""
+    with epath.Path(path).open("rb") as raw:
+        if path.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=raw) as file:
+                yield file
+        elif path.lower().endswith(".zst"):
+            zstd = _ZstdFile(raw, _package("zstandard", path))
+            with io.BufferedReader(zstd, _CHUNK_BYTES) as file:
+                yield file
+        else:
+            yield raw
 
 
 class _ZstdFile(io.RawIOBase):
