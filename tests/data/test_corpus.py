@@ -1,6 +1,7 @@
 """Laws of the sources: the same documents from every format and cut; bad ones counted by place."""
 
 import gzip
+import importlib
 import json
 import sys
 
@@ -35,16 +36,16 @@ def _write(path, texts=TEXTS):
     elif path.name.endswith(".gz"):
         path.write_bytes(gzip.compress(_jsonl(texts)))
     elif path.name.endswith(".zst"):
-        zstandard = pytest.importorskip("zstandard")
+        zstandard = importlib.import_module("zstandard")
         half = len(_jsonl(texts)) // 2  # two frames, cut anywhere
         compress = zstandard.ZstdCompressor().compress
         path.write_bytes(compress(_jsonl(texts)[:half]) + compress(_jsonl(texts)[half:]))
     elif path.name.endswith(".parquet"):
-        pyarrow = pytest.importorskip("pyarrow")
-        parquet = pytest.importorskip("pyarrow.parquet")
+        pyarrow = importlib.import_module("pyarrow")
+        parquet = importlib.import_module("pyarrow.parquet")
         parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=17)
     else:
-        module = pytest.importorskip("array_record.python.array_record_module")
+        module = importlib.import_module("array_record.python.array_record_module")
         writer = module.ArrayRecordWriter(str(path), "group_size:1")
         for i, text in enumerate(texts):  # both kinds of record
             writer.write(text.encode() if i % 2 else json.dumps({"text": text}).encode())

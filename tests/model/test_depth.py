@@ -1,6 +1,7 @@
 """Depth as one scan: equal to a loop over blocks, one compiled body, recomputation that saves."""
 
 import dataclasses
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ def _model_and_params(**options):
     params = lm.init(model, jax.random.key(0))
     # Gains of 1 would hide a gain that is applied twice or not at all.
     noise = lambda path, p: p + 0.1 * jax.random.normal(  # noqa: E731
-        jax.random.key(abs(hash(jax.tree_util.keystr(path))) % 2**31), p.shape
+        jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode())), p.shape
     )
     return model, jax.tree_util.tree_map_with_path(noise, params)
 
