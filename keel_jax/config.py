@@ -387,24 +387,68 @@ class LanesConfig:
             )
 
 
+# The mesh's axes, outermost first: neighbours along the last are neighbours on the chip's links.
+MESH_AXES = ("lane", "stage", "data", "fsdp", "context", "tensor")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each mesh axis; at most one size may be -1, which takes what is left."""
+    """Devices along each mesh axis: within a slice, and (`dcn_`) across slices.
+
+    A slice is a set of devices with fast links between all of them (a TPU slice; anything else
+    is one slice). An axis has (its size) x (its dcn_ size) devices. Of the sizes within a slice at
+    most one may be -1, which takes what is left of the slice's devices; of those across slices
+    likewise, which takes what is left of the slices.
+    """
 
     # Devices over which lanes (see LanesConfig) are spread; divides their number.
     lane: int = 1
+    # Pipeline stages: each holds num_blocks / stage consecutive blocks.
+    stage: int = 1
     # Replicas that share nothing but gradients.
     data: int = 1
     # Replicas among which parameters and optimiser state are sharded (ZeRO-3).
     fsdp: int = -1
+    # Parts of each sequence (ring attention).
+    context: int = 1
+    # Parts of each head group, FFN and vocabulary (Megatron); divides num_kv_heads.
+    tensor: int = 1
+    # The same across slices: only what rarely talks should cross them.
+    dcn_lane: int = 1
+    dcn_stage: int = 1
+    dcn_data: int = -1
+    dcn_fsdp: int = 1
+    dcn_context: int = 1
+    dcn_tensor: int = 1
+    # Parts of a micro-batch that follow each other through the stages; 0: 4 a stage, which leaves
+    # a stage idle for (S - 1) / (5 S - 1) of the time.
+    stage_microbatches: int = 0
 
     def __post_init__(self):
-        sizes = dataclasses.astuple(self)
-        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        for sizes in (self.ici_sizes, self.dcn_sizes):
+            values = list(sizes.values())
+            if any(size == 0 or size < -1 for size in values) or values.count(-1) > 1:
+                told = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+                raise ValueError(
+                    f"{told}: each is a positive number of devices, and at most one is -1."
+                )
+        config_checks.at_least("mesh.stage_microbatches", self.stage_microbatches, 0)
+        if self.stage_microbatches and self.stage == self.dcn_stage == 1:
             raise ValueError(
-                f"mesh sizes (lane, data, fsdp) = {sizes}: each is a positive number of devices, "
-                "and at most one is -1."
+                f"mesh.stage_microbatches={self.stage_microbatches} has no effect with "
+                "mesh.stage=1: it is read by the pipeline. Set mesh.stage, or set "
+                "--config.mesh.stage_microbatches=0, its default."
             )
+
+    @property
+    def ici_sizes(self) -> dict[str, int]:
+        """Size within a slice, by the option's name."""
+        return {axis: getattr(self, axis) for axis in MESH_AXES}
+
+    @property
+    def dcn_sizes(self) -> dict[str, int]:
+        """Size across slices, by the option's name."""
+        return {f"dcn_{axis}": getattr(self, f"dcn_{axis}") for axis in MESH_AXES}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -434,7 +478,7 @@ class Config:
         config_checks.seed("seed", self.seed)
         config_checks.without_effect(self, _default_value)
         self._check_schedule()
-        lanes, devices = self.num_lanes, self.mesh.lane
+        lanes, devices = self.num_lanes, self.mesh.lane * self.mesh.dcn_lane
         if devices != 1 and (lanes == 1 or lanes % devices):
             raise ValueError(
                 f"mesh.lane={devices} devices do not divide {lanes} lane(s), so that some would "
@@ -474,7 +518,7 @@ class Config:
             self,
             seed=seed,
             lanes=LanesConfig(),
-            mesh=dataclasses.replace(self.mesh, lane=1),
+            mesh=dataclasses.replace(self.mesh, lane=1, dcn_lane=1),
             optim=dataclasses.replace(self.optim, peak_lr=peak_lr),
         )
 

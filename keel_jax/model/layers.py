@@ -16,9 +16,14 @@ import jax.numpy as jnp
 
 from keel_jax import config
 from keel_jax.model import attention, residual
+from keel_jax.parallel import sharding
 
-# Logical axes of the stream, [B, T, D].
-STREAM_AXES = ("batch", "time", "stream")
+# Logical axes of the stream between the branches, and of what a branch reads; [B, T, D].
+STREAM_AXES = ("batch", "stream_time", "stream")
+BRANCH_AXES = ("batch", "time", "stream")
+# Of queries, and of keys and values; [B, T, N, H].
+QUERY_AXES = ("batch", "time", "heads", "head_dim")
+KEY_AXES = ("batch", "time", "kv_heads", "head_dim")
 
 
 @flax.struct.dataclass
@@ -68,6 +73,7 @@ class Attention(nn.Module):
             x_BTD, gains, constants, topology, residual.ATTENTION,
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
+        h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
         q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads)
         k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads)
         v_BTKH = split_heads(multiply(h_BTD, w_value), m.num_kv_heads)
@@ -97,6 +103,7 @@ class Attention(nn.Module):
             key_segments_BS=key_segments_BS,
         )
         f_BTD = multiply(a_BTNH.reshape(*a_BTNH.shape[:2], heads), w_out)
+        f_BTD = sharding.constrain(f_BTD, STREAM_AXES)
         x_BTD = residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.ATTENTION, epsilon=m.norm_epsilon
         )
@@ -126,11 +133,28 @@ class Ffn(nn.Module):
             x_BTD, gains, constants, topology, residual.FFN,
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
+        h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
         f_BTF = jax.nn.silu(multiply(h_BTD, w_gate)) * multiply(h_BTD, w_up)
+        f_BTD = sharding.constrain(multiply(f_BTF, w_down), STREAM_AXES)
         return residual.join(
-            x_BTD, multiply(f_BTF, w_down), gains, constants, topology, residual.FFN,
-            epsilon=m.norm_epsilon,
+            x_BTD, f_BTD, gains, constants, topology, residual.FFN, epsilon=m.norm_epsilon
         )
+
+
+def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size, seq_len):
+    """Whether `mesh` can split what the blocks compute on a batch [B, T].
+
+    Raises:
+      ValueError: a dimension is not a multiple of the devices that share it; both are named.
+    """
+    shapes = {
+        "attention's queries [B, T, N, H]": (QUERY_AXES, (model.num_heads, model.head_dim)),
+        "attention's keys [B, T, K, H]": (KEY_AXES, (model.num_kv_heads, model.head_dim)),
+        "the stream [B, T, D]": (STREAM_AXES, (model.d_model,)),
+        "the loss's input [B, T, D]": (("batch", "loss_time", "stream"), (model.d_model,)),
+    }
+    for name, (axes, last) in shapes.items():
+        sharding.sharding(mesh, axes, (batch_size, seq_len, *last), name)
 
 
 def weight(module: nn.Module, name: str, shape, axes, std: float) -> jax.Array:

@@ -14,6 +14,9 @@ from keel_jax import config
 from keel_jax.model import attention, depth, layers, residual
 from keel_jax.parallel import sharding
 
+# Logical axes of what the logits are computed from, [B, T, D].
+LOSS_AXES = ("batch", "loss_time", "stream")
+
 
 class LanguageModel(nn.Module):
     """A decoder-only language model with the residual topology `model.topology`.
@@ -46,6 +49,8 @@ class LanguageModel(nn.Module):
         """
         if segments_BT is None:
             segments_BT = jnp.zeros_like(tokens_BT)
+        # A position depends on all tokens before it: a few integers, gathered once.
+        segments_BT = sharding.constrain(segments_BT, ("batch", "scalar"))
         context = layers.Context(
             positions_BT=attention.positions_in_document(segments_BT),
             segments_BT=segments_BT,
@@ -87,8 +92,8 @@ class Embedding(nn.Module):
             self.norm = layers.norm_gain(self, "norm", m.d_model)
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        # Gathered whole, as any weight where it is used: looked up in slices of its width, the
-        # rows would have to be exchanged, or on some meshes replicated.
+        # Gathered over its width, as any weight where it is used: looked up in slices of its width,
+        # the rows would have to be exchanged, or on some meshes replicated.
         table_VD = sharding.constrain(self.table, ("vocab", "stream"))
         x_BTD = table_VD[tokens_BT]
         if residual.topology(self.model).embedding_norm:
@@ -113,7 +118,7 @@ class Output(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         if has_final_norm(self.model):
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
-        return sharding.constrain(x_BTD.astype(self.model.compute_dtype), layers.STREAM_AXES)
+        return sharding.constrain(x_BTD.astype(self.model.compute_dtype), LOSS_AXES)
 
 
 def logits(h: jax.Array, w_DV: jax.Array) -> jax.Array:

@@ -1,43 +1,96 @@
-"""The device mesh: named axes over the devices that a run uses."""
+"""The device mesh: named axes over the devices that a run uses, within slices and across them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 from keel_jax import config
 
-AXES = ("lane", "data", "fsdp")
+AXES = config.MESH_AXES
 
 
-def make(mesh: config.MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make(
+    mesh: config.MeshConfig,
+    devices: Sequence[jax.Device] | None = None,
+    num_slices: int | None = None,
+) -> jax.sharding.Mesh:
     """A mesh with axes AXES over `devices` (all of them by default).
+
+    Along each axis the slices are outermost: its first (size within a slice) devices share a
+    slice. Within a slice JAX lays the axes onto the chips' links.
 
     Axes are of type Auto: `jax.make_mesh` gives Explicit ones, under which linen's constraints
     raise.
 
+    Args:
+      num_slices: None: as the devices say; a number: that many groups of equal size, in the order
+        of `devices`, stand for slices.
+
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or of slices.
     """
-    devices = jax.devices() if devices is None else devices
-    sizes = resolve_sizes(mesh, len(devices))
+    slices = split_slices(jax.devices() if devices is None else devices, num_slices)
+    sizes = tuple(resolve_sizes(mesh, len(slices[0]), len(slices)).values())
+    ici, dcn = zip(*sizes, strict=True)
+    within = [
+        mesh_utils.create_device_mesh(ici, group, allow_split_physical_axes=True)
+        for group in slices
+    ]
+    # [dcn…, ici…] -> [dcn0, ici0, dcn1, ici1, …] -> [dcn0 * ici0, …].
+    stacked = np.stack(within).reshape(*dcn, *ici)
+    pairs = [axis for pair in enumerate(range(len(AXES), 2 * len(AXES))) for axis in pair]
     return jax.sharding.Mesh(
-        np.asarray(devices).reshape(sizes),
+        stacked.transpose(pairs).reshape(np.multiply(ici, dcn)),
         AXES,
         axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
     )
 
 
-def resolve_sizes(mesh: config.MeshConfig, num_devices: int) -> tuple[int, ...]:
-    """The size of each axis in AXES, with -1 replaced by what is left of `num_devices`."""
-    sizes = [getattr(mesh, axis) for axis in AXES]
-    fixed = int(np.prod([size for size in sizes if size != -1]))
-    if -1 in sizes and num_devices % fixed == 0:
-        sizes[sizes.index(-1)] = num_devices // fixed
-    if int(np.prod(sizes)) != num_devices:
-        wanted = ", ".join(f"mesh.{a}={getattr(mesh, a)}" for a in AXES)
+def split_slices(
+    devices: Sequence[jax.Device], num_slices: int | None = None
+) -> list[list[jax.Device]]:
+    """The devices of each slice; arguments as in `make`.
+
+    Raises:
+      ValueError: the slices are not of one size.
+    """
+    devices = list(devices)
+    if num_slices is None:
+        index_of = {device: getattr(device, "slice_index", 0) for device in devices}
+    else:
+        index_of = {d: i * num_slices // len(devices) for i, d in enumerate(devices)}
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(index_of[device], []).append(device)
+    sizes = [len(group) for group in slices.values()]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"The {len(devices)} devices form slices of {sizes} devices: not alike.")
+    return [slices[index] for index in sorted(slices)]
+
+
+def resolve_sizes(
+    mesh: config.MeshConfig, slice_devices: int, num_slices: int
+) -> dict[str, tuple[int, int]]:
+    """(size within a slice, size across slices) of each axis in AXES, with -1 replaced.
+
+    Raises:
+      ValueError: the sizes do not multiply to `slice_devices` and `num_slices`.
+    """
+    ici = _resolve(mesh.ici_sizes, slice_devices, "devices of a slice")
+    dcn = _resolve(mesh.dcn_sizes, num_slices, "slices")
+    return dict(zip(AXES, zip(ici, dcn, strict=True), strict=True))
+
+
+def _resolve(sizes: Mapping[str, int], total: int, what: str) -> list[int]:
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    resolved = [total // fixed if size == -1 else size for size in sizes.values()]
+    if math.prod(resolved) != total:
+        told = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != 1)
         raise ValueError(
-            f"{wanted} do not multiply to the {num_devices} devices that are there; set one of "
-            "them to -1 to take what is left."
+            f"{told or 'The sizes of the mesh'} do not multiply to the {total} {what} that are "
+            "there (every other size is 1); set one of them to -1 to take what is left."
         )
-    return tuple(sizes)
+    return resolved

@@ -3,25 +3,36 @@
 Modules name logical axes at the initialiser; nothing else in the project writes a PartitionSpec.
 """
 
+import collections
 import math
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-# Logical axis -> mesh axes. Parameters and optimiser state are split over `fsdp` along their
-# model dimension and gathered where they are used (ZeRO-3), while the stream stays with its rows;
-# depth is never split here, so that the scan reads one block at a time.
+# Logical axis -> mesh axes, outermost first.
+#   Parameters and optimiser state are split over `fsdp` along their model dimension and gathered
+#   where they are used (ZeRO-3), while the stream stays with its rows.
+#   `tensor` splits heads, FFN and vocabulary (Megatron); between the branches the stream is split
+#   over it along time, so that norms and the residual sum are shared out too: the all-reduce after
+#   a branch becomes a reduce-scatter and an all-gather before the next, of the same bytes.
+#   `stage` holds consecutive blocks; within a stage the scan reads one block at a time.
 RULES = {
     "lane": ("lane",),
     "batch": ("data", "fsdp"),
-    "time": (),
+    # Tokens, and what attention reads.
+    "time": ("context",),
+    # The stream between the branches.
+    "stream_time": ("context", "tensor"),
+    # What the loss reads: the stages share it out.
+    "loss_time": ("stage", "context"),
     "stream": (),
-    "blocks": (),
+    "blocks": ("stage",),
     "embed": ("fsdp",),
-    "heads": (),
-    "kv_heads": (),
-    "ffn": (),
-    "vocab": (),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "ffn": ("tensor",),
+    "vocab": ("tensor",),
     "norm": (),
     "head_dim": (),
     "scalar": (),
@@ -61,13 +72,24 @@ def sharding(
     if len(logical_axes) != len(shape):
         raise ValueError(f"{name}: shape {shape} has not the axes {logical_axes}.")
     for logical, size in zip(logical_axes, shape, strict=True):
-        devices = math.prod(mesh.shape[axis] for axis in RULES.get(logical, ()))
+        devices = num_shards(logical, mesh.shape)
         if size % devices:
             raise ValueError(
                 f"{name or 'array'} of shape {shape}: dimension {logical!r} of size {size} is not "
                 f"a multiple of the {devices} devices along {RULES[logical]}."
             )
     return NamedSharding(mesh, spec(logical_axes))
+
+
+def mesh_sizes() -> Mapping[str, int]:
+    """Devices along each mesh axis, inside jit under `jax.set_mesh`; without a mesh, 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return collections.defaultdict(lambda: 1, () if mesh.empty else mesh.shape.items())
+
+
+def num_shards(logical_axis: str, sizes: Mapping[str, int]) -> int:
+    """Into how many parts the table splits a dimension, on a mesh with these axis sizes."""
+    return math.prod(sizes[axis] for axis in RULES.get(logical_axis, ()))
 
 
 def constrain(array: jax.Array, logical_axes: tuple[str, ...]) -> jax.Array:

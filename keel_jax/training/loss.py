@@ -6,7 +6,7 @@ Dimension letters: B batch, T time, D model, V vocabulary, C chunk of time.
 import jax
 import jax.numpy as jnp
 
-from keel_jax.model import layers, lm
+from keel_jax.model import lm
 from keel_jax.parallel import sharding
 
 
@@ -24,16 +24,17 @@ def cross_entropy_sums(
     sum of weight * (log Z)^2, and "correct" = sum of weight over tokens whose most likely next
     token is the target.
 
-    `chunk` positions of each row at a time (0: all) are multiplied with w [D, V] and reduced; the
-    backward pass computes their logits again. The time axis is split, not the batch, so that on
-    several devices each works on its own rows.
+    `chunk` positions of each row that a device holds (0: all) are multiplied with w [D, V] at a
+    time and reduced; the backward pass computes their logits again. The time axis is split, not
+    the batch, so that on several devices each works on its own rows.
     """
-    num_tokens = h_BTD.shape[1]
-    if not 0 < chunk < num_tokens:
+    parts = sharding.num_shards("loss_time", sharding.mesh_sizes())
+    local_tokens = h_BTD.shape[1] // parts
+    if not 0 < chunk < local_tokens:
         return _sums(h_BTD, w_DV, targets_BT, weights_BT)
     # A remainder is padded with tokens that weigh nothing.
-    pad = -num_tokens % chunk
-    chunks = [_chunked(x, pad, chunk) for x in (h_BTD, targets_BT, weights_BT)]
+    pad = -local_tokens % chunk
+    chunks = [_chunked(x, pad, chunk, parts) for x in (h_BTD, targets_BT, weights_BT)]
 
     def add(sums, xs):
         h_BCD, targets_BC, weights_BC = xs
@@ -49,8 +50,8 @@ _NAMES = ("nats", "weight", "log_z_squared", "correct")
 
 
 def _sums(h_BCD, w_DV, targets_BC, weights_BC):
-    h_BCD = sharding.constrain(h_BCD, layers.STREAM_AXES)
-    logits_BCV = sharding.constrain(lm.logits(h_BCD, w_DV), layers.STREAM_AXES)
+    h_BCD = sharding.constrain(h_BCD, lm.LOSS_AXES)
+    logits_BCV = sharding.constrain(lm.logits(h_BCD, w_DV), ("batch", "loss_time", "vocab"))
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     target_logit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
     correct_BC = logits_BCV.argmax(axis=-1) == targets_BC
@@ -63,8 +64,14 @@ def _sums(h_BCD, w_DV, targets_BC, weights_BC):
     return {name: value.sum() for name, value in zip(_NAMES, sums, strict=True)}
 
 
-def _chunked(x, pad: int, chunk: int):
-    """[B, T, …] -> [chunks, B, chunk, …], zeros at the end."""
-    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-    x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
+def _chunked(x, pad: int, chunk: int, parts: int):
+    """[B, T, …] -> [chunks, B, parts * chunk, …], zeros at the end of each part of T / parts.
+
+    A chunk holds as many positions of each part, the time that one device holds: all of them work
+    on every chunk.
+    """
+    batch_size, num_tokens, *rest = x.shape
+    x = x.reshape(batch_size, parts, num_tokens // parts, *rest)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, pad)) + ((0, 0),) * len(rest))
+    x = x.reshape(batch_size, parts, -1, chunk, *rest)
+    return jnp.moveaxis(x, 2, 0).reshape(-1, batch_size, parts * chunk, *rest)

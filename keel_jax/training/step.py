@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from keel_jax import config
-from keel_jax.model import lm
+from keel_jax.model import layers, lm
 from keel_jax.parallel import sharding
 from keel_jax.training import loss, optim, schedule
 from keel_jax.training import state as state_lib
@@ -115,17 +115,19 @@ def abstract_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> dict:
     lanes = (cfg.num_lanes,) if cfg.num_lanes > 1 else ()
     parts = cfg.train.accumulation_steps
     return _abstract_batch(
-        mesh, lanes, cfg.train.batch_size, cfg.train.seq_len, parts,
+        cfg, mesh, lanes, cfg.train.batch_size, parts,
         f"train.batch_size / train.accumulation_steps = {cfg.train.batch_size} / {parts}",
     )
 
 
 def abstract_eval_batch(cfg: config.Config, mesh: jax.sharding.Mesh, batch_size: int) -> dict:
     """Shapes, dtypes and shardings of a global evaluation batch [B, T], read by all lanes."""
-    return _abstract_batch(mesh, (), batch_size, cfg.train.seq_len, 1, "evaluation batch")
+    return _abstract_batch(cfg, mesh, (), batch_size, 1, "evaluation batch")
 
 
-def _abstract_batch(mesh, lanes, batch_size, seq_len, parts, name) -> dict:
+def _abstract_batch(cfg, mesh, lanes, batch_size, parts, name) -> dict:
+    seq_len = cfg.train.seq_len
+    layers.check_activations(cfg.model, mesh, batch_size // parts, seq_len)
     axes = (*(("lane",) if lanes else ()), *_BATCH_AXES)
     micro_shape = (*lanes, batch_size // parts, seq_len)
     place = sharding.sharding(mesh, axes, micro_shape, name)

@@ -48,21 +48,21 @@ def test_a_shape_without_its_axes_is_refused():
         sharding.sharding(_mesh(), ("embed", "vocab"), (8,), "a")
 
 
-# Of Keel on data=2, fsdp=4: what is split is the model dimension, and only over fsdp.
+# Of Keel: depth over stages, the model dimension over fsdp, heads, FFN and vocabulary over tensor.
 _KEEL = {
-    "block/attention/inner_norm": PartitionSpec(None, None),
-    "block/attention/key": PartitionSpec(None, "fsdp", None),
-    "block/attention/out": PartitionSpec(None, None, "fsdp"),
-    "block/attention/outer_norm": PartitionSpec(None, None),
-    "block/attention/query": PartitionSpec(None, "fsdp", None),
-    "block/attention/value": PartitionSpec(None, "fsdp", None),
-    "block/ffn/down": PartitionSpec(None, None, "fsdp"),
-    "block/ffn/gate": PartitionSpec(None, "fsdp", None),
-    "block/ffn/inner_norm": PartitionSpec(None, None),
-    "block/ffn/outer_norm": PartitionSpec(None, None),
-    "block/ffn/up": PartitionSpec(None, "fsdp", None),
-    "embedding/table": PartitionSpec(None, "fsdp"),
-    "output/matrix": PartitionSpec("fsdp", None),
+    "block/attention/inner_norm": PartitionSpec("stage", None),
+    "block/attention/key": PartitionSpec("stage", "fsdp", "tensor"),
+    "block/attention/out": PartitionSpec("stage", "tensor", "fsdp"),
+    "block/attention/outer_norm": PartitionSpec("stage", None),
+    "block/attention/query": PartitionSpec("stage", "fsdp", "tensor"),
+    "block/attention/value": PartitionSpec("stage", "fsdp", "tensor"),
+    "block/ffn/down": PartitionSpec("stage", "tensor", "fsdp"),
+    "block/ffn/gate": PartitionSpec("stage", "fsdp", "tensor"),
+    "block/ffn/inner_norm": PartitionSpec("stage", None),
+    "block/ffn/outer_norm": PartitionSpec("stage", None),
+    "block/ffn/up": PartitionSpec("stage", "fsdp", "tensor"),
+    "embedding/table": PartitionSpec("tensor", "fsdp"),
+    "output/matrix": PartitionSpec("fsdp", "tensor"),
 }
 
 

@@ -64,12 +64,18 @@ def test_accumulation_equals_the_big_batch():
     _assert_close(_train(small), _train(big))
 
 
-@pytest.mark.parametrize(
-    "mesh", [dict(fsdp=8), dict(data=8, fsdp=1), dict(data=2, fsdp=4)], ids=str
-)
+# Every axis alone and in pairs; sizes that are not named are 1, but for data.
+_MESHES = [
+    dict(fsdp=8), dict(data=8), dict(tensor=2), dict(context=8),
+    dict(data=2, fsdp=4), dict(fsdp=4, tensor=2), dict(fsdp=2, context=4),
+    dict(context=4, tensor=2), dict(fsdp=2, context=2, tensor=2),
+]
+
+
+@pytest.mark.parametrize("mesh", _MESHES, ids=str)
 def test_one_device_equals_eight(mesh):
     cfg = conftest.tiny_config(optim=_LINEAR, train=dict(loss_chunk=5))
-    sizes = config.MeshConfig(**mesh)
+    sizes = config.MeshConfig(**{"data": -1, "fsdp": 1, **mesh})
     _assert_close(_train(cfg, num_devices=8, mesh=sizes), _train(cfg))
 
 
