@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from keel_jax import config
 from keel_jax.model import layers, residual
-from keel_jax.parallel import sharding
+from keel_jax.parallel import pipeline, sharding
 
 
 class Block(nn.Module):
@@ -32,32 +32,82 @@ class Block(nn.Module):
 
 
 class Depth(nn.Module):
-    """The stack of N blocks."""
+    """The stack of N blocks, in one piece or, on a mesh with stages, in as many."""
 
     model: config.ModelConfig
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, context: layers.Context, cache: layers.Cache | None = None
+        self,
+        x_BTD: jax.Array,
+        context: layers.Context,
+        cache: layers.Cache | None = None,
+        num_microbatches: int = 0,
     ) -> tuple[jax.Array, layers.Cache | None]:
-        """The stream after the last block; the cache, updated in place in the loop's carry."""
-        def body(block, carry, constants, context):
-            return block(carry, constants, context), None
+        """The stream after the last block; the cache, updated in place in the loop's carry.
 
-        if self.model.remat == "block" and cache is None:
-            # Inside a scan the loop itself keeps XLA from merging the two computations.
-            body = nn.remat(body, prevent_cse=False)
-        scan = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=self.model.num_blocks,
-            metadata_params={nn.PARTITION_NAME: "blocks"},
-        )
+        `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
+        """
+        m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
+        if num_stages == 1 or self.is_initializing():
+            return scan_blocks(m, Block(m, name="block"), (x_BTD, cache), constants(m), context)
+        assert cache is None, "no decoding over stages"
+
+        def stage(arrays, x_BTD, context):
+            params, constants = arrays
+            return Stage(m).apply({"params": {"block": params}}, x_BTD, constants, context)
+
+        count = pipeline.num_microbatches(num_microbatches, num_stages)
+        x_MBTD = sharding.split_rows(x_BTD, count, layers.STREAM_AXES)
+        contexts = jax.tree.map(lambda x: sharding.split_rows(x, count, ("batch", "time")), context)
+        arrays = self.variables["params"]["block"], constants(m)
+        x_MBTD = pipeline.run(stage, arrays, x_MBTD, contexts)
+        return x_MBTD.swapaxes(0, 1).reshape(x_BTD.shape), None
+
+
+class Stage(nn.Module):
+    """As many of the blocks as it is given constants and parameters for: one pipeline stage."""
+
+    model: config.ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, constants, context: layers.Context) -> jax.Array:
         block = Block(self.model, name="block")
-        carry, _ = scan(block, (x_BTD, cache), constants(self.model), context)
-        return carry
+        return scan_blocks(self.model, block, (x_BTD, None), constants, context)[0]
+
+
+def scan_blocks(model: config.ModelConfig, block: Block, carry, constants, context):
+    """The (stream, cache) after all blocks of `constants`, whose leaves are [blocks, …]."""
+    def body(block, carry, constants, context):
+        return block(carry, constants, context), None
+
+    if model.remat == "block" and carry[1] is None:
+        # Inside a scan the loop itself keeps XLA from merging the two computations.
+        body = nn.remat(body, prevent_cse=False)
+    scan = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=len(constants["block"]),
+        metadata_params={nn.PARTITION_NAME: "blocks"},
+    )
+    carry, _ = scan(block, carry, constants, context)
+    return carry
+
+
+def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Whether the stages of `mesh` can share the blocks.
+
+    Raises:
+      ValueError: they cannot; both numbers are named.
+    """
+    num_stages = mesh.shape[pipeline.AXIS]
+    if model.num_blocks % num_stages:
+        raise ValueError(
+            f"model.num_blocks={model.num_blocks} is not a multiple of the {num_stages} stages of "
+            "the mesh, which hold equally many blocks each: change mesh.stage or the depth."
+        )
 
 
 def constants(model: config.ModelConfig) -> dict[str, jax.Array]:

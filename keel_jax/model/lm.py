@@ -39,13 +39,19 @@ class LanguageModel(nn.Module):
         h_BTD = self.hidden(tokens_BT, segments_BT)
         return logits(h_BTD, self.output_matrix())
 
-    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array | None = None,
+        num_microbatches: int = 0,
+    ) -> jax.Array:
         """What the logits are computed from, in the compute dtype [B, T, D].
 
         Args:
           tokens_BT: int32 token ids.
           segments_BT: int32 document numbers, attention and positions stay within one;
             None: one document a row.
+          num_microbatches: see `pipeline.num_microbatches`; read on a mesh with stages.
         """
         if segments_BT is None:
             segments_BT = jnp.zeros_like(tokens_BT)
@@ -56,7 +62,9 @@ class LanguageModel(nn.Module):
             segments_BT=segments_BT,
             index_BT=jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape),
         )
-        h_BTD, _ = self.depth(self.embedding(tokens_BT), context)
+        h_BTD, _ = self.depth(
+            self.embedding(tokens_BT), context, num_microbatches=num_microbatches
+        )
         return self.output(h_BTD)
 
     def decode(

@@ -101,3 +101,12 @@ def constrain(array: jax.Array, logical_axes: tuple[str, ...]) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, spec(logical_axes))
+
+
+def split_rows(x_B: jax.Array, parts: int, logical_axes: tuple[str, ...]) -> jax.Array:
+    """[B, …] -> [parts, B / parts, …], its parts with `logical_axes`.
+
+    Row b goes to part b mod parts, so that each device keeps its own rows.
+    """
+    x_PB = x_B.reshape(-1, parts, *x_B.shape[1:]).swapaxes(0, 1)
+    return constrain(x_PB, ("scalar", *logical_axes))

@@ -8,6 +8,7 @@ import numpy as np
 
 from keel_jax import config
 from keel_jax.data import loader, shards
+from keel_jax.parallel import pipeline, sharding
 from keel_jax.training import step as step_lib
 from keel_jax.training import transfer
 
@@ -16,9 +17,11 @@ class Evaluator:
     """The compiled evaluation step with the split that it reads."""
 
     def __init__(self, cfg: config.Config, mesh: jax.sharding.Mesh, token_set: shards.TokenSet):
-        """Compiles the step for `cfg.train.batch_size`, rounded up to the devices' multiple."""
+        """Compiles the step for `cfg.train.batch_size`, rounded up to what the mesh can share."""
         self._cfg, self._mesh, self._token_set = cfg, mesh, token_set
-        rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        rows = sharding.num_shards("batch", mesh.shape) * pipeline.num_microbatches(
+            cfg.mesh.stage_microbatches, mesh.shape[pipeline.AXIS]
+        )
         self._batch_size = -(-cfg.train.batch_size // rows) * rows
         self._step = step_lib.compile_eval_step(cfg, mesh, self._batch_size)
         self._abstract = step_lib.abstract_eval_batch(cfg, mesh, self._batch_size)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import lm
+from keel_jax.model import depth, lm
 from keel_jax.parallel import sharding
 from keel_jax.training import optim
 
@@ -72,6 +72,7 @@ def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     Raises:
       ValueError: a dimension is not a multiple of the devices that share it.
     """
+    depth.check_stages(cfg.model, mesh)
     shapes = jax.eval_shape(initialiser(cfg))
     lane = ("lane",) if cfg.num_lanes > 1 else ()
 

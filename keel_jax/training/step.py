@@ -11,7 +11,7 @@ import optax
 
 from keel_jax import config
 from keel_jax.model import layers, lm
-from keel_jax.parallel import sharding
+from keel_jax.parallel import pipeline, sharding
 from keel_jax.training import loss, optim, schedule
 from keel_jax.training import state as state_lib
 
@@ -26,7 +26,8 @@ def batch_sums(params, batch: dict, cfg: config.Config) -> Sums:
     """The loss sums (`loss.cross_entropy_sums`) of a batch [B, T]."""
     model = lm.LanguageModel(cfg.model)
     h_BTD = model.apply(
-        {"params": params}, batch["inputs"], batch["segment_ids"], method="hidden"
+        {"params": params}, batch["inputs"], batch["segment_ids"],
+        cfg.mesh.stage_microbatches, method="hidden",
     )
     return loss.cross_entropy_sums(
         h_BTD,
@@ -91,15 +92,10 @@ def _gradients(params, batch, cfg):
     if parts == 1:
         return gradient(params, batch)
 
-    def split(x_BT):
-        # Row b goes to micro-batch b mod A, so that each device keeps its own rows.
-        x_ABT = x_BT.reshape(-1, parts, x_BT.shape[1]).swapaxes(0, 1)
-        return sharding.constrain(x_ABT, ("scalar", *_BATCH_AXES))
-
     def add(total, micro_batch):
         return jax.tree.map(jnp.add, total, gradient(params, micro_batch)), None
 
-    micro_batches = jax.tree.map(split, batch)
+    micro_batches = jax.tree.map(lambda x: sharding.split_rows(x, parts, _BATCH_AXES), batch)
     first = jax.tree.map(lambda x: x[0], micro_batches)
     shapes = jax.eval_shape(gradient, params, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -126,7 +122,10 @@ def abstract_eval_batch(cfg: config.Config, mesh: jax.sharding.Mesh, batch_size:
 
 
 def _abstract_batch(cfg, mesh, lanes, batch_size, parts, name) -> dict:
-    seq_len = cfg.train.seq_len
+    seq_len, stages = cfg.train.seq_len, mesh.shape[pipeline.AXIS]
+    if stages > 1:
+        parts *= pipeline.num_microbatches(cfg.mesh.stage_microbatches, stages)
+        name += f" / {parts} microbatches of the pipeline"
     layers.check_activations(cfg.model, mesh, batch_size // parts, seq_len)
     axes = (*(("lane",) if lanes else ()), *_BATCH_AXES)
     micro_shape = (*lanes, batch_size // parts, seq_len)

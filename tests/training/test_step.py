@@ -69,14 +69,21 @@ _MESHES = [
     dict(fsdp=8), dict(data=8), dict(tensor=2), dict(context=8),
     dict(data=2, fsdp=4), dict(fsdp=4, tensor=2), dict(fsdp=2, context=4),
     dict(context=4, tensor=2), dict(fsdp=2, context=2, tensor=2),
+    dict(stage=4), dict(stage=2, fsdp=4), dict(stage=2, tensor=2), dict(stage=4, context=2),
+    dict(stage=2, fsdp=2, tensor=2), dict(stage=2, context=2, tensor=2),
 ]
 
 
 @pytest.mark.parametrize("mesh", _MESHES, ids=str)
 def test_one_device_equals_eight(mesh):
-    cfg = conftest.tiny_config(optim=_LINEAR, train=dict(loss_chunk=5))
-    sizes = config.MeshConfig(**{"data": -1, "fsdp": 1, **mesh})
-    _assert_close(_train(cfg, num_devices=8, mesh=sizes), _train(cfg))
+    if "stage" in mesh:
+        mesh = {"stage_microbatches": 4, **mesh}
+    cfg = conftest.tiny_config(
+        model=dict(num_blocks=4), optim=_LINEAR, mesh={"data": -1, "fsdp": 1, **mesh},
+        train=dict(loss_chunk=3, batch_size=16),
+    )
+    alone = dataclasses.replace(cfg, mesh=config.MeshConfig())
+    _assert_close(_train(cfg, num_devices=8), _train(alone))
 
 
 def test_fsdp_leaves_nothing_large_whole():

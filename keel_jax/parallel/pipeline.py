@@ -1,0 +1,84 @@
+"""Pipeline parallelism: consecutive parts of the depth on the devices of the mesh axis `stage`.
+
+GPipe's schedule (1811.06965): M microbatches follow each other through S stages, in M + S - 1
+ticks. In tick t stage s works on microbatch t - s and then hands the result to stage s + 1. In the
+first ticks the later stages have nothing yet, and in the last the earlier nothing more: they
+compute what nobody reads, a share (S - 1) / (M + S - 1) of the time, the bubble.
+
+    tick      0    1    2    3    4    5        S = 3, M = 4
+    stage 0   m0   m1   m2   m3   ·    ·
+    stage 1   ·    m0   m1   m2   m3   ·
+    stage 2   ·    ·    m0   m1   m2   m3
+
+The backward pass is the transpose, the same schedule from the end. Only `stage` is manual inside
+(shard_map); the compiler spreads each stage's work over the other axes as it would without stages.
+
+Dimension letters: M microbatches, B batch, T time.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+AXIS = "stage"
+
+
+def num_microbatches(asked: int, num_stages: int) -> int:
+    """`asked`, or where that is 0 four a stage, which keeps the bubble below a fifth."""
+    return asked or (4 * num_stages if num_stages > 1 else 1)
+
+
+def num_ticks(num_stages: int, num_microbatches: int) -> int:
+    """Steps of the schedule, in each of which every stage runs once."""
+    return num_microbatches + num_stages - 1
+
+
+def bubble_fraction(num_stages: int, num_microbatches: int) -> float:
+    """Share of the stages' time in which what they compute is not read."""
+    return (num_stages - 1) / num_ticks(num_stages, num_microbatches)
+
+
+def run(stage: Callable, stage_arrays, x_MBT: jax.Array, rows_MBT) -> jax.Array:
+    """The stages one after another, on each microbatch; under `jax.set_mesh` with an axis `stage`.
+
+    Args:
+      stage: (this stage's part of `stage_arrays`, x [B, T, …], row of `rows_MBT` [B, T, …]) -> x:
+        what one stage does; pure, the same program on every stage.
+      stage_arrays: a tree of arrays whose first dimension is depth, a multiple of the stages.
+      x_MBT: what the first stage reads, microbatches first; T is a multiple of the stages.
+      rows_MBT: a tree of arrays that every stage reads beside it, microbatches first.
+
+    Returns:
+      What the last stage gives, [M, B, T, …], its time axis split over the stages, so that they
+      can share what comes after.
+    """
+    num_stages = jax.sharding.get_abstract_mesh().shape[AXIS]
+    num_microbatches = x_MBT.shape[0]
+    ticks = num_ticks(num_stages, num_microbatches)
+
+    def pipe(stage_arrays, x_MBT, rows_MBT):
+        index = jax.lax.axis_index(AXIS)
+
+        def tick(held_BT, t):
+            # Before its first and after its last microbatch a stage repeats that one in vain.
+            m = jnp.clip(t - index, 0, num_microbatches - 1)
+            at = lambda x: jax.lax.dynamic_index_in_dim(x, m, keepdims=False)  # noqa: E731
+            given_BT = jnp.where(index == 0, at(x_MBT), held_BT)
+            done_BT = stage(stage_arrays, given_BT, jax.tree.map(at, rows_MBT))
+            ring = [(s, s + 1) for s in range(num_stages - 1)]
+            return jax.lax.ppermute(done_BT, AXIS, ring), done_BT
+
+        start = jax.lax.pcast(jnp.zeros_like(x_MBT[0]), AXIS, to="varying")
+        _, done = jax.lax.scan(tick, start, jnp.arange(ticks))
+        # The last stage's are the results; the others add nothing.
+        last_MBT = jnp.where(index == num_stages - 1, done[num_stages - 1 :], 0)
+        return jax.lax.psum_scatter(last_MBT, AXIS, scatter_dimension=2, tiled=True)
+
+    return jax.shard_map(
+        pipe,
+        in_specs=(PartitionSpec(AXIS), PartitionSpec(), PartitionSpec()),
+        out_specs=PartitionSpec(None, None, AXIS),
+        axis_names={AXIS},
+    )(stage_arrays, x_MBT, rows_MBT)
