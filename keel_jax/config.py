@@ -440,6 +440,13 @@ class MeshConfig:
                 "--config.mesh.stage_microbatches=0, its default."
             )
 
+        lanes, stages = self.lane * self.dcn_lane, self.stage * self.dcn_stage
+        if lanes != 1 and stages != 1:
+            raise ValueError(
+                f"mesh.lane={lanes} and mesh.stage={stages} devices: lanes are spread over devices "
+                "or the depth is, not both. With mesh.lane=1 each stage computes all lanes."
+            )
+
     @property
     def ici_sizes(self) -> dict[str, int]:
         """Size within a slice, by the option's name."""

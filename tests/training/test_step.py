@@ -114,6 +114,17 @@ def test_a_lane_equals_the_run_alone(num_devices):
         _assert_close(state_lib.lane_of(lanes, lane, 2), _train(alone))
 
 
+def test_lanes_go_through_the_stages_together():
+    cfg = conftest.tiny_config(
+        model=dict(num_blocks=2), optim=_LINEAR, lanes=dict(peak_lr=(1e-3, 1e-2), seed=(1, 2)),
+        mesh=dict(stage=2, fsdp=2, stage_microbatches=2),
+    )
+    lanes = _train(cfg, num_devices=4)
+    for lane in range(2):
+        alone = dataclasses.replace(cfg.for_lane(lane), mesh=config.MeshConfig())
+        _assert_close(state_lib.lane_of(lanes, lane, 2), _train(alone))
+
+
 def test_one_executable_serves_every_learning_rate():
     cfg = conftest.tiny_config()
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
