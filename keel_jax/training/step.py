@@ -122,18 +122,20 @@ def abstract_eval_batch(cfg: config.Config, mesh: jax.sharding.Mesh, batch_size:
 
 
 def _abstract_batch(cfg, mesh, lanes, batch_size, parts, name) -> dict:
-    seq_len, stages = cfg.train.seq_len, mesh.shape[pipeline.AXIS]
-    if stages > 1:
-        parts *= pipeline.num_microbatches(cfg.mesh.stage_microbatches, stages)
-        name += f" / {parts} microbatches of the pipeline"
-    layers.check_activations(cfg.model, mesh, batch_size // parts, seq_len)
+    seq_len, num_stages = cfg.train.seq_len, mesh.shape[pipeline.AXIS]
+    if num_stages > 1:
+        count = pipeline.num_microbatches(cfg.mesh.stage_microbatches, num_stages)
+        parts, name = parts * count, f"{name} / {count} microbatches of the pipeline"
+    if batch_size % parts:
+        raise ValueError(f"{name} is not a whole number of sequences: change one of them.")
     axes = (*(("lane",) if lanes else ()), *_BATCH_AXES)
-    micro_shape = (*lanes, batch_size // parts, seq_len)
-    place = sharding.sharding(mesh, axes, micro_shape, name)
-    shape = (*lanes, batch_size, seq_len)
+    place = sharding.sharding(mesh, axes, (*lanes, batch_size // parts, seq_len), name)
+    layers.check_activations(cfg.model, mesh, batch_size // parts, seq_len)
     return {
         key: jax.ShapeDtypeStruct(
-            shape, jnp.float32 if key == "loss_weights" else jnp.int32, sharding=place
+            (*lanes, batch_size, seq_len),
+            jnp.float32 if key == "loss_weights" else jnp.int32,
+            sharding=place,
         )
         for key in BATCH_KEYS
     }

@@ -201,16 +201,28 @@ def test_the_state_is_updated_in_place():
     assert old.is_deleted()
 
 
-def test_a_batch_that_devices_cannot_share_is_refused():
-    cfg = conftest.tiny_config(train=dict(batch_size=12))
-    with pytest.raises(ValueError, match="size 12 is not a multiple of the 8 devices"):
-        step_lib.compile_train_step(cfg, mesh_lib.make(cfg.mesh))
-
-
-def test_a_width_that_devices_cannot_share_is_refused():
-    cfg = conftest.tiny_config(model=dict(d_model=12, head_dim=4))
-    with pytest.raises(ValueError, match=r"'embed' of size 12 is not a multiple of the 8"):
-        state_lib.create(cfg, mesh_lib.make(cfg.mesh))
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (dict(model=dict(d_model=12, head_dim=4)), r"'embed' of size 12 is not a multiple of the 8"),
+        (dict(train=dict(batch_size=12)), r"size 12 is not a multiple of the 8 devices"),
+        (dict(mesh=dict(stage=2)), r"num_blocks=3 is not a multiple of the 2 stages"),
+        (dict(mesh=dict(tensor=4)), r"keys.*'kv_heads' of size 2 is not a multiple of the 4"),
+        (dict(mesh=dict(context=8), train=dict(seq_len=20)), r"'time' of size 20 .* the 8 devices"),
+        (dict(mesh=dict(context=4, tensor=2), train=dict(seq_len=20)),
+         r"stream.*'stream_time' of size 20 .* the 8 devices"),
+        (dict(model=dict(num_blocks=4), mesh=dict(stage=4, stage_microbatches=8)),
+         r"8 / 1 / 8 microbatches.*'batch' of size 1 .* the 2 devices"),
+        (dict(model=dict(num_blocks=4), mesh=dict(stage=4, stage_microbatches=3)),
+         r"8 / 1 / 3 microbatches of the pipeline is not a whole number"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sizes_that_devices_cannot_share_are_refused(sections, message):
+    cfg = conftest.tiny_config(**sections)
+    mesh = mesh_lib.make(cfg.mesh)
+    with pytest.raises(ValueError, match=message):
+        step_lib.compile_train_step(cfg, mesh)
 
 
 def test_a_mesh_that_does_not_multiply_is_refused():
