@@ -24,6 +24,9 @@ BRANCH_AXES = ("batch", "time", "stream")
 # Of queries, and of keys and values; [B, T, N, H].
 QUERY_AXES = ("batch", "time", "heads", "head_dim")
 KEY_AXES = ("batch", "time", "kv_heads", "head_dim")
+# Of attention's output before its last product, and of the FFN's hidden layer; [B, T, …].
+HEADS_AXES = ("batch", "time", "heads")
+FFN_AXES = ("batch", "time", "ffn")
 
 
 @flax.struct.dataclass
@@ -74,9 +77,9 @@ class Attention(nn.Module):
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads)
-        k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads)
-        v_BTKH = split_heads(multiply(h_BTD, w_value), m.num_kv_heads)
+        q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads, QUERY_AXES)
+        k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads, KEY_AXES)
+        v_BTKH = split_heads(multiply(h_BTD, w_value), m.num_kv_heads, KEY_AXES)
         if m.qk_norm or topology.qkv_norm:
             q_BTNH = self._head_norm("query_norm", q_BTNH)
             k_BTKH = self._head_norm("key_norm", k_BTKH)
@@ -102,7 +105,8 @@ class Attention(nn.Module):
             query_segments_BT=context.segments_BT,
             key_segments_BS=key_segments_BS,
         )
-        f_BTD = multiply(a_BTNH.reshape(*a_BTNH.shape[:2], heads), w_out)
+        a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
+        f_BTD = multiply(a_BTE, w_out)
         f_BTD = sharding.constrain(f_BTD, STREAM_AXES)
         x_BTD = residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.ATTENTION, epsilon=m.norm_epsilon
@@ -135,6 +139,7 @@ class Ffn(nn.Module):
         )
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
         f_BTF = jax.nn.silu(multiply(h_BTD, w_gate)) * multiply(h_BTD, w_up)
+        f_BTF = sharding.constrain(f_BTF, FFN_AXES)
         f_BTD = sharding.constrain(multiply(f_BTF, w_down), STREAM_AXES)
         return residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.FFN, epsilon=m.norm_epsilon
@@ -182,9 +187,10 @@ def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
     return x @ w.astype(x.dtype)
 
 
-def split_heads(x_BTE: jax.Array, num_heads: int) -> jax.Array:
-    """[B, T, heads * H] -> [B, T, heads, H]."""
-    return x_BTE.reshape(*x_BTE.shape[:2], num_heads, -1)
+def split_heads(x_BTE: jax.Array, num_heads: int, axes: tuple[str, ...]) -> jax.Array:
+    """[B, T, heads * H] -> [B, T, heads, H], with logical axes `axes`."""
+    x_BTNH = x_BTE.reshape(*x_BTE.shape[:2], num_heads, -1)
+    return sharding.constrain(x_BTNH, axes)
 
 
 def _write(cache_NBSKH, block, index_BT, new_BTKH):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from keel_jax import config
 from keel_jax.model import attention, depth, layers, residual
-from keel_jax.parallel import sharding
+from keel_jax.parallel import lookup, sharding
 
 # Logical axes of what the logits are computed from, [B, T, D].
 LOSS_AXES = ("batch", "loss_time", "stream")
@@ -100,10 +100,10 @@ class Embedding(nn.Module):
             self.norm = layers.norm_gain(self, "norm", m.d_model)
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        # Gathered over its width, as any weight where it is used: looked up in slices of its width,
-        # the rows would have to be exchanged, or on some meshes replicated.
-        table_VD = sharding.constrain(self.table, ("vocab", "stream"))
-        x_BTD = table_VD[tokens_BT]
+        if self.is_initializing() or not sharding.has_devices_to_share():
+            x_BTD = self.table[tokens_BT]
+        else:
+            x_BTD = lookup.rows(self.table, tokens_BT)
         if residual.topology(self.model).embedding_norm:
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
         return sharding.constrain(x_BTD.astype(self.model.stream_dtype), layers.STREAM_AXES)

@@ -87,6 +87,11 @@ def mesh_sizes() -> Mapping[str, int]:
     return collections.defaultdict(lambda: 1, () if mesh.empty else mesh.shape.items())
 
 
+def has_devices_to_share() -> bool:
+    """Whether there are several, inside jit under `jax.set_mesh`."""
+    return math.prod(mesh_sizes().values()) > 1
+
+
 def num_shards(logical_axis: str, sizes: Mapping[str, int]) -> int:
     """Into how many parts the table splits a dimension, on a mesh with these axis sizes."""
     return math.prod(sizes[axis] for axis in RULES.get(logical_axis, ()))

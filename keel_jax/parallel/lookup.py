@@ -1,0 +1,40 @@
+"""Rows of a table that is split along both of its dimensions, without making it whole anywhere.
+
+Left to the partitioner, a table split over `tensor` is gathered on every device for the lookup,
+and its gradient summed whole on every device.
+
+Dimension letters: B batch, T time, V vocabulary, D model.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from keel_jax.parallel import sharding
+
+
+def rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """table[tokens], [B, T, D] split as the stream; inside jit under `jax.set_mesh`.
+
+    Each device gathers the width of its own vocabulary rows, looks up the tokens that are among
+    them, and the devices of one vocabulary exchange sums of one row and zeros, exact in any dtype.
+    The gradient goes the same way back: it is reduce-scattered to where the table lies.
+
+    Args:
+      table_VD: with logical axes ("vocab", "embed").
+      tokens_BT: int32, in [0, V), with logical axes ("batch", "time").
+    """
+    width_axes, vocab_axes = sharding.RULES["embed"], sharding.RULES["vocab"]
+
+    def local_rows(table_VD, tokens_BT):
+        table_VD = jax.lax.all_gather(table_VD, width_axes, axis=1, tiled=True)
+        num_rows = table_VD.shape[0]
+        row_BT = tokens_BT - jax.lax.axis_index(vocab_axes) * num_rows
+        here_BT = (0 <= row_BT) & (row_BT < num_rows)
+        x_BTD = jnp.where(here_BT[..., None], table_VD[jnp.clip(row_BT, 0, num_rows - 1)], 0)
+        return jax.lax.psum_scatter(x_BTD, vocab_axes, scatter_dimension=1, tiled=True)
+
+    return jax.shard_map(
+        local_rows,
+        in_specs=(sharding.spec(("vocab", "embed")), sharding.spec(("batch", "time"))),
+        out_specs=sharding.spec(("batch", "stream_time", "stream")),
+    )(table_VD, tokens_BT)
