@@ -61,7 +61,9 @@ class Depth(nn.Module):
         x_MBTD = sharding.split_rows(x_BTD, count, layers.STREAM_AXES)
         contexts = jax.tree.map(lambda x: sharding.split_rows(x, count, ("batch", "time")), context)
         arrays = self.variables["params"]["block"], constants(m)
-        x_MBTD = pipeline.run(stage, arrays, x_MBTD, contexts)
+        x_MBTD = pipeline.run(
+            stage, arrays, x_MBTD, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
+        )
         return x_MBTD.swapaxes(0, 1).reshape(x_BTD.shape), None
 
 

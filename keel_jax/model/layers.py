@@ -18,9 +18,11 @@ from keel_jax import config
 from keel_jax.model import attention, residual
 from keel_jax.parallel import sharding
 
-# Logical axes of the stream between the branches, and of what a branch reads; [B, T, D].
+# Logical axes of the stream between the branches, of what a branch reads, and of what the logits
+# are computed from; [B, T, D].
 STREAM_AXES = ("batch", "stream_time", "stream")
 BRANCH_AXES = ("batch", "time", "stream")
+LOSS_AXES = ("batch", "loss_time", "stream")
 # Of queries, and of keys and values; [B, T, N, H].
 QUERY_AXES = ("batch", "time", "heads", "head_dim")
 KEY_AXES = ("batch", "time", "kv_heads", "head_dim")
@@ -156,16 +158,19 @@ def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_
         "attention's queries [B, T, N, H]": (QUERY_AXES, (model.num_heads, model.head_dim)),
         "attention's keys [B, T, K, H]": (KEY_AXES, (model.num_kv_heads, model.head_dim)),
         "the stream [B, T, D]": (STREAM_AXES, (model.d_model,)),
-        "the loss's input [B, T, D]": (("batch", "loss_time", "stream"), (model.d_model,)),
+        "the loss's input [B, T, D]": (LOSS_AXES, (model.d_model,)),
     }
     for name, (axes, last) in shapes.items():
         sharding.sharding(mesh, axes, (batch_size, seq_len, *last), name)
 
 
 def weight(module: nn.Module, name: str, shape, axes, std: float) -> jax.Array:
-    """A float32 matrix with N(0, std^2) initial values and logical axes."""
+    """A float32 matrix with N(0, std^2) initial values and logical axes.
+
+    Its gradient is pinned to where it lies itself, so that it is reduce-scattered block by block.
+    """
     init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
-    return module.param(name, init, shape, jnp.float32)
+    return sharding.constrain(module.param(name, init, shape, jnp.float32), axes)
 
 
 def norm_gain(module: nn.Module, name: str, size: int, axes=("norm",)) -> jax.Array:

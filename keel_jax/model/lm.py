@@ -14,10 +14,6 @@ from keel_jax import config
 from keel_jax.model import attention, depth, layers, residual
 from keel_jax.parallel import lookup, sharding
 
-# Logical axes of what the logits are computed from, [B, T, D].
-LOSS_AXES = ("batch", "loss_time", "stream")
-
-
 class LanguageModel(nn.Module):
     """A decoder-only language model with the residual topology `model.topology`.
 
@@ -94,7 +90,7 @@ class Embedding(nn.Module):
     def setup(self):
         m = self.model
         self.table = layers.weight(
-            self, "table", (m.vocab_size, m.d_model), ("vocab", "embed"), m.init_std
+            self, "table", (m.vocab_size, m.d_model), ("vocab", "table_embed"), m.init_std
         )
         if residual.topology(m).embedding_norm:
             self.norm = layers.norm_gain(self, "norm", m.d_model)
@@ -120,13 +116,13 @@ class Output(nn.Module):
             self.norm = layers.norm_gain(self, "norm", m.d_model)
         if not m.tie_embeddings:
             self.matrix = layers.weight(
-                self, "matrix", (m.d_model, m.vocab_size), ("embed", "vocab"), m.init_std
+                self, "matrix", (m.d_model, m.vocab_size), ("table_embed", "vocab"), m.init_std
             )
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         if has_final_norm(self.model):
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
-        return sharding.constrain(x_BTD.astype(self.model.compute_dtype), LOSS_AXES)
+        return sharding.constrain(x_BTD.astype(self.model.compute_dtype), layers.LOSS_AXES)
 
 
 def logits(h: jax.Array, w_DV: jax.Array) -> jax.Array:

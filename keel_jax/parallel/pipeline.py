@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from keel_jax.parallel import sharding
+
 AXIS = "stage"
 
 
@@ -40,15 +42,25 @@ def bubble_fraction(num_stages: int, num_microbatches: int) -> float:
     return (num_stages - 1) / num_ticks(num_stages, num_microbatches)
 
 
-def run(stage: Callable, stage_arrays, x_MBT: jax.Array, rows_MBT) -> jax.Array:
+def run(
+    stage: Callable,
+    stage_arrays,
+    x_MBT: jax.Array,
+    rows_MBT,
+    *,
+    x_axes: tuple[str, ...],
+    out_axes: tuple[str, ...],
+) -> jax.Array:
     """The stages one after another, on each microbatch; under `jax.set_mesh` with an axis `stage`.
 
     Args:
       stage: (this stage's part of `stage_arrays`, x [B, T, …], row of `rows_MBT` [B, T, …]) -> x:
         what one stage does; pure, the same program on every stage.
       stage_arrays: a tree of arrays whose first dimension is depth, a multiple of the stages.
-      x_MBT: what the first stage reads, microbatches first; T is a multiple of the stages.
+      x_MBT: what the first stage reads, microbatches first.
       rows_MBT: a tree of arrays that every stage reads beside it, microbatches first.
+      x_axes: logical axes of one microbatch's x as the last stage leaves it, [B, T, …].
+      out_axes: logical axes of the result: as x_axes, but with time split over the stages too.
 
     Returns:
       What the last stage gives, [M, B, T, …], its time axis split over the stages, so that they
@@ -56,7 +68,6 @@ def run(stage: Callable, stage_arrays, x_MBT: jax.Array, rows_MBT) -> jax.Array:
     """
     num_stages = jax.sharding.get_abstract_mesh().shape[AXIS]
     num_microbatches = x_MBT.shape[0]
-    ticks = num_ticks(num_stages, num_microbatches)
 
     def pipe(stage_arrays, x_MBT, rows_MBT):
         index = jax.lax.axis_index(AXIS)
@@ -67,20 +78,37 @@ def run(stage: Callable, stage_arrays, x_MBT: jax.Array, rows_MBT) -> jax.Array:
             at = lambda x: jax.lax.dynamic_index_in_dim(x, m, keepdims=False)  # noqa: E731
             given_BT = jnp.where(index == 0, at(x_MBT), held_BT)
             done_BT = stage(stage_arrays, given_BT, jax.tree.map(at, rows_MBT))
-            ring = [(s, s + 1) for s in range(num_stages - 1)]
-            return jax.lax.ppermute(done_BT, AXIS, ring), done_BT
+            onwards = [(s, s + 1) for s in range(num_stages - 1)]
+            return jax.lax.ppermute(done_BT, AXIS, onwards), done_BT
 
-        start = jnp.zeros_like(x_MBT[0])
-        _, done = jax.lax.scan(tick, start, jnp.arange(ticks))
-        # The last stage's are the results; the others add nothing.
-        last_MBT = jnp.where(index == num_stages - 1, done[num_stages - 1 :], 0)
-        return jax.lax.psum_scatter(last_MBT, AXIS, scatter_dimension=2, tiled=True)
+        ticks = jnp.arange(num_ticks(num_stages, num_microbatches))
+        _, done = jax.lax.scan(tick, jnp.zeros_like(x_MBT[0]), ticks)
+        return done[None, num_stages - 1 :]
 
-    return jax.shard_map(
+    done_SMBT = jax.shard_map(
         pipe,
         in_specs=(PartitionSpec(AXIS), PartitionSpec(), PartitionSpec()),
-        out_specs=PartitionSpec(None, None, AXIS),
+        out_specs=PartitionSpec(AXIS),
         axis_names={AXIS},
         # The check knows no vmap with an spmd_axis_name (lanes) around a partly manual mesh.
         check_vma=False,
     )(stage_arrays, x_MBT, rows_MBT)
+    return _share_out(done_SMBT, x_axes, out_axes)
+
+
+def _share_out(done_SMBT, x_axes, out_axes):
+    """The last stage's [M, B, T, …] of all stages', a part of its time to each of them.
+
+    All axes are manual here: with `stage` alone the partitioner would gather the batch for it.
+    """
+
+    def share(done_SMBT):
+        is_last = jax.lax.axis_index(AXIS) == jax.lax.axis_size(AXIS) - 1
+        last_MBT = jnp.where(is_last, done_SMBT[0], 0)
+        return jax.lax.psum_scatter(last_MBT, AXIS, scatter_dimension=2, tiled=True)
+
+    return jax.shard_map(
+        share,
+        in_specs=sharding.spec(("blocks", "scalar", *x_axes)),
+        out_specs=sharding.spec(("scalar", *out_axes)),
+    )(done_SMBT)

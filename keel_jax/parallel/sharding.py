@@ -25,10 +25,12 @@ RULES = {
     # The stream between the branches.
     "stream_time": ("context", "tensor"),
     # What the loss reads: the stages share it out.
-    "loss_time": ("stage", "context"),
+    "loss_time": ("context", "stage"),
     "stream": (),
     "blocks": ("stage",),
     "embed": ("fsdp",),
+    # Of embedding and output, which no stage owns: all of them share it out.
+    "table_embed": ("fsdp", "stage"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),

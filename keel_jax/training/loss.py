@@ -6,7 +6,7 @@ Dimension letters: B batch, T time, D model, V vocabulary, C chunk of time.
 import jax
 import jax.numpy as jnp
 
-from keel_jax.model import lm
+from keel_jax.model import layers, lm
 from keel_jax.parallel import sharding
 
 
@@ -50,7 +50,7 @@ _NAMES = ("nats", "weight", "log_z_squared", "correct")
 
 
 def _sums(h_BCD, w_DV, targets_BC, weights_BC):
-    h_BCD = sharding.constrain(h_BCD, lm.LOSS_AXES)
+    h_BCD = sharding.constrain(h_BCD, layers.LOSS_AXES)
     logits_BCV = sharding.constrain(lm.logits(h_BCD, w_DV), ("batch", "loss_time", "vocab"))
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     target_logit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]

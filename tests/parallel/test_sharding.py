@@ -61,8 +61,8 @@ _KEEL = {
     "block/ffn/inner_norm": PartitionSpec("stage", None),
     "block/ffn/outer_norm": PartitionSpec("stage", None),
     "block/ffn/up": PartitionSpec("stage", "fsdp", "tensor"),
-    "embedding/table": PartitionSpec("tensor", "fsdp"),
-    "output/matrix": PartitionSpec("fsdp", "tensor"),
+    "embedding/table": PartitionSpec("tensor", ("fsdp", "stage")),
+    "output/matrix": PartitionSpec(("fsdp", "stage"), "tensor"),
 }
 
 
