@@ -14,6 +14,7 @@ from keel_jax import config
 from keel_jax.model import attention, depth, layers, residual
 from keel_jax.parallel import lookup, sharding
 
+
 class LanguageModel(nn.Module):
     """A decoder-only language model with the residual topology `model.topology`.
 
