@@ -42,7 +42,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         cfg = inputs.resolve(cfg, tokens)
         mesh = mesh_lib.make(cfg.mesh)
         inputs.check_sizes(cfg, tokens, mesh)
-        kernel = attention.choose(cfg.model, mesh)
+        kernel = attention.choose(cfg, mesh)
         workdir = workdir_lib.prepare(workdir, cfg)
 
         # The state, from wherever this run begins.

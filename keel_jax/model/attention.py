@@ -66,7 +66,7 @@ def attend(
     return manual.over_mesh(function, axes, QUERY_AXES)(*values)
 
 
-def choose(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> str:
+def choose(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
     """The kernel that `model.attention` means on this mesh: every option but "auto".
 
     By the mesh's own devices, which need not be there: a step for a TPU is compiled on any machine.
@@ -75,11 +75,11 @@ def choose(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> str:
       ValueError: these devices do not have the kernel, or it cannot compute this model.
     """
     platform = mesh.devices.flat[0].platform
-    wanted, parts = model.attention, mesh.shape[_RING_AXIS]
+    model, wanted, parts = cfg.model, cfg.model.attention, mesh.shape[_RING_AXIS]
     if wanted == "auto":
         if parts > 1:
             return "ring"
-        return {"tpu": "splash", "gpu": _best_on_gpu(model)}.get(platform, "reference")
+        return {"tpu": "splash", "gpu": _best_on_gpu(cfg)}.get(platform, "reference")
     needs = {"splash": "tpu", "cudnn": "gpu"}.get(wanted, platform)
     if platform != needs:
         raise ValueError(
@@ -97,6 +97,11 @@ def choose(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> str:
             f"model.head_dim that is a multiple of {cudnn.HEAD_DIM_MULTIPLE} up to "
             f"{cudnn.MAX_HEAD_DIM_HOPPER}; they are {model.compute_dtype!r} and {model.head_dim}. "
             "Change them, or set model.attention to \"auto\"."
+        )
+    if wanted == "cudnn" and cfg.num_lanes > 1:
+        raise ValueError(
+            f"model.attention='cudnn' cannot compute the {cfg.num_lanes} lanes of this run: JAX "
+            "does not batch its bias. Set model.attention to \"auto\", or run one lane."
         )
     return wanted
 
@@ -118,8 +123,9 @@ def _ring() -> ring.Ring:
     return ring.Ring(_RING_AXIS, sharding.mesh_sizes()[_RING_AXIS])
 
 
-def _best_on_gpu(model: config.ModelConfig) -> str:
-    return "cudnn" if _fits_cudnn(model, cudnn.MAX_HEAD_DIM) else "reference"
+def _best_on_gpu(cfg: config.Config) -> str:
+    fits = _fits_cudnn(cfg.model, cudnn.MAX_HEAD_DIM) and cfg.num_lanes == 1
+    return "cudnn" if fits else "reference"
 
 
 def _fits_cudnn(model: config.ModelConfig, max_head_dim: int) -> bool:

@@ -64,7 +64,6 @@ def attend(
     index_BT: jax.Array,
     *,
     ring: Ring,
-    max_chunk: int = MAX_CHUNK,
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the ring's tokens; this device's [B, T, N, H], in q's dtype.
 
@@ -79,7 +78,7 @@ def attend(
     batch_size, num_tokens, num_heads, width = q_BTNH.shape
     kv_heads = k_BTKH.shape[2]
     # Two chunks at least, and an even number: with `zigzag` each lies in one of the two parts.
-    num_chunks = 2 * -(-num_tokens // (2 * max_chunk))
+    num_chunks = 2 * -(-num_tokens // (2 * MAX_CHUNK))
     size = -(-num_tokens // num_chunks)
     chunked = functools.partial(_chunked, num_chunks=num_chunks, size=size)
 

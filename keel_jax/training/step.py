@@ -115,7 +115,7 @@ def _gradients(params, batch, cfg):
 
 def with_kernel(cfg: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
     """`cfg` with the attention kernel that it gets on `mesh` (`attention.choose`) by its name."""
-    kernel = attention.choose(cfg.model, mesh)
+    kernel = attention.choose(cfg, mesh)
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, attention=kernel))
 
 

@@ -4,7 +4,8 @@ What it asks for: 16-bit inputs, H a multiple of 8, an even T where a bias is tr
 its own mask. Of documents it knows through JAX only by a bias that is added to the scores,
 [B, 1, T, T] in the inputs' dtype, 0 within a document and -2^41 across, whose e^ is exactly 0; its
 backward pass writes a gradient of the same size that nothing reads. So memory grows with T^2 here,
-by 4 B T^2 bytes for all heads together, where the reference holds several times N B T^2.
+by 4 B T^2 bytes for all heads together, where the reference holds several times N B T^2. Under vmap
+(lanes) JAX's rule for it takes a bias of one head for one of all heads, and fails.
 
 Dimension letters: B batch, T time, N query heads, K key/value heads, H head width.
 """
