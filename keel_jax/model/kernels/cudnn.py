@@ -30,8 +30,8 @@ def attend(
     def even(x_BTNH):
         return jnp.pad(x_BTNH, ((0, 0), (0, odd), (0, 0), (0, 0)))
 
-    # The token that is filled in is a document of its own.
-    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, odd)), constant_values=-1)
+    # A token that is filled in lies in the future of all others.
+    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, odd)))
     same_document_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     o_BTNH = jax.nn.dot_product_attention(
         even(q_BTNH), even(k_BTKH), even(v_BTKH),

@@ -2,8 +2,8 @@
 
 What the kernel (jax.experimental.pallas.ops.tpu.splash_attention) asks for, and how it gets it:
 
-- A length that its blocks divide, in multiples of 128: rows are filled up at the end with tokens of
-  a document of their own.
+- A length that its blocks divide, in multiples of 128: rows are filled up at the end, with tokens
+  in the future of all others.
 - Scaled queries: it multiplies by no 1 / sqrt(H). Queries are scaled in their dtype, which is exact
   where H is a power of 4 (64, 256) and rounds them once more otherwise (128).
 - Each query sees some key of its document in its row, else it would divide by nothing: causality
@@ -49,8 +49,7 @@ def attend(
         fill = ((0, 0), (0, padded - num_tokens), (0, 0), (0, 0))
         return jnp.pad(x_BTNH, fill).swapaxes(1, 2)
 
-    fill = ((0, 0), (0, padded - num_tokens))
-    segments_BT = jnp.pad(segments_BT, fill, constant_values=-1)
+    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padded - num_tokens)))
     o_BNTH = jax.vmap(kernel)(
         rows_first(q_BTNH * jnp.asarray(width**-0.5, q_BTNH.dtype)),
         rows_first(k_BTKH),
