@@ -74,9 +74,9 @@ class Attention(nn.Module):
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads, QUERY_AXES)
-        k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads, KEY_AXES)
-        v_BTKH = split_heads(multiply(h_BTD, w_value), m.num_kv_heads, KEY_AXES)
+        q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads, attention.QUERY_AXES)
+        k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads, attention.KEY_AXES)
+        v_BTKH = split_heads(multiply(h_BTD, w_value), m.num_kv_heads, attention.KEY_AXES)
         if m.qk_norm or topology.qkv_norm:
             q_BTNH = self._head_norm("query_norm", q_BTNH)
             k_BTKH = self._head_norm("key_norm", k_BTKH)
