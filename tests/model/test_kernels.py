@@ -53,12 +53,12 @@ def _mesh(devices=None, **sizes):
     "kernel, num_tokens, kv_heads, dtype",
     [
         ("splash", 7, 2, "float32"),
-        ("splash", 129, 4, "float32"),
-        ("splash", 200, 1, "float32"),
+        pytest.param("splash", 129, 4, "float32", marks=pytest.mark.slow),
+        pytest.param("splash", 200, 1, "float32", marks=pytest.mark.slow),
         ("splash", 200, 2, "bfloat16"),
         ("cudnn", 7, 2, "bfloat16"),
         ("cudnn", 130, 4, "bfloat16"),
-        ("ring", 200, 2, "bfloat16"),
+        pytest.param("ring", 200, 2, "bfloat16", marks=pytest.mark.slow),
     ],
 )
 def test_a_kernel_equals_the_reference(anywhere, kernel, num_tokens, kv_heads, dtype):
@@ -106,6 +106,7 @@ def test_blocks_divide_what_is_filled_up():
 # --- Inside other transforms ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel, sizes", [
     ("splash", dict(lane=2, fsdp=2, tensor=2)),
     ("ring", dict(lane=2, context=2, tensor=2)),

@@ -42,14 +42,19 @@ def _run(mesh, place, arrays, kernel="ring"):
 @pytest.mark.parametrize(
     "sizes, order, dtype",
     [
-        (dict(context=2), "consecutive", "float32"),
-        (dict(context=4), "zigzag", "float32"),
         (dict(context=8), "zigzag", "float32"),
-        (dict(context=8), "random", "float32"),
         (dict(context=4), "zigzag", "bfloat16"),
-        (dict(context=2, tensor=2), "zigzag", "float32"),
-        (dict(context=4, fsdp=2), "consecutive", "float32"),
-        (dict(context=2, fsdp=2, tensor=2), "zigzag", "float32"),
+        (dict(context=2, fsdp=2, tensor=2), "random", "float32"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (dict(context=2), "consecutive", "float32"),
+                (dict(context=4), "zigzag", "float32"),
+                (dict(context=8), "random", "float32"),
+                (dict(context=2, tensor=2), "zigzag", "float32"),
+                (dict(context=4, fsdp=2), "consecutive", "float32"),
+            )
+        ),
     ],
     ids=str,
 )
@@ -60,7 +65,7 @@ def test_the_ring_equals_one_device(sizes, order, dtype):
     cases.assert_equal(found, cases.run("reference", *arrays), dtype)
 
 
-@pytest.mark.parametrize("num_tokens, max_chunk", [(7, 512), (58, 4), (129, 50)])
+@pytest.mark.parametrize("num_tokens, max_chunk", [(7, 512), (129, 50)])
 def test_chunks_of_any_size_change_nothing(monkeypatch, num_tokens, max_chunk):
     """On one device; lengths that no chunk divides."""
     monkeypatch.setattr(ring, "MAX_CHUNK", max_chunk)
@@ -68,7 +73,7 @@ def test_chunks_of_any_size_change_nothing(monkeypatch, num_tokens, max_chunk):
     cases.assert_equal(cases.run("ring", *arrays), cases.run("reference", *arrays), "float32")
 
 
-@pytest.mark.parametrize("seen", [20, 25, 47])
+@pytest.mark.parametrize("seen", [25, 47])
 def test_masks_by_gradient(seen):
     """Blocks without any visible key, on three of four devices at times, give zeros, no NaN."""
     with jax.set_mesh(_mesh(context=4)):
@@ -76,7 +81,7 @@ def test_masks_by_gradient(seen):
 
 
 def test_zigzag_is_the_order_that_it_says():
-    for size in (2, 4, 8):
+    for size in (2, 8):
         tokens = np.arange(2 * 48).reshape(2, 48)
         with jax.set_mesh(_mesh(context=size)):
             found = attention.in_order_of("ring", {"tokens": tokens})["tokens"]
@@ -181,6 +186,7 @@ def test_only_neighbours_talk():
     assert "all-gather" in _collectives(_compiled(4, 32, "reference"))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_ring():
     """At 256 tokens a device: 4% more, the index of all tokens; [T, 8 T] scores never exist."""
     found = {size: _compiled(size, 256).memory_analysis().temp_size_in_bytes for size in (2, 8)}
