@@ -20,6 +20,8 @@ from keel_jax.model import attention
 from keel_jax.model.kernels import splash
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import sharding
+from keel_jax.runtime import files
+from keel_jax.training import workdir
 from tests import attention_cases as cases
 from tests import conftest
 
@@ -306,3 +308,13 @@ def test_lanes_on_a_gpu_take_the_reference():
 def test_an_unknown_kernel_is_refused():
     with pytest.raises(ValueError, match="model.attention='flash' is not known"):
         conftest.tiny_config(model=dict(attention="flash"))
+
+
+def test_a_started_run_may_change_its_kernel(tmp_path):
+    """It changes no parameter and, up to rounding, no number."""
+    cfg = conftest.tiny_config()
+    (tmp_path / "checkpoints").mkdir()
+    files.write_json(tmp_path / "config.json", config.to_dict(cfg))
+    workdir.prepare(tmp_path, conftest.tiny_config(model=dict(attention="ring")))
+    with pytest.raises(ValueError, match="model.num_heads"):
+        workdir.prepare(tmp_path, conftest.tiny_config(model=dict(num_heads=8)))
