@@ -34,6 +34,7 @@ TOPOLOGIES = (
     "olmo2",
     "complete_p",
 )
+ATTENTION_KERNELS = ("auto", "reference", "splash", "cudnn", "ring")
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")
 SCHEDULES = ("cosine", "wsd", "constant", "linear_ramp")
 # The square root of float32's smallest normal number, 1.1e-19: squares of anything below are 0.
@@ -82,6 +83,10 @@ class ModelConfig:
     compute_dtype: str = "bfloat16"
     # The residual stream's dtype; bf16 swallows the branch at large alpha (docs/numerics.md).
     stream_dtype: str = "float32"
+    # Attention's kernel, one of ATTENTION_KERNELS: the same function, up to rounding. "auto": the
+    # ring where mesh.context splits sequences, else splash on TPUs, cudnn on GPUs where it can
+    # compute this model, and the reference, which holds all scores, elsewhere (docs/attention.md).
+    attention: str = "auto"
     # What the backward pass recomputes: "none" or "block" (everything but each block's input).
     remat: str = "block"
 
@@ -90,6 +95,7 @@ class ModelConfig:
         config_checks.one_of("model.final_norm", self.final_norm, ("auto", "on", "off"))
         config_checks.one_of("model.keel_first_block", self.keel_first_block, ("v2", "v1"))
         config_checks.one_of("model.remat", self.remat, ("none", "block"))
+        config_checks.one_of("model.attention", self.attention, ATTENTION_KERNELS)
         for name in ("compute_dtype", "stream_dtype"):
             config_checks.one_of(f"model.{name}", getattr(self, name), ("float32", "bfloat16"))
         config_checks.at_least("model.num_blocks", self.num_blocks, 1)

@@ -52,7 +52,9 @@ def evaluate(
         accumulation_steps=1,
         num_tokens=None,
     )
-    cfg = dataclasses.replace(cfg, data=data, train=train)
+    # The run's kernel may not be here.
+    model = dataclasses.replace(cfg.model, attention="auto")
+    cfg = dataclasses.replace(cfg, model=model, data=data, train=train)
     if mesh is None:
         # As many shards as the width allows; the other devices share the rows.
         fsdp = math.gcd(jax.device_count(), cfg.model.d_model)

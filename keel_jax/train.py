@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from keel_jax import config
-from keel_jax.model import lm
+from keel_jax.model import attention, lm
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips
 from keel_jax.runtime import clock as clock_lib
@@ -42,6 +42,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         cfg = inputs.resolve(cfg, tokens)
         mesh = mesh_lib.make(cfg.mesh)
         inputs.check_sizes(cfg, tokens, mesh)
+        kernel = attention.choose(cfg, mesh)
         workdir = workdir_lib.prepare(workdir, cfg)
 
         # The state, from wherever this run begins.
@@ -54,11 +55,11 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             state, step = start.begin(cfg, mesh, checkpoints, meta)
 
         # The programs. From here on a failure is the run's, and status.json says so.
-        status = workdir_lib.Status(workdir, cfg, clock, compilations)
+        status = workdir_lib.Status(workdir, cfg, kernel, clock, compilations)
         resources.enter_context(status)
         workdir_lib.describe(workdir, cfg, tokens.first.path / "tokenizer.model")
         status.say(step)
-        _announce(cfg, step)
+        _announce(cfg, step, kernel)
         with clock.measure("compile"):
             train_step = step_lib.compile_train_step(cfg, mesh)
             evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
@@ -104,7 +105,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         return status.end(code, step, state)
 
 
-def _announce(cfg: config.Config, step: int):
+def _announce(cfg: config.Config, step: int, kernel: str):
     """What is about to run, in one line."""
     if jax.process_index() != 0:
         return
@@ -114,7 +115,7 @@ def _announce(cfg: config.Config, step: int):
         f"{m.topology}: {m.num_blocks} blocks = {m.num_sublayers} sub-layers, width {m.d_model}, "
         f"{lm.count_params(m):,} parameters{lanes}; steps {step} to {cfg.train.num_steps} of "
         f"{cfg.train.batch_size} x {cfg.train.seq_len} tokens on {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}",
+        f"{jax.devices()[0].device_kind}, attention kernel {kernel}",
         flush=True,
     )
 

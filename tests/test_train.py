@@ -90,6 +90,7 @@ def test_a_run_writes_what_it_promises(finished):
     assert status["state"] == "done" and status["exit_code"] == 0
     assert status["step"] == NUM_STEPS and status["num_sublayers"] == 6
     assert status["compile_seconds"] > 0 and status["num_params"] > 0
+    assert status["attention_kernel"] == "reference"
     rows = metrics.read(workdir)
     train_rows = [row for row in rows if "train/loss_nats_per_token" in row]
     assert [row["step"] for row in train_rows] == [1, 2, 3, 4, 5]

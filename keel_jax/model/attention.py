@@ -1,11 +1,24 @@
-"""Causal attention within documents: one signature for every kernel, and rotary positions.
+"""Causal attention within documents: one signature, several kernels; and rotary positions.
 
 Dimension letters: B batch, T query time, S key time, N query heads, K key/value heads, H head
 width.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from keel_jax import config
+from keel_jax.model.kernels import cudnn, reference, splash
+from keel_jax.parallel import manual, ring, sharding
+
+# Logical axes of queries, of keys and values, and of what belongs to a token.
+QUERY_AXES = ("batch", "time", "heads", "head_dim")
+KEY_AXES = ("batch", "time", "kv_heads", "head_dim")
+TOKEN_AXES = ("batch", "time")
+# The mesh axis over which a sequence is split.
+_RING_AXIS = "context"
 
 
 def attend(
@@ -13,23 +26,111 @@ def attend(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     *,
+    kernel: str,
     query_index_BT: jax.Array,
+    key_index_BS: jax.Array,
     query_segments_BT: jax.Array,
     key_segments_BS: jax.Array,
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys that a query may see; [B, T, N, H] in q's dtype.
 
-    Key s is visible to a query if s <= its index (causality; an unwritten cache slot lies in the
-    future) and both are in the same document. Scores and softmax are float32. Query head n reads
-    key/value head n // (N / K).
+    Key s is visible to query t if its index is not above the query's (causality; an unwritten
+    cache slot lies in the future) and both are in the same document. Scores and softmax are
+    float32. Query head n reads key/value head n // (N / K).
+
+    Kernels but the reference take the queries' own keys: S = T, and query and key indices and
+    segments are the same. splash and cudnn know no index and take tokens in their order; the ring
+    takes them in any.
+
+    Args:
+      kernel: what `choose` said, or "auto": the reference, for a model that is not on a mesh.
     """
-    key_index_S = jnp.arange(k_BSKH.shape[1])
-    causal_BTS = key_index_S <= query_index_BT[:, :, None]
-    same_document_BTS = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
-    mask_B1TS = (causal_BTS & same_document_BTS)[:, None]
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation="xla"
-    )
+    if kernel in ("auto", "reference"):
+        return reference.attend(
+            q_BTNH, k_BSKH, v_BSKH,
+            query_index_BT=query_index_BT, key_index_BS=key_index_BS,
+            query_segments_BT=query_segments_BT, key_segments_BS=key_segments_BS,
+        )
+    arguments = {
+        "q": (q_BTNH, QUERY_AXES),
+        "k": (k_BSKH, KEY_AXES),
+        "v": (v_BSKH, KEY_AXES),
+        "segments": (query_segments_BT, TOKEN_AXES),
+    }
+    if kernel == "ring":
+        function = functools.partial(ring.attend, ring=_ring())
+        arguments["index"] = (query_index_BT, TOKEN_AXES)
+    else:
+        function = {"splash": splash.attend, "cudnn": cudnn.attend}[kernel]
+    values, axes = zip(*arguments.values(), strict=True)
+    return manual.over_mesh(function, axes, QUERY_AXES)(*values)
+
+
+def choose(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
+    """The kernel that `model.attention` means on this mesh: every option but "auto".
+
+    By the mesh's own devices, which need not be there: a step for a TPU is compiled on any machine.
+
+    Raises:
+      ValueError: these devices do not have the kernel, or it cannot compute this model.
+    """
+    platform = mesh.devices.flat[0].platform
+    model, wanted, parts = cfg.model, cfg.model.attention, mesh.shape[_RING_AXIS]
+    if wanted == "auto":
+        if parts > 1:
+            return "ring"
+        return {"tpu": "splash", "gpu": _best_on_gpu(cfg)}.get(platform, "reference")
+    needs = {"splash": "tpu", "cudnn": "gpu"}.get(wanted, platform)
+    if platform != needs:
+        raise ValueError(
+            f"model.attention={wanted!r} runs on a {needs}, and the devices here are of platform "
+            f"{platform!r}: set it to \"auto\", or to \"reference\", which runs everywhere."
+        )
+    if wanted in ("splash", "cudnn") and parts > 1:
+        raise ValueError(
+            f"model.attention={wanted!r} reads whole sequences, and mesh.{_RING_AXIS}={parts} "
+            f"splits them: set it to \"auto\" (the ring), or set mesh.{_RING_AXIS}=1."
+        )
+    if wanted == "cudnn" and not _fits_cudnn(model, cudnn.MAX_HEAD_DIM_HOPPER):
+        raise ValueError(
+            f"model.attention='cudnn' needs model.compute_dtype={cudnn.DTYPE!r} and a "
+            f"model.head_dim that is a multiple of {cudnn.HEAD_DIM_MULTIPLE} up to "
+            f"{cudnn.MAX_HEAD_DIM_HOPPER}; they are {model.compute_dtype!r} and {model.head_dim}. "
+            "Change them, or set model.attention to \"auto\"."
+        )
+    if wanted == "cudnn" and cfg.num_lanes > 1:
+        raise ValueError(
+            f"model.attention='cudnn' cannot compute the {cfg.num_lanes} lanes of this run: JAX "
+            "does not batch its bias. Set model.attention to \"auto\", or run one lane."
+        )
+    return wanted
+
+
+def in_order_of(kernel: str, tree):
+    """A tree of [B, T], consecutive tokens, in the order in which `kernel` shares them out.
+
+    Everything that belongs to a token must go through this alike, at the edge of the step; what is
+    summed over all tokens does not notice. Only a ring over several devices has an order of its
+    own, `ring.zigzag`.
+    """
+    if kernel != "ring" or _ring().size == 1:
+        return tree
+    zigzag = functools.partial(ring.zigzag, ring=_ring())
+    return jax.tree.map(manual.over_mesh(zigzag, (TOKEN_AXES,), TOKEN_AXES), tree)
+
+
+def _ring() -> ring.Ring:
+    return ring.Ring(_RING_AXIS, sharding.mesh_sizes()[_RING_AXIS])
+
+
+def _best_on_gpu(cfg: config.Config) -> str:
+    fits = _fits_cudnn(cfg.model, cudnn.MAX_HEAD_DIM) and cfg.num_lanes == 1
+    return "cudnn" if fits else "reference"
+
+
+def _fits_cudnn(model: config.ModelConfig, max_head_dim: int) -> bool:
+    fits = model.head_dim % cudnn.HEAD_DIM_MULTIPLE == 0 and model.head_dim <= max_head_dim
+    return fits and model.compute_dtype == cudnn.DTYPE
 
 
 def positions_in_document(segments_BT: jax.Array) -> jax.Array:

@@ -23,9 +23,6 @@ from keel_jax.parallel import sharding
 STREAM_AXES = ("batch", "stream_time", "stream")
 BRANCH_AXES = ("batch", "time", "stream")
 LOSS_AXES = ("batch", "loss_time", "stream")
-# Of queries, and of keys and values; [B, T, N, H].
-QUERY_AXES = ("batch", "time", "heads", "head_dim")
-KEY_AXES = ("batch", "time", "kv_heads", "head_dim")
 # Of attention's output before its last product, and of the FFN's hidden layer; [B, T, …].
 HEADS_AXES = ("batch", "time", "heads")
 FFN_AXES = ("batch", "time", "ffn")
@@ -79,9 +76,9 @@ class Attention(nn.Module):
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads, QUERY_AXES)
-        k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads, KEY_AXES)
-        v_BTKH = split_heads(multiply(h_BTD, w_value), m.num_kv_heads, KEY_AXES)
+        q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads, attention.QUERY_AXES)
+        k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads, attention.KEY_AXES)
+        v_BTKH = split_heads(multiply(h_BTD, w_value), m.num_kv_heads, attention.KEY_AXES)
         if m.qk_norm or topology.qkv_norm:
             q_BTNH = self._head_norm("query_norm", q_BTNH)
             k_BTKH = self._head_norm("key_norm", k_BTKH)
@@ -91,19 +88,24 @@ class Attention(nn.Module):
         k_BTKH = attention.rotate(k_BTKH, context.positions_BT, m.rope_theta)
 
         if cache is None:
-            k_BSKH, v_BSKH, key_segments_BS = k_BTKH, v_BTKH, context.segments_BT
+            kernel, k_BSKH, v_BSKH = m.attention, k_BTKH, v_BTKH
+            key_index_BS, key_segments_BS = context.index_BT, context.segments_BT
         else:
             block = constants["block"]
             cache = Cache(
                 key=_write(cache.key, block, context.index_BT, k_BTKH),
                 value=_write(cache.value, block, context.index_BT, v_BTKH),
             )
-            k_BSKH, v_BSKH = cache.key[block], cache.value[block]
+            # Few queries, many keys: no kernel but the reference.
+            kernel, k_BSKH, v_BSKH = "reference", cache.key[block], cache.value[block]
+            key_index_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1]), k_BSKH.shape[:2])
             # A cache holds one document a row.
             key_segments_BS = jnp.broadcast_to(context.segments_BT[:, :1], k_BSKH.shape[:2])
         a_BTNH = attention.attend(
             q_BTNH, k_BSKH, v_BSKH,
+            kernel=kernel,
             query_index_BT=context.index_BT,
+            key_index_BS=key_index_BS,
             query_segments_BT=context.segments_BT,
             key_segments_BS=key_segments_BS,
         )
@@ -154,9 +156,10 @@ def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_
     Raises:
       ValueError: a dimension is not a multiple of the devices that share it; both are named.
     """
+    query_heads, key_heads = (model.num_heads, model.head_dim), (model.num_kv_heads, model.head_dim)
     shapes = {
-        "attention's queries [B, T, N, H]": (QUERY_AXES, (model.num_heads, model.head_dim)),
-        "attention's keys [B, T, K, H]": (KEY_AXES, (model.num_kv_heads, model.head_dim)),
+        "attention's queries [B, T, N, H]": (attention.QUERY_AXES, query_heads),
+        "attention's keys [B, T, K, H]": (attention.KEY_AXES, key_heads),
         "the stream [B, T, D]": (STREAM_AXES, (model.d_model,)),
         "the loss's input [B, T, D]": (LOSS_AXES, (model.d_model,)),
     }

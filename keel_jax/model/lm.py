@@ -3,6 +3,7 @@
 Dimension letters: B batch, T time, D model, V vocabulary.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -41,6 +42,7 @@ class LanguageModel(nn.Module):
         tokens_BT: jax.Array,
         segments_BT: jax.Array | None = None,
         num_microbatches: int = 0,
+        context: layers.Context | None = None,
     ) -> jax.Array:
         """What the logits are computed from, in the compute dtype [B, T, D].
 
@@ -49,16 +51,12 @@ class LanguageModel(nn.Module):
           segments_BT: int32 document numbers, attention and positions stay within one;
             None: one document a row.
           num_microbatches: see `pipeline.num_microbatches`; read on a mesh with stages.
+          context: in place of segments_BT, for tokens that do not stand in their order.
         """
-        if segments_BT is None:
-            segments_BT = jnp.zeros_like(tokens_BT)
-        # A position depends on all tokens before it: a few integers, gathered once.
-        segments_BT = sharding.constrain(segments_BT, ("batch", "scalar"))
-        context = layers.Context(
-            positions_BT=attention.positions_in_document(segments_BT),
-            segments_BT=segments_BT,
-            index_BT=jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape),
-        )
+        if context is None:
+            if segments_BT is None:
+                segments_BT = jnp.zeros_like(tokens_BT)
+            context = ordered_context(segments_BT)
         h_BTD, _ = self.depth(
             self.embedding(tokens_BT), context, num_microbatches=num_microbatches
         )
@@ -126,6 +124,17 @@ class Output(nn.Module):
         return sharding.constrain(x_BTD.astype(self.model.compute_dtype), layers.LOSS_AXES)
 
 
+def ordered_context(segments_BT: jax.Array) -> layers.Context:
+    """What the blocks read of tokens that stand in their order, each in its document."""
+    # A position depends on all tokens before it: a few integers, gathered once.
+    segments_BT = sharding.constrain(segments_BT, ("batch", "scalar"))
+    return layers.Context(
+        positions_BT=attention.positions_in_document(segments_BT),
+        segments_BT=segments_BT,
+        index_BT=jnp.broadcast_to(jnp.arange(segments_BT.shape[1]), segments_BT.shape),
+    )
+
+
 def logits(h: jax.Array, w_DV: jax.Array) -> jax.Array:
     """h @ w with h's dtype as inputs and float32 sums and results; [..., V]."""
     return jnp.matmul(h, w_DV.astype(h.dtype), preferred_element_type=jnp.float32)
@@ -182,5 +191,7 @@ def count_params(model: config.ModelConfig) -> int:
 
 
 def _init_boxed(model: LanguageModel, key: jax.Array):
+    # One token, which no kernel over several devices could share out.
+    model = LanguageModel(dataclasses.replace(model.model, attention="reference"))
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     return model.init(key, tokens_BT)["params"]

@@ -4,13 +4,14 @@ Dimension letters: B batch, T time, A accumulation steps.
 """
 
 import collections.abc
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from keel_jax import config
-from keel_jax.model import layers, lm
+from keel_jax.model import attention, layers, lm
 from keel_jax.parallel import pipeline, sharding
 from keel_jax.training import loss, optim, schedule
 from keel_jax.training import state as state_lib
@@ -25,15 +26,25 @@ Sums = dict[str, jax.Array]
 def batch_sums(params, batch: dict, cfg: config.Config) -> Sums:
     """The loss sums (`loss.cross_entropy_sums`) of a batch [B, T]."""
     model = lm.LanguageModel(cfg.model)
+    # Sums over tokens: in whatever order the kernel wants them.
+    tokens, targets, weights, context = attention.in_order_of(
+        cfg.model.attention,
+        (
+            batch["inputs"],
+            batch["targets"],
+            batch["loss_weights"],
+            lm.ordered_context(batch["segment_ids"]),
+        ),
+    )
     h_BTD = model.apply(
-        {"params": params}, batch["inputs"], batch["segment_ids"],
-        cfg.mesh.stage_microbatches, method="hidden",
+        {"params": params}, tokens, context=context,
+        num_microbatches=cfg.mesh.stage_microbatches, method="hidden",
     )
     return loss.cross_entropy_sums(
         h_BTD,
         lm.output_matrix(params, cfg.model),
-        batch["targets"],
-        batch["loss_weights"],
+        targets,
+        weights,
         chunk=cfg.train.loss_chunk,
     )
 
@@ -102,6 +113,12 @@ def _gradients(params, batch, cfg):
     return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
+def with_kernel(cfg: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
+    """`cfg` with the attention kernel that it gets on `mesh` (`attention.choose`) by its name."""
+    kernel = attention.choose(cfg, mesh)
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, attention=kernel))
+
+
 def abstract_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> dict:
     """Shapes, dtypes and shardings of a global training batch: [B, T], or [K, B, T] in K lanes.
 
@@ -154,6 +171,7 @@ def compile_train_step(
 
 def jit_train_step(cfg: config.Config, mesh: jax.sharding.Mesh):
     """The jitted step, not yet lowered."""
+    cfg = with_kernel(cfg, mesh)
     step = state_lib.over_lanes(lambda state, batch: train_step(state, batch, cfg), cfg.num_lanes)
     places = state_lib.shardings(cfg, mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
@@ -163,6 +181,7 @@ def compile_eval_step(
     cfg: config.Config, mesh: jax.sharding.Mesh, batch_size: int
 ) -> collections.abc.Callable[[dict, dict], Sums]:
     """Compiles (params, batch [B, T]) -> loss sums; several lanes read one batch."""
+    cfg = with_kernel(cfg, mesh)
     step = state_lib.over_lanes(
         lambda params, batch: batch_sums(params, batch, cfg), cfg.num_lanes, in_axes=(0, None)
     )

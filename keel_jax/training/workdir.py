@@ -23,8 +23,9 @@ from keel_jax.training import state as state_lib
 # data position mean something else.
 _FIXED = ("model.", "lanes.", "seed", "data.weights", "data.mask_documents",
           "train.batch_size", "train.seq_len", "train.init_from", "optim.name")
-# These change neither numbers nor shapes. (What data.path holds is known by its fingerprint.)
-_FREE = ("model.remat",)
+# These change neither shapes nor, up to rounding, numbers. (What data.path holds is known by its
+# fingerprint.)
+_FREE = ("model.remat", "model.attention")
 
 # Seconds between two writes of status.json while a run goes on.
 _STATUS_SECONDS = 5.0
@@ -82,10 +83,11 @@ class Status:
         self,
         workdir: epath.Path,
         cfg: config.Config,
+        kernel: str,
         clock: clock_lib.Clock,
         compilations: compilation.Counter,
     ):
-        self._workdir, self._cfg = workdir, cfg
+        self._workdir, self._cfg, self._kernel = workdir, cfg, kernel
         self._clock, self._compilations = clock, compilations
         self._step, self._written = 0, -math.inf
 
@@ -136,6 +138,7 @@ class Status:
             "num_blocks": cfg.model.num_blocks,
             "num_sublayers": cfg.model.num_sublayers,
             "num_params": lm.count_params(cfg.model),
+            "attention_kernel": self._kernel,
             "compile_seconds": self._clock["compile"],
             "compilations": {"cached": self._compilations.hits, "new": self._compilations.misses},
             "seconds": {**self._clock.seconds, "total": self._clock.total},

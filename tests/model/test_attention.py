@@ -87,8 +87,9 @@ def test_scores_and_softmax_are_float32():
 
     def attend(q, k, v):
         return attention.attend(
-            q, k, v, query_index_BT=jnp.ones((1, 2), int), query_segments_BT=zeros,
-            key_segments_BS=zeros,
+            q, k, v, kernel="reference",
+            query_index_BT=zeros + 1, key_index_BS=zeros + jnp.arange(2),
+            query_segments_BT=zeros, key_segments_BS=zeros,
         )
 
     # Weights and output are rounded to bf16, half a unit in 2^-8 each; a half would be 20% off.

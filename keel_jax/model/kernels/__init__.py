@@ -1,0 +1,1 @@
+"""Attention kernels; each computes what `reference` does. `model.attention` chooses among them."""

@@ -1,0 +1,40 @@
+"""cuDNN's flash attention on an NVIDIA GPU, by `jax.nn.dot_product_attention`.
+
+What it asks for: 16-bit inputs, H a multiple of 8, an even T where a bias is trained. Causality is
+its own mask. Of documents it knows through JAX only by a bias that is added to the scores,
+[B, 1, T, T] in the inputs' dtype, 0 within a document and -2^41 across, whose e^ is exactly 0; its
+backward pass writes a gradient of the same size that nothing reads. So memory grows with T^2 here,
+by 4 B T^2 bytes for all heads together, where the reference holds several times N B T^2. Under vmap
+(lanes) JAX's rule for it takes a bias of one head for one of all heads, and fails.
+
+Dimension letters: B batch, T time, N query heads, K key/value heads, H head width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Of H. Up to 256 from compute capability 9.0 (Hopper) on.
+HEAD_DIM_MULTIPLE = 8
+MAX_HEAD_DIM = 128
+MAX_HEAD_DIM_HOPPER = 256
+DTYPE = "bfloat16"
+
+
+def attend(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array
+) -> jax.Array:
+    """`attention.attend` of rows of tokens to themselves, in order."""
+    num_tokens = q_BTNH.shape[1]
+    odd = num_tokens % 2
+
+    def even(x_BTNH):
+        return jnp.pad(x_BTNH, ((0, 0), (0, odd), (0, 0), (0, 0)))
+
+    # A token that is filled in lies in the future of all others.
+    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, odd)))
+    same_document_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    o_BTNH = jax.nn.dot_product_attention(
+        even(q_BTNH), even(k_BTKH), even(v_BTKH),
+        mask=same_document_B1TT, is_causal=True, implementation="cudnn",
+    )
+    return o_BTNH[:, :num_tokens]

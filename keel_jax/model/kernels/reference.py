@@ -1,0 +1,26 @@
+"""Attention with its scores and mask written out, on any device: what the others must equal.
+
+Dimension letters: B batch, T query time, S key time, N query heads, K key/value heads, H head
+width.
+"""
+
+import jax
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    query_index_BT: jax.Array,
+    key_index_BS: jax.Array,
+    query_segments_BT: jax.Array,
+    key_segments_BS: jax.Array,
+) -> jax.Array:
+    """`attention.attend`, holding [B, N, T, S] scores."""
+    causal_BTS = key_index_BS[:, None, :] <= query_index_BT[:, :, None]
+    same_document_BTS = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
+    mask_B1TS = (causal_BTS & same_document_BTS)[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation="xla"
+    )

@@ -1,0 +1,79 @@
+"""JAX's splash attention on a TPU: scores exist only block by block, in the core's own memory.
+
+What the kernel (jax.experimental.pallas.ops.tpu.splash_attention) asks for, and how it gets it:
+
+- A length that its blocks divide, in multiples of 128: rows are filled up at the end, with tokens
+  in the future of all others.
+- Scaled queries: it multiplies by no 1 / sqrt(H). Queries are scaled in their dtype, which is exact
+  where H is a power of 4 (64, 256) and rounds them once more otherwise (128).
+- Each query sees some key of its document in its row, else it would divide by nothing: causality
+  includes the query itself.
+- Any H: a core's registers hold 128, a narrower head fills a part of them.
+
+Dimension letters: B batch, T time, N query heads, K key/value heads, H head width.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernel_lib,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
+
+# Registers are 128 wide.
+_LANES = 128
+# Queries and keys a block, at most: 512 x 512 float32 scores are 1 MiB, so that a few of them and
+# two buffers of every operand stay far below the 16 MiB that a kernel gets on a v5e by default.
+# A guess beyond that: larger blocks mean fewer steps, and more scores computed to be masked.
+_MAX_BLOCK = 512
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attention.attend` of rows of tokens to themselves, in order; no [T, T] array exists.
+
+    Args:
+      interpret: run the kernel's program on any device, slowly, to see what it computes.
+    """
+    num_tokens, num_heads, width = q_BTNH.shape[1:]
+    padded = -(-num_tokens // _LANES) * _LANES
+    kernel = _kernel(padded, num_heads, interpret)
+
+    def rows_first(x_BTNH):
+        fill = ((0, 0), (0, padded - num_tokens), (0, 0), (0, 0))
+        return jnp.pad(x_BTNH, fill).swapaxes(1, 2)
+
+    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padded - num_tokens)))
+    o_BNTH = jax.vmap(kernel)(
+        rows_first(q_BTNH * jnp.asarray(width**-0.5, q_BTNH.dtype)),
+        rows_first(k_BTKH),
+        rows_first(v_BTKH),
+        kernel_lib.SegmentIds(q=segments_BT, kv=segments_BT),
+    )
+    return o_BNTH.swapaxes(1, 2)[:, :num_tokens]
+
+
+def block_size(padded: int) -> int:
+    """The largest multiple of 128, up to the limit, that divides `padded` (itself one)."""
+    return max(size for size in range(_LANES, _MAX_BLOCK + 1, _LANES) if padded % size == 0)
+
+
+def _kernel(padded: int, num_heads: int, interpret: bool):
+    size = block_size(padded)
+    mask = mask_lib.CausalMask((padded, padded))
+    return kernel_lib.make_splash_mha_single_device(
+        mask_lib.MultiHeadMask([mask] * num_heads),
+        block_sizes=kernel_lib.BlockSizes(
+            block_q=size, block_kv=size, block_kv_compute=size,
+            block_q_dkv=size, block_kv_dkv=size, block_kv_dkv_compute=size,
+            # dq on its own: together with dk and dv it would be written once a block of keys.
+            block_q_dq=size, block_kv_dq=size,
+        ),
+        interpret=interpret,
+    )
