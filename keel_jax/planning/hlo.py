@@ -43,6 +43,7 @@ _CALLS = re.compile(
 )
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _CHAIN = re.compile(r'\bchain_id="(\d+)"')
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 # What changes nothing about an integer's value.
 _SAME = ("copy", "bitcast", "reshape")
 _TRIPS = re.compile(r'"?known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
@@ -139,8 +140,8 @@ class Program:
         callers = {}
         for computation in self.computations.values():
             for instruction in computation.instructions.values():
-                for called in _called(instruction):
-                    callers.setdefault(called, (computation, instruction))
+                for name in called(instruction):
+                    callers.setdefault(name, (computation, instruction))
         return callers
 
     @functools.cached_property
@@ -152,16 +153,16 @@ class Program:
         def visit(name):
             if name not in seen:
                 seen.add(name)
-                for called, _ in self._calls(name):
-                    visit(called)
+                for inner, _ in self._calls(name):
+                    visit(inner)
                 order.append(name)
 
         visit(self.entry)
         runs = dict.fromkeys(reversed(order), 0)
         runs[self.entry] = 1
         for name in runs:  # callers before what they call
-            for called, times in self._calls(name):
-                runs[called] += runs[name] * times
+            for inner, times in self._calls(name):
+                runs[inner] += runs[name] * times
         return runs
 
     def executed(self) -> Iterator[tuple[Computation, Instruction, int]]:
@@ -179,8 +180,8 @@ class Program:
             if instruction.opcode == "while":
                 # A condition runs once more than its body: it computes nothing that counts.
                 times = self.trip_counts[instruction.name] or 1
-            found += [(called, times) for called in _called(instruction)]
-        return [(called, times) for called, times in found if called in self.computations]
+            found += [(inner, times) for inner in called(instruction)]
+        return [(inner, times) for inner, times in found if inner in self.computations]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +245,8 @@ def collectives(
     slices = np.array([slice_of[device] for device in mesh.devices.flat])
     found, chains = [], set()
     for computation, instruction, times in program.executed():
+        if cross := _across_slices(computation, instruction, times, slices, mesh):
+            found.append(cross)
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -330,7 +333,7 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
     return tuple(found)
 
 
-def _called(instruction: Instruction) -> list[str]:
+def called(instruction: Instruction) -> list[str]:
     """Names of the computations that the instruction runs."""
     if instruction.opcode == "while":
         return [instruction.attribute(name).lstrip("%") for name in ("body", "condition")]
@@ -348,7 +351,7 @@ def _num_trips(program: Program, computation: Computation, loop: Instruction) ->
     """Trips of `loop`, an instruction of `computation`, if they are known at all."""
     if match := _TRIPS.search(loop.attributes):
         return int(match[1])
-    body, condition = (program.computations[name] for name in _called(loop))
+    body, condition = (program.computations[name] for name in called(loop))
     test = condition.instructions[condition.root]
     if test.opcode != "compare" or test.attribute("direction") not in ("LT", "LE"):
         return None
@@ -404,6 +407,33 @@ def _op_name(program: Program, computation: Computation, instruction: Instructio
     if not instruction.op_name and computation.name in program.callers:
         return program.callers[computation.name][1].op_name
     return instruction.op_name
+
+
+def _across_slices(computation, instruction, times, slices, mesh) -> Collective | None:
+    """A TPU's collective between slices: a transfer to the host, which sends it over DCN."""
+    match = _MEGASCALE.search(instruction.attributes)
+    if instruction.opcode != "send" or not match:
+        return None
+    kind = match[1].lower().replace("_", "-")
+    shape = computation.instructions[instruction.operands[0]].shapes[0]
+    count = len(set(slices.tolist()))
+    numbers = slices.reshape(mesh.devices.shape)
+    return Collective(
+        kind=kind,
+        axes=tuple(
+            axis
+            for place, axis in enumerate(mesh.axis_names)
+            if (numbers != numbers.take([0], axis=place)).any()
+        ),
+        group_size=count,
+        network="dcn",
+        count=times,
+        bytes=times * sent_bytes(kind, shape.bytes, count),
+        shapes=(shape,),
+        op_name=instruction.op_name,
+        is_async=True,
+        name=instruction.name,
+    )
 
 
 def _is_async(instruction: Instruction, computation: Computation) -> bool:
