@@ -7,11 +7,11 @@
     blocks  sub-layers  width  FFN   heads  kv heads  peak LR
     32      64          1024   3072  16     8         9e-3
 
-The paper's depth scaling (arXiv:2601.19895, Table 3: 250 B private tokens, batch 1024 x 4096): average
-of its benchmarks 39.6, Pre-LN 37.9. Recipe here: Table 3's peak rate, the public-data protocol's
-warm-up of 2000 steps and cosine, windows of 2048 tokens, 10 B tokens. The batch is 4 x 2048 tokens a
-chip on v5e:4x4; the protocol's own is 256 x 2048: --config.train.batch_size=256, with
---config.train.accumulation_steps where it must fit fewer chips. The paper does not state its
+The paper's depth scaling (arXiv:2601.19895, Table 3: 250 B private tokens, batch 1024 x 4096):
+average of its benchmarks 39.6, Pre-LN 37.9. Recipe here: Table 3's peak rate, the public-data
+protocol's warm-up of 2000 steps and cosine, windows of 2048 tokens, 10 B tokens. The batch is 4 x
+2048 tokens a chip on v5e:4x4; the protocol's own is 256 x 2048: --config.train.batch_size=256,
+with --config.train.accumulation_steps where it must fit fewer chips. The paper does not state its
 vocabulary; 32768 is ours, and `data.path` must be prepared with at most that. The plan's verdict:
 docs/planning.md.
 """

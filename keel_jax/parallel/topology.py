@@ -23,6 +23,8 @@ _DIMENSIONS = {"v2": 2, "v3": 2, "v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x":
 # The largest pod (tpu7x; Google Cloud's TPU pages).
 _MOST_CHIPS = 9216
 _EXAMPLES = "v5e:4x4, v5p:4x4x4, cpu:8"
+# A v4 chip is one device to JAX where it is, and two in the compiler's description by default.
+_CHIP_CONFIG = {"v4": {"chip_config_name": "megacore"}}
 # What lets libtpu start where no TPU is: it asks no metadata server, and several processes may.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -68,10 +70,12 @@ def devices(name: str, num_slices: int = 1) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(f"{name} needs the TPU compiler: pip install 'keel_jax[plan]'.")
     os.environ.update(_ENVIRONMENT)
-    several = {"num_slices": num_slices} if num_slices > 1 else {}
+    options = dict(_CHIP_CONFIG.get(kind, {}))
+    if num_slices > 1:
+        options["num_slices"] = num_slices
     try:
         with _quiet():
-            described = topologies.get_topology_desc(name, "tpu", **several)
+            described = topologies.get_topology_desc(name, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             f"The TPU compiler knows no topology {name!r}: "

@@ -1,12 +1,12 @@
 """Accelerators by JAX's name of the device, one entry per device that JAX sees.
 
 Sources, by column, unless a line says otherwise:
-  peak bf16 FLOP/s, HBM size and bandwidth, ICI: Google Cloud's TPU pages (docs.cloud.google.com/tpu,
-    one page a version) and the JAX scaling book (jax-ml.github.io/scaling-book/tpus); GCP rounds
-    ICI up to 50 and 100 GB/s a link and direction, the book's 45 and 90 are used.
+  peak bf16 FLOP/s, HBM size and bandwidth, ICI: Google Cloud's TPU pages (one a version,
+    cloud.google.com/tpu/docs) and the JAX scaling book (jax-ml.github.io/scaling-book/tpus); GCP
+    rounds ICI up to 50 and 100 GB/s a link and direction, the book's 45 and 90 are used.
   usable HBM: what the TPU compiler says it has; measured: libtpu 0.0.42, a program too large.
-  DCN: scaling book: 6.25 GB/s a v5p or v5e chip, 3.125 a v4 chip and 12.5 a v6e chip; tpu7x: as v6e,
-    a guess.
+  DCN: scaling book: 6.25 GB/s a v5p or v5e chip, 3.125 a v4 chip and 12.5 a v6e chip;
+    tpu7x: as v6e, a guess.
   host link: scaling book: 16 GB/s a chip; v6e 32; tpu7x: as v6e, a guess.
   NVIDIA: data sheets of the SXM parts, without sparsity; their links are not in the plan.
 """
@@ -44,7 +44,7 @@ def _tpu(tflops, hbm_gib, usable_gib, hbm_gbs, links, link_gbs, dcn_gbs, host_gb
     )
 
 
-_V4 = _tpu(275, 32, 31.25, 1200, 6, 45, 3.125)
+_V4 = _tpu(275, 32, 30.75, 1200, 6, 45, 3.125)
 _V5E = _tpu(197, 16, 15.75, 819, 4, 45, 6.25)
 _V5P = _tpu(459, 96, 95.74, 2765, 6, 90, 6.25)
 _V6E = _tpu(918, 32, 31.25, 1638, 4, 90, 12.5, 32)

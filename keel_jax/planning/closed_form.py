@@ -1,4 +1,4 @@
-"""What needs no compiler: bytes of the state and of a batch on a device, and a guess at the rest."""
+"""What needs no compiler: bytes of state and batch on a device, and a guess at the rest."""
 
 import dataclasses
 import math
@@ -58,3 +58,31 @@ def temporaries(cfg: config.Config, sizes: dict[str, int], parameter_bytes: int)
     logits = 2 * rows * chunk / sizes["context"] * model.vocab_size / sizes["tensor"] * 4
     more = parameter_bytes if train.accumulation_steps > 1 else 0
     return int(1.5 * parameter_bytes + more + saved + scores + logits)
+
+
+def advice(
+    cfg: config.Config, sizes: dict[str, int], shards: Shards, total: float, limit: float
+) -> str:
+    """What may close the gap between `total` bytes, as compiled, and `limit`: estimated.
+
+    More micro-batches, if the closed form says that they free enough; else more devices.
+    """
+    rows = cfg.train.batch_size // (sizes["data"] * sizes["fsdp"])
+    now = temporaries(cfg, sizes, shards.parameters)
+    for parts in range(cfg.train.accumulation_steps + 1, rows + 1):
+        if rows % parts:
+            continue
+        train = dataclasses.replace(cfg.train, accumulation_steps=parts)
+        freed = now - temporaries(
+            dataclasses.replace(cfg, train=train), sizes, shards.parameters
+        )
+        if total - freed <= limit:
+            return (
+                f"--config.train.accumulation_steps={parts} would free about "
+                f"{freed / 2**30:.2f} GiB (estimated, not compiled)"
+            )
+    devices = math.ceil(math.prod(sizes.values()) * total / limit)
+    return (
+        f"micro-batches alone do not close the gap: about {devices} devices would (estimated, not "
+        "compiled), or --search for another mesh"
+    )

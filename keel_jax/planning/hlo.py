@@ -43,6 +43,9 @@ _CALLS = re.compile(
 )
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _CHAIN = re.compile(r'\bchain_id="(\d+)"')
+_MESH = re.compile(
+    r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\(((?:[^()]|\([^()]*\))*)\))? \{([^}]*)\}"
+)
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 # What changes nothing about an integer's value.
 _SAME = ("copy", "bitcast", "reshape")
@@ -453,7 +456,7 @@ def _groups(instruction: Instruction, num_devices: int) -> list[tuple[int, ...]]
             ids = ids.transpose([int(n) for n in match[3].split(",")])
         return [tuple(group) for group in ids.reshape(shape).tolist()]
     if text.startswith("mesh["):
-        return _mesh_groups(text)
+        return _mesh_groups(instruction)
     if not re.fullmatch(r"[\d,{}\s]*", text):
         raise ValueError(f"{instruction.name}: replica groups {text!r} of an unknown form.")
     groups = [
@@ -462,26 +465,39 @@ def _groups(instruction: Instruction, num_devices: int) -> list[tuple[int, ...]]
     return groups or [tuple(range(num_devices))]
 
 
-def _mesh_groups(text: str) -> list[tuple[int, ...]]:
-    """Groups of the form mesh['a'=2,'b'=8] {'a','b':(2)4}: axes of a mesh of the compiler's own,
-    or of 'b' a part: the 4 that lie within each of 2."""
-    mesh_text, _, axes_text = text.partition("] ")
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh_text)}
-    parts, used = [], []  # the mesh's dimensions, sub-axes apart; whether each is in a group
+def _mesh_groups(instruction: Instruction) -> list[tuple[int, ...]]:
+    """Groups by the axes of a mesh of the compiler's own.
+
+    mesh['a'=2,'b'=8] {'a','b':(2)4}: along a, and along the part of b that is the 4 in (2) 4.
+    mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}: of devices in another order.
+    """
+    match = _MESH.search(instruction.attributes)
+    if not match:
+        raise ValueError(f"{instruction.name}: replica groups of an unknown form.")
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
     asked = {
         name: (int(pre or 1), int(size or sizes[name]))
-        for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes_text)
+        for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match[3])
     }
-    if "device_ids" in text or not set(asked) <= set(sizes):
-        raise ValueError(f"Replica groups {text!r} of an unknown form.")
+    parts, used = [], []  # the mesh's dimensions, parts of axes apart; whether a group spans them
     for name, size in sizes.items():
         pre, inner = asked.get(name, (size, 1))
         parts += [pre, inner, size // (pre * inner)]
         used += [False, name in asked, False]
-    ids = np.arange(math.prod(parts)).reshape(parts)
+    ids = _device_ids(match[2], math.prod(parts)).reshape(parts)
     order = [i for i, u in enumerate(used) if not u] + [i for i, u in enumerate(used) if u]
     width = math.prod(part for part, is_used in zip(parts, used, strict=True) if is_used)
     return [tuple(group) for group in ids.transpose(order).reshape(-1, width).tolist()]
+
+
+def _device_ids(text: str | None, count: int) -> np.ndarray:
+    """The order of a mesh's devices: none given, "[2,4]T(1,0)", or "0,2,1,3"."""
+    if not text:
+        return np.arange(count)
+    if not (match := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)):
+        return np.array([int(n) for n in text.split(",")])
+    ids = np.arange(count).reshape([int(n) for n in match[1].split(",")])
+    return ids.transpose([int(n) for n in match[2].split(",")] if match[2] else None).reshape(-1)
 
 
 def _axes(groups: list[tuple[int, ...]], mesh: jax.sharding.Mesh) -> tuple[str, ...]:

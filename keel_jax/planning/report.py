@@ -69,6 +69,16 @@ class Report:
             return self.estimate.step_seconds
         return sum(c.bytes for c in self.collectives) if self.memory else float("inf")
 
+    @property
+    def advice(self) -> str | None:
+        """Where it does not fit, what may."""
+        if self.fits:
+            return None
+        sizes = {axis: self.mesh.get(axis, 1) for axis in config.MESH_AXES}
+        return closed_form.advice(
+            self.cfg, sizes, self.shards, self.total_bytes, self.limit_bytes
+        )
+
     def to_json(self) -> dict:
         """The contract of `plan --json`."""
         m = self.memory
@@ -108,6 +118,7 @@ class Report:
                 {"kind": kind, "axis": axis, "network": network, "count": count, "bytes": size}
                 for (kind, axis, network), (count, size) in sorted(by_key.items())
             ],
+            "advice": self.advice,
             "compile_seconds": self.compile_seconds,
             "estimate": self._estimate_json(),
             "plan": {
@@ -255,4 +266,7 @@ def _verdict(report: Report) -> str:
         return f"{total:.3f} GiB; a CPU has no limit that the compiler knows."
     if report.fits:
         return f"fits: {total:.2f} of {limit:.2f} GiB, {limit - total:.2f} GiB to spare"
-    return f"does not fit: {total:.2f} GiB needed, {total - limit:.2f} GiB more than {limit:.2f}"
+    return (
+        f"does not fit: {total:.2f} GiB needed, {total - limit:.2f} GiB more than {limit:.2f}; "
+        f"{report.advice}"
+    )
