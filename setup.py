@@ -1,4 +1,4 @@
-"""Installs keel_jax: `pip install -e .`, or `-e .[tpu]`, `.[cuda]`, `.[dev]`."""
+"""Installs keel_jax: `pip install -e .`, or `-e .[tpu]`, `.[cuda]`, `.[plan]`, `.[dev]`."""
 
 import pathlib
 import re
@@ -37,9 +37,11 @@ setuptools.setup(
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]"],
+        # The TPU compiler, of the version that this JAX goes with; no TPU is needed.
+        "plan": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "formats": FORMATS,
         "gcs": ["gcsfs"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", *FORMATS],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "jax[tpu]", *FORMATS],
     },
 )

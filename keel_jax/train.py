@@ -7,6 +7,7 @@ would not help), 3 diverged, 75 stopped on request (SIGTERM, Ctrl-C) and saved: 
 
 import contextlib
 import dataclasses
+import time
 
 import jax
 from absl import flags
@@ -61,7 +62,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         status.say(step)
         _announce(cfg, step, kernel)
         with clock.measure("compile"):
-            train_step = step_lib.compile_train_step(cfg, mesh)
+            train_step = _compiled(cfg, mesh)
             evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
 
         # What the loop tells, and to whom.
@@ -103,6 +104,17 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
         return status.end(code, step, state)
+
+
+def _compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
+    """The train step; where it came from, in one line."""
+    begin = time.monotonic()
+    with compilation.Counter() as counter:
+        train_step = step_lib.compile_train_step(cfg, mesh)
+    source = "from the cache" if counter.hits and not counter.misses else "compiled anew"
+    if jax.process_index() == 0:
+        print(f"compiled step: {source} in {time.monotonic() - begin:.1f} s", flush=True)
+    return train_step
 
 
 def _announce(cfg: config.Config, step: int, kernel: str):

@@ -1,22 +1,70 @@
-"""Peak speed of accelerators, by JAX's name of the device, one entry per device that JAX sees."""
+"""Accelerators by JAX's name of the device, one entry per device that JAX sees.
+
+Sources, by column, unless a line says otherwise:
+  peak bf16 FLOP/s, HBM size and bandwidth, ICI: Google Cloud's TPU pages (one a version,
+    cloud.google.com/tpu/docs) and the JAX scaling book (jax-ml.github.io/scaling-book/tpus); GCP
+    rounds ICI up to 50 and 100 GB/s a link and direction, the book's 45 and 90 are used.
+  usable HBM: what the TPU compiler says it has; measured: libtpu 0.0.42, a program too large.
+  DCN: scaling book: 6.25 GB/s a v5p or v5e chip, 3.125 a v4 chip and 12.5 a v6e chip;
+    tpu7x: as v6e, a guess.
+  host link: scaling book: 16 GB/s a chip; v6e 32; tpu7x: as v6e, a guess.
+  NVIDIA: data sheets of the SXM parts, without sparsity; their links are not in the plan.
+"""
+
+import dataclasses
+import difflib
 
 import jax
 
-# device_kind -> bf16 FLOP/s with float32 accumulation, dense.
-# TPU: Google Cloud's TPU system-architecture pages (v4 275, v5e 197, v5p 459, v6e 918 TFLOP/s a
-# chip; v2 46, v3 123). A v2 or v3 chip shows as two devices, and a tpu7x (2307) as two as well.
-# NVIDIA: data sheets of the SXM parts (H100/H200 989, A100 312, B200 2250), without sparsity.
-_PEAK_FLOPS_PER_SECOND = {
+_GB = 1e9
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as JAX sees it; a chip of two devices is halved."""
+
+    # bf16 with float32 accumulation, dense.
+    flops_per_second: float
+    hbm_bytes: float
+    # What the compiler lets a program have.
+    usable_hbm_bytes: float
+    hbm_bytes_per_second: float
+    # Links to neighbours, and bytes a second that each sends in one direction.
+    ici_links: int
+    ici_bytes_per_second_per_link: float
+    dcn_bytes_per_second: float
+    host_bytes_per_second: float
+
+
+def _tpu(tflops, hbm_gib, usable_gib, hbm_gbs, links, link_gbs, dcn_gbs, host_gbs=16.0) -> Chip:
+    return Chip(
+        tflops * 1e12, hbm_gib * _GIB, usable_gib * _GIB, hbm_gbs * _GB, links, link_gbs * _GB,
+        dcn_gbs * _GB, host_gbs * _GB,
+    )
+
+
+_V4 = _tpu(275, 32, 30.75, 1200, 6, 45, 3.125)
+_V5E = _tpu(197, 16, 15.75, 819, 4, 45, 6.25)
+_V5P = _tpu(459, 96, 95.74, 2765, 6, 90, 6.25)
+_V6E = _tpu(918, 32, 31.25, 1638, 4, 90, 12.5, 32)
+# Two devices a chip: 2307 TFLOP/s, 192 GiB, 7380 GB/s and six links between them.
+_TPU7X = _tpu(1153.5, 96, 94.75, 3690, 6, 45, 6.25)
+# JAX's own name where a TPU is, and the one of the compiler's description.
+_CHIPS = {
+    "TPU v4": _V4,
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    "TPU7x": _TPU7X,
+}
+# Peak only: JAX sees two devices on a v2 (46 TFLOP/s) or v3 (123) chip. NVIDIA as above.
+_PEAKS = {
     "TPU v2": 23e12,
     "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,
@@ -27,4 +75,22 @@ _PEAK_FLOPS_PER_SECOND = {
 
 def peak_flops_per_second(device: jax.Device) -> float | None:
     """The device's bf16 peak; None if the table does not know it: no guess, and no MFU."""
-    return _PEAK_FLOPS_PER_SECOND.get(device.device_kind)
+    chip = _CHIPS.get(device.device_kind)
+    return chip.flops_per_second if chip else _PEAKS.get(device.device_kind)
+
+
+def chip(device: jax.Device) -> Chip | None:
+    """What is known of the device; None for a CPU, of which nothing is estimated.
+
+    Raises:
+      ValueError: the table does not know the accelerator, or not enough of it: no guess.
+    """
+    if device.platform == "cpu" and device.device_kind not in _CHIPS:
+        return None
+    if device.device_kind not in _CHIPS:
+        near = difflib.get_close_matches(device.device_kind, _CHIPS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"The chip table (keel_jax/planning/chips.py) has no {device.device_kind!r}; the "
+            f"nearest it has is {near!r}. Add its numbers with their sources; nothing is guessed."
+        )
+    return _CHIPS[device.device_kind]

@@ -8,6 +8,8 @@ DONE = 0
 ERROR = 1
 # The loss became non-finite: a data point, not a fault.
 DIVERGED = 3
+# The plan does not fit the chip's memory: an answer, not a fault.
+DOES_NOT_FIT = 4
 # Asked to stop, saved, can go on (EX_TEMPFAIL).
 PREEMPTED = 75
 

@@ -13,6 +13,7 @@ import optax
 from keel_jax import config
 from keel_jax.model import attention, layers, lm
 from keel_jax.parallel import pipeline, sharding
+from keel_jax.runtime import compiler_options
 from keel_jax.training import loss, optim, schedule
 from keel_jax.training import state as state_lib
 
@@ -158,15 +159,24 @@ def _abstract_batch(cfg, mesh, lanes, batch_size, parts, name) -> dict:
     }
 
 
+def lower_train_step(cfg: config.Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """The step of all lanes, lowered for `mesh`, whose devices need not be there.
+
+    Raises:
+      ValueError: the sizes of the model, the batch and the mesh do not fit each other.
+    """
+    with jax.set_mesh(mesh):
+        return jit_train_step(cfg, mesh).lower(
+            state_lib.abstract(cfg, mesh), abstract_batch(cfg, mesh)
+        )
+
+
 def compile_train_step(
     cfg: config.Config, mesh: jax.sharding.Mesh
 ) -> collections.abc.Callable[[state_lib.TrainState, dict], tuple[state_lib.TrainState, Sums]]:
     """Compiles the step of all lanes ahead of time; the state passed in is consumed."""
-    with jax.set_mesh(mesh):
-        lowered = jit_train_step(cfg, mesh).lower(
-            state_lib.abstract(cfg, mesh), abstract_batch(cfg, mesh)
-        )
-        return lowered.compile()
+    options = compiler_options.options(mesh.devices.flat[0])
+    return lower_train_step(cfg, mesh).compile(compiler_options=options)
 
 
 def jit_train_step(cfg: config.Config, mesh: jax.sharding.Mesh):

@@ -1,0 +1,20 @@
+"""The Pre-LN twin of keel_L512.py: the same shape, data and recipe, another residual rule.
+
+    python -m keel_jax.plan --config=experiments/configs/pre_ln_L512.py --topology=v5e:4x4
+    python -m keel_jax.train --config=experiments/configs/pre_ln_L512.py --workdir=DIR \
+        --config.data.path=DIR
+
+    blocks  sub-layers  width  FFN   heads  kv heads  peak LR
+    256     512         1024   3072  16     8         6e-3
+
+Expected (arXiv:2601.19895, Table 3, 250 B tokens): 54.3 on average, Keel 58.1.
+"""
+
+from experiments.configs import keel_L512
+
+
+def get_config():
+    cfg = keel_L512.get_config()
+    cfg.model.topology = "pre_ln"
+    cfg.optim.peak_lr = 6e-3
+    return cfg

@@ -1,0 +1,145 @@
+"""Compiles the real train step for devices that need not be there, and says what it would take.
+
+    python -m keel_jax.plan --config=FILE --topology=v5e:4x4 [--num_slices=2] [--json=FILE]
+    python -m keel_jax.plan --config=FILE --topology=v5e:4x4 --search
+
+Any option can be changed on the command line, as in `--config.model.num_blocks=256`. No data are
+read; what tokenizer will be used is not known, so `model.vocab_size` must be set. Exit codes: 0 the
+step fits the chip's memory, 4 it does not, 1 error.
+"""
+
+import sys
+
+import rich.box
+import rich.console
+import rich.table
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from keel_jax import config
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.parallel import topology
+from keel_jax.planning import chips, closed_form, report, search
+from keel_jax.runtime import command, compilation, exit_codes, files
+from keel_jax.training import state as state_lib
+from keel_jax.training import step as step_lib
+
+
+def plan(cfg: config.Config, name: str, num_slices: int = 1) -> report.Report:
+    """Compiles the step of `cfg` for topology `name` and looks at the program.
+
+    Raises:
+      ValueError: no such topology, an unknown chip, no vocabulary, or sizes that do not fit.
+    """
+    _check(cfg)
+    devices = topology.devices(name, num_slices)
+    chip = chips.chip(devices[0])
+    slices = num_slices if name.startswith("cpu") else None
+    mesh = mesh_lib.make(cfg.mesh, devices, slices)
+    lowered = step_lib.lower_train_step(cfg, mesh)
+    return report.compile_and_measure(
+        lowered, cfg, mesh, chip, name, num_slices, shards(cfg, mesh)
+    )
+
+
+def shards(cfg: config.Config, mesh) -> closed_form.Shards:
+    """What each device holds of the state and of a batch."""
+    state = state_lib.abstract(cfg, mesh)
+    return closed_form.shards(state.params, state, step_lib.abstract_batch(cfg, mesh))
+
+
+def find(cfg: config.Config, name: str, num_slices: int, limit: int, tell) -> list[report.Report]:
+    """Compiles the most promising plans, at most `limit`; the Pareto front, fastest first."""
+    _check(cfg)
+    devices = topology.devices(name, num_slices)
+    chip = chips.chip(devices[0])
+    slices = num_slices if name.startswith("cpu") else None
+    candidates = []
+    for candidate in search.candidates(cfg, len(devices), num_slices):
+        try:
+            mesh = mesh_lib.make(candidate.mesh, devices, slices)
+            there = shards(candidate, mesh)
+        except ValueError:
+            continue  # sizes that this mesh cannot split
+        candidates.append((candidate, search.outlook(candidate, mesh, chip, there)))
+    chosen = search.most_promising(candidates, chip, limit)
+    found = []
+    for index, candidate in enumerate(chosen):
+        tell(f"plan {index + 1} of {len(chosen)}: {' '.join(search.overrides(cfg, candidate))}")
+        found.append(plan(candidate, name, num_slices))
+    return search.front(found)
+
+
+def _check(cfg: config.Config):
+    if cfg.model.vocab_size is None:
+        raise ValueError(
+            "model.vocab_size is not set, and the plan reads no data: give the tokenizer's, as in "
+            "--config.model.vocab_size=32768."
+        )
+
+
+def main(_) -> int:
+    topology.prepare(_TOPOLOGY.value)
+    # The assignment of memory is read from what a compilation writes: none may come from a cache.
+    compilation.enable_cache("")
+    cfg = config.from_config_dict(_CONFIG.value)
+    console = rich.console.Console(stderr=True)
+    with console.status("compiling for " + _TOPOLOGY.value) as status:
+
+        def tell(text):
+            status.update(text)
+            if not console.is_terminal:
+                print(text, file=sys.stderr, flush=True)
+
+        if _SEARCH.value:
+            found = find(cfg, _TOPOLOGY.value, _NUM_SLICES.value, _SEARCH_LIMIT.value, tell)
+        else:
+            found = [plan(cfg, _TOPOLOGY.value, _NUM_SLICES.value)]
+    if not found:
+        raise ValueError(
+            f"No mesh of {_TOPOLOGY.value} can split this model and batch: change "
+            "train.batch_size, or take another topology."
+        )
+    _print(found, cfg)
+    if _JSON.value:
+        values = [result.to_json() for result in found]
+        for result, value in zip(found, values, strict=True):
+            value["plan"]["overrides"] = search.overrides(cfg, result.cfg)
+        front = {"search": values} if _SEARCH.value else {}
+        files.write_json(epath.Path(_JSON.value), {**values[0], **front})
+    return exit_codes.DONE if found[0].fits else exit_codes.DOES_NOT_FIT
+
+
+def _print(found: list[report.Report], cfg: config.Config):
+    console = rich.console.Console(highlight=False)
+    if not _SEARCH.value:
+        report.show(found[0], console)
+        return
+    table = rich.table.Table(box=rich.box.SIMPLE)
+    for head in ("fits", "HBM GiB", "estimated step s", "tokens/s", "overrides"):
+        table.add_column(head, overflow="fold")
+    for result in found:
+        estimate = result.estimate
+        table.add_row(
+            "yes" if result.fits else "no",
+            f"{result.total_bytes / 2**30:.2f}",
+            f"{estimate.step_seconds:.3g}" if estimate else "-",
+            f"{result.tokens_per_second:,.0f}" if estimate else "-",
+            " ".join(search.overrides(cfg, result.cfg)),
+        )
+    console.print(table)
+    report.show(found[0], console)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", None, "Python file with get_config() (see experiments/configs).", lock_config=True
+    )
+    _TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x4, cpu:8, …")
+    _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology, over DCN.")
+    _SEARCH = flags.DEFINE_boolean("search", False, "Try meshes and microbatches; fastest first.")
+    _SEARCH_LIMIT = flags.DEFINE_integer("search_limit", 6, "Plans that --search compiles.")
+    _JSON = flags.DEFINE_string("json", None, "File for the result, as JSON.")
+    flags.mark_flags_as_required(["config", "topology"])
+    command.run(main)

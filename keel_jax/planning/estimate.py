@@ -1,0 +1,123 @@
+"""How long a step may take: a roofline, an estimate and no measurement.
+
+    step = max(FLOPs / peak, HBM bytes / bandwidth) + exposed ICI + DCN
+    exposed ICI = synchronous collectives + what the multiplications do not hide of the others
+
+Peak and bandwidths are the chip table's, at 100 %: real kernels reach less, so the truth is slower.
+HBM bytes are those that pass between instructions of the optimised program (a fusion reads its
+operands and writes its result once; what stays in VMEM moves nothing). Each axis' ring uses both
+directions of one link. DCN traffic is counted in full: it seldom has anything to run beside it.
+"""
+
+import dataclasses
+
+from keel_jax.planning import chips, hlo
+
+# Move nothing by themselves: names, views, and what other instructions are counted for.
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
+    "partition-id replica-id copy-done all-gather-done all-reduce-done collective-permute-done "
+    "async-done async-update send-done recv-done opt-barrier".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds of one step, by what would take them."""
+
+    compute_seconds: float
+    hbm_seconds: float
+    ici_seconds: float
+    exposed_ici_seconds: float
+    dcn_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        inner = max(self.compute_seconds, self.hbm_seconds)
+        return inner + self.exposed_ici_seconds + self.dcn_seconds
+
+
+def roofline(
+    chip: chips.Chip, flops: float, hbm_bytes: float, collectives: list[hlo.Collective]
+) -> Estimate:
+    """The estimate of a program that executes `flops` and moves `hbm_bytes` on one device."""
+    compute, hbm = flops / chip.flops_per_second, hbm_bytes / chip.hbm_bytes_per_second
+    ring = 2 * chip.ici_bytes_per_second_per_link
+    by_mode = {True: 0.0, False: 0.0}
+    for c in collectives:
+        if c.network == "ici":
+            by_mode[c.is_async] += c.bytes / ring
+    exposed = by_mode[False] + max(0.0, by_mode[True] - max(compute, hbm))
+    dcn = sum(c.bytes for c in collectives if c.network == "dcn") / chip.dcn_bytes_per_second
+    return Estimate(compute, hbm, sum(by_mode.values()), exposed, dcn)
+
+
+def hbm_bytes(program: hlo.Program) -> float:
+    """Bytes that the program's instructions read from and write to HBM, as often as they run.
+
+    Of an array of which only a slice is read, or written in place, the slice counts.
+    """
+    inside = {
+        name
+        for computation in program.computations.values()
+        for instruction in computation.instructions.values()
+        if instruction.opcode in ("fusion", "async-start")
+        for name in hlo.called(instruction)
+    }
+    total = 0.0
+    for computation, instruction, times in program.executed():
+        if computation.name in inside or instruction.opcode in _FREE:
+            continue
+        moved = _written(program, computation, instruction)
+        for place, name in enumerate(instruction.operands):
+            moved += _read(program, computation, instruction, place, name)
+        total += times * moved
+    return total
+
+
+def _read(program, computation, instruction, place: int, name: str) -> float:
+    """Bytes that `instruction` reads from HBM of its operand number `place`."""
+    whole = _in_hbm(computation.instructions[name].shapes)
+    if not whole or instruction.opcode == "dynamic-update-slice" and place == 0:
+        return 0.0
+    if instruction.opcode in ("dynamic-slice", "gather") and place == 0:
+        return min(whole, sum(shape.bytes for shape in instruction.shapes))
+    if instruction.opcode != "fusion":
+        return whole
+    [inner] = hlo.called(instruction)
+    inner = program.computations[inner]
+    [parameter] = [
+        i.name
+        for i in inner.instructions.values()
+        if i.opcode == "parameter" and i.literal == str(place)
+    ]
+    parts = [
+        _read(program, inner, user, number, parameter)
+        for user in inner.instructions.values()
+        for number, operand in enumerate(user.operands)
+        if operand == parameter
+    ]
+    return min(whole, sum(parts))
+
+
+def _written(program, computation, instruction) -> float:
+    whole = _in_hbm(instruction.shapes)
+    if instruction.opcode == "dynamic-update-slice":
+        update = computation.instructions[instruction.operands[1]]
+        return min(whole, sum(shape.bytes for shape in update.shapes))
+    if instruction.opcode == "fusion" and whole:
+        inner = program.computations[hlo.called(instruction)[0]]
+        root = inner.instructions[inner.root]
+        outputs = root.operands if root.opcode == "tuple" else (root.name,)
+        parts = 0.0
+        for output, shape in zip(outputs, instruction.shapes, strict=False):
+            made = inner.instructions[output]
+            in_place = made.opcode == "dynamic-update-slice"
+            part = _written(program, inner, made) if in_place else shape.bytes
+            parts += part if shape.memory_space == 0 else 0.0
+        return min(whole, parts)
+    return whole
+
+
+def _in_hbm(shapes) -> float:
+    return sum(shape.bytes for shape in shapes if shape.memory_space == 0)

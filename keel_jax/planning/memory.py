@@ -1,0 +1,171 @@
+"""Where a compiled program's memory goes, from the compiler's true buffer assignment.
+
+Only HBM counts against the chip; VMEM and the host's memory are told apart. Arrays that are not
+alive together share memory, so a temporary's kind is told by address: each byte belongs to the
+largest array that ever lies there, which is what would have to shrink first.
+"""
+
+import dataclasses
+import heapq
+import re
+from collections.abc import Collection, Sequence
+
+from keel_jax.planning import buffers, hlo
+
+GIB = 2**30
+_OVER = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """One of the largest temporaries."""
+
+    bytes: int
+    kind: str
+    # As in "f32[256,4,2048,1024]".
+    shape: str
+    op_name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    # The program's arguments; the results that take their place are in here too.
+    arguments: int
+    # Results with memory of their own.
+    outputs: int
+    constants: int
+    # The program itself.
+    code: int
+    # What the step makes and drops.
+    temporaries: int
+    # Temporaries by kind: gradients, activations, other.
+    by_kind: dict[str, int]
+    largest: tuple[Buffer, ...]
+    # Not in HBM.
+    vmem: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs + self.constants + self.code + self.temporaries
+
+
+def measure(
+    allocations: Sequence[buffers.Allocation],
+    program: hlo.Program,
+    param_shapes: Collection[tuple[int, ...]],
+    code_bytes: int,
+    num_largest: int = 8,
+) -> Memory:
+    """Adds up the assignment of `program`.
+
+    A temporary is a gradient if the backward pass made it, or a loop of the backward pass carries
+    it, in the shape of a parameter's shard; an activation if the forward pass (or its repetition)
+    made it otherwise; else it is other.
+
+    Args:
+      param_shapes: of the parameters' shards on one device.
+      code_bytes: the program's own size.
+    """
+    instructions = {
+        name: instruction
+        for computation in program.computations.values()
+        for name, instruction in computation.instructions.items()
+    }
+    # The sizes without ones, in any order: layouts and slices permute and drop dimensions.
+    params = {_normal(shape) for shape in param_shapes}
+    sums = dict.fromkeys(("arguments", "outputs", "constants", "temporaries", "vmem", "host"), 0)
+    by_kind = dict.fromkeys(("gradients", "activations", "other"), 0)
+    largest: dict[tuple[int, int, int], Buffer] = {}
+    for number, allocation in enumerate(allocations):
+        if allocation.is_thread_local:
+            continue
+        group = _group(allocation)
+        if group:
+            sums[group] += allocation.bytes
+        if group != "temporaries":
+            continue
+        told = [_describe(piece, instructions, params) for piece in allocation.pieces]
+        for piece, size in _shares(allocation):
+            by_kind["other" if piece is None else told[piece].kind] += size
+            if piece is not None:
+                key = (number, allocation.pieces[piece].offset, allocation.pieces[piece].bytes)
+                largest.setdefault(key, told[piece])
+    ordered = sorted(largest.values(), key=lambda buffer: -buffer.bytes)
+    return Memory(
+        **sums, by_kind=by_kind, code=code_bytes, largest=tuple(ordered[:num_largest])
+    )
+
+
+def out_of_memory(message: str) -> tuple[int, int] | None:
+    """(bytes needed, bytes there) from the TPU compiler's refusal; None if it is another error."""
+    match = _OVER.search(message)
+    if not match:
+        return None
+    needed, there = (
+        round(float(match[i]) * 1024 ** _UNITS[match[i + 1]]) for i in (1, 3)
+    )
+    return needed, there
+
+
+def _group(allocation: buffers.Allocation) -> str | None:
+    if allocation.color != buffers.HBM:
+        return {1: "vmem", buffers.HOST: "host"}.get(allocation.color)
+    if allocation.parameter is not None:
+        return "arguments"
+    if allocation.is_constant:
+        return "constants"
+    return "outputs" if allocation.is_output else "temporaries"
+
+
+def _describe(piece: buffers.Piece, instructions, params) -> Buffer:
+    instruction = instructions.get(piece.instruction)
+    if instruction is None:
+        return Buffer(piece.bytes, "other", "", piece.instruction)
+    shape = _leaf(instruction, piece)
+    name = instruction.op_name or instruction.name
+    is_backward = "transpose(" in name
+    if is_backward and shape and _normal(shape.dims) in params:
+        kind = "gradients"
+    elif "jvp(" in name:
+        kind = "activations"
+    else:
+        kind = "other"
+    told = f"{shape.dtype}[{','.join(map(str, shape.dims))}]" if shape else ""
+    return Buffer(piece.bytes, kind, told, name)
+
+
+def _leaf(instruction: hlo.Instruction, piece: buffers.Piece) -> hlo.Shape | None:
+    """The leaf of the result that lies in `piece`: by its index, or in a nested tuple none."""
+    if not piece.index:
+        return instruction.shapes[0] if len(instruction.shapes) == 1 else None
+    if len(piece.index) == 1 and piece.index[0] < len(instruction.shapes):
+        return instruction.shapes[piece.index[0]]
+    return None
+
+
+def _normal(dims: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(n for n in dims if n > 1))
+
+
+def _shares(allocation: buffers.Allocation) -> list[tuple[int | None, int]]:
+    """(number of the piece, bytes): the allocation's bytes, each with the largest piece there."""
+    order = sorted(range(len(allocation.pieces)), key=lambda i: allocation.pieces[i].offset)
+    edges = sorted(
+        {0, allocation.bytes}
+        | {p.offset for p in allocation.pieces}
+        | {min(p.offset + p.bytes, allocation.bytes) for p in allocation.pieces}
+    )
+    found, open_pieces, at = [], [], 0
+    for begin, end in zip(edges, edges[1:], strict=False):
+        while at < len(order) and allocation.pieces[order[at]].offset <= begin:
+            piece = allocation.pieces[order[at]]
+            heapq.heappush(open_pieces, (-piece.bytes, piece.offset + piece.bytes, order[at]))
+            at += 1
+        while open_pieces and open_pieces[0][1] <= begin:
+            heapq.heappop(open_pieces)
+        found.append((open_pieces[0][2] if open_pieces else None, end - begin))
+    return found

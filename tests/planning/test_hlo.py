@@ -1,0 +1,195 @@
+"""The reader of optimised HLO against counts by hand, and against the model's own formula."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from keel_jax import config
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.planning import flops, hlo
+from keel_jax.training import step as step_lib
+from tests import conftest
+
+
+def _program(function, *args) -> hlo.Program:
+    return hlo.parse(jax.jit(function).lower(*args).compile().as_text())
+
+
+def _loop(x, w, length, body=lambda x, w: x @ w):
+    return jax.lax.scan(lambda x, _: (body(x, w), None), x, length=length)[0]
+
+
+_X, _W = jnp.ones((4, 8)), jnp.ones((8, 8))
+_DOT = 2 * 4 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("function", "dots"),
+    [
+        (lambda x, w: x @ w, 1),
+        (lambda x, w: _loop(x, w, 5), 5),
+        (lambda x, w: _loop(x, w, 5, lambda x, w: _loop(jnp.sin(x), w, 3)), 15),
+        # Forward, and the products with x and with w for the two gradients.
+        (jax.grad(lambda x, w: jnp.sin(_loop(x, w, 5)).sum(), argnums=(0, 1)), 15),
+        # The same, and the forward pass again.
+        (
+            jax.grad(
+                lambda x, w: jnp.sin(
+                    _loop(x, w, 5, jax.checkpoint(lambda x, w: jnp.sin(jnp.sin(x @ w) @ w)))
+                ).sum(),
+                argnums=(0, 1),
+            ),
+            5 * (2 + 2 + 4),
+        ),
+    ],
+    ids=["plain", "loop", "nested", "gradient", "remat"],
+)
+def test_executed_flops_by_hand(function, dots):
+    program = _program(function, _X, _W)
+    assert not program.unknown_loops
+    assert flops.executed(program).total == dots * _DOT
+
+
+def test_a_loop_of_unknown_length_is_said():
+    def function(x, n):
+        return jax.lax.while_loop(lambda c: c[1] < n, lambda c: (c[0] @ c[0], c[1] + 1), (x, 0))[0]
+
+    program = _program(function, _W, jnp.int32(7))
+    assert len(program.unknown_loops) == 1
+    assert flops.executed(program).total == 2 * 8**3
+
+
+_LOOP = """HloModule m
+
+%body (p.1: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p.1 = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %x.1 = f32[8]{0:T(128)} get-tuple-element(%p.1), index=1
+  %step = s32[]{:T(128)} constant(STEP)
+  %next = s32[]{:T(128)} add(%i.1, %step)
+  ROOT %t.1 = (s32[]{:T(128)}, f32[8]{0:T(128)}) tuple(%next, %x.1)
+}
+
+%cond (p.2: (s32[], f32[8])) -> pred[] {
+  %p.2 = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %i.2 = s32[]{:T(128)} get-tuple-element(%p.2), index=0
+  %bound = s32[]{:T(128)} constant(17)
+  ROOT %lt = pred[]{:T(512)} compare(%i.2, %bound), direction=DIRECTION
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0:T(128)} parameter(0)
+  %zero = s32[]{:T(128)} constant(2)
+  %begin = s32[]{:T(128)} copy(%zero)
+  %t.2 = (s32[]{:T(128)}, f32[8]{0:T(128)}) tuple(%begin, %x)
+  %loop = (s32[]{:T(128)}, f32[8]{0:T(128)}) while(%t.2), condition=%cond, body=%body
+  ROOT %result = f32[8]{0:T(128)} get-tuple-element(%loop), index=1
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("direction", "step", "trips"),
+    [("LT", 1, 15), ("LE", 1, 16), ("LT", 4, 4), ("LE", 5, 4), ("GT", 1, None), ("LT", 0, None)],
+)
+def test_trip_counts_from_the_loops_counter(direction, step, trips):
+    """As a TPU's text needs it, which has no note of XLA's: from start, step and bound."""
+    text = _LOOP.replace("DIRECTION", direction).replace("STEP", str(step))
+    assert hlo.parse(text).trip_counts == {"loop": trips}
+
+
+def _mesh(num_slices=None, **sizes):
+    return mesh_lib.make(config.MeshConfig(**sizes), jax.devices()[:8], num_slices)
+
+
+def test_collectives_by_hand():
+    mesh = _mesh(data=2, fsdp=4)
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((16, 4), jnp.float32, sharding=split)
+    text = jax.jit(lambda x: x * 2, out_shardings=whole).lower(x).compile().as_text()
+    [gather] = hlo.collectives(hlo.parse(text), mesh)
+    assert (gather.kind, gather.axes, gather.group_size) == ("all-gather", ("fsdp",), 4)
+    assert (gather.count, gather.bytes, gather.network) == (1, 3 * 4 * 4 * 4, "ici")
+    assert gather.shapes[0].dims == (16, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("{{0,1},{2,3}}", [(0, 1), (2, 3)]),
+        ("[2,2]<=[4]", [(0, 1), (2, 3)]),
+        ("[2,2]<=[2,2]T(1,0)", [(0, 2), (1, 3)]),
+        ("{}", [(0, 1, 2, 3)]),
+        ("mesh['a'=2,'b'=2] {'b'}", [(0, 1), (2, 3)]),
+        ("mesh['a'=2,'b'=2] {'a'}", [(0, 2), (1, 3)]),
+        ("mesh['a'=4] {'a':(1)2}", [(0, 2), (1, 3)]),
+        ("mesh['a'=4] {'a':(2)2}", [(0, 1), (2, 3)]),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [(0, 2), (1, 3)]),
+        ("mesh['a'=2,'b'=2], device_ids=(3,2,1,0) {'b'}", [(3, 2), (1, 0)]),
+    ],
+)
+def test_groups_of_every_form(text, groups):
+    line = f"  %a = f32[8]{{0}} all-reduce(%x), replica_groups={text}, to_apply=%add"
+    assert hlo._groups(hlo._instruction("a", line[7:]), 4) == groups
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("all-gather", 30), ("reduce-scatter", 7.5), ("all-reduce", 15), ("collective-permute", 10)],
+)
+def test_bytes_of_a_ring(kind, expected):
+    assert hlo.sent_bytes(kind, 10, 4) == expected
+
+
+def test_slices_tell_ici_from_dcn():
+    """Each axis of a mesh whose data axis goes across slices."""
+    mesh = _mesh(num_slices=2, fsdp=4, dcn_data=2)
+    devices = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    x = jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=devices)
+    networks = {}
+    for axis in ("data", "fsdp"):
+        step = jax.shard_map(
+            lambda x, axis=axis: jax.lax.psum(x, axis),
+            mesh=mesh, in_specs=PartitionSpec(("data", "fsdp")),
+            out_specs=PartitionSpec("fsdp" if axis == "data" else "data"),
+        )
+        [one] = hlo.collectives(hlo.parse(jax.jit(step).lower(x).compile().as_text()), mesh, 2)
+        assert one.axes == (axis,)
+        networks[axis] = one.network
+    assert networks == {"data": "dcn", "fsdp": "ici"}
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_flops_of_the_real_step(remat):
+    """Exactly the formula's, attention in full, a third more where every block is recomputed."""
+    cfg = conftest.tiny_config(model=dict(remat=remat), train=dict(loss_chunk=0))
+    mesh = mesh_lib.make(cfg.mesh)
+    program = hlo.parse(step_lib.compile_train_step(cfg, mesh).as_text())
+    tokens = cfg.train.tokens_per_step
+    model = tokens * cfg.model.flops_per_token(cfg.train.seq_len, causal=False) / mesh.size
+    logits = 6 * tokens * cfg.model.d_model * cfg.model.vocab_size / mesh.size
+    again = (model - logits) / 3 if remat == "block" else 0
+    np.testing.assert_allclose(flops.executed(program).total, model + again, rtol=1e-12)
+
+
+def test_convolutions_count_what_meets():
+    """A batched product as a TPU writes it: each of 8 heads meets its own 64 columns only."""
+    lhs = hlo.Instruction("l", "parameter", hlo.parse_shapes("bf16[4,2048,1024,1]"), (), "")
+    rhs = hlo.Instruction("r", "parameter", hlo.parse_shapes("bf16[8,64,1024,1]"), (), "")
+    one = hlo._instruction(
+        "c",
+        "bf16[4,2048,8,64] convolution(%l, %r), window={size=1x8 pad=0_0x7_7 rhs_reversal=0x1}, "
+        "dim_labels=0bf1_1oi0->0b1f",
+    )
+    computation = types.SimpleNamespace(instructions={"l": lhs, "r": rhs})
+    assert flops._convolution(computation, one) == 2 * 4 * 2048 * 1024 * 8 * 64
+
+
+def test_what_is_no_hlo_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        hlo.parse("hello")
