@@ -9,7 +9,7 @@ Dimension letters: B batch, T time, V vocabulary, D model.
 import jax
 import jax.numpy as jnp
 
-from keel_jax.parallel import sharding
+from keel_jax.parallel import manual, sharding
 
 
 def rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
@@ -33,10 +33,6 @@ def rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
         x_BTD = jnp.where(here_BT[..., None], table_VD[jnp.clip(row_BT, 0, num_rows - 1)], 0)
         return jax.lax.psum_scatter(x_BTD, vocab_axes, scatter_dimension=1, tiled=True)
 
-    return jax.shard_map(
-        local_rows,
-        in_specs=(sharding.spec(("vocab", "table_embed")), sharding.spec(("batch", "time"))),
-        out_specs=sharding.spec(("batch", "stream_time", "stream")),
-        # The check cannot see that what was gathered over the stages is alike on all of them.
-        check_vma=False,
-    )(table_VD, tokens_BT)
+    in_axes = ("vocab", "table_embed"), ("batch", "time")
+    out_axes = ("batch", "stream_time", "stream")
+    return manual.over_mesh(local_rows, in_axes, out_axes)(table_VD, tokens_BT)

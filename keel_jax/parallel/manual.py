@@ -33,6 +33,7 @@ def over_mesh(function: Callable, in_axes: Sequence[Axes], out_axes: Axes) -> Ca
         in_specs=tuple(sharding.spec(axes) for axes in in_axes),
         out_specs=sharding.spec(out_axes),
         axis_names=auto,
-        # Pallas kernels and hand-written gradients do not say over which axes they vary.
+        # Pallas kernels and hand-written gradients do not say over which axes they vary, and what
+        # was gathered over an axis is not known to be alike along it.
         check_vma=False,
     )

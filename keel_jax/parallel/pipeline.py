@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from keel_jax.parallel import sharding
+from keel_jax.parallel import manual
 
 AXIS = "stage"
 
@@ -107,8 +107,5 @@ def _share_out(done_SMBT, x_axes, out_axes):
         last_MBT = jnp.where(is_last, done_SMBT[0], 0)
         return jax.lax.psum_scatter(last_MBT, AXIS, scatter_dimension=2, tiled=True)
 
-    return jax.shard_map(
-        share,
-        in_specs=sharding.spec(("blocks", "scalar", *x_axes)),
-        out_specs=sharding.spec(("scalar", *out_axes)),
-    )(done_SMBT)
+    in_axes = ("blocks", "scalar", *x_axes)
+    return manual.over_mesh(share, (in_axes,), ("scalar", *out_axes))(done_SMBT)
