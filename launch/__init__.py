@@ -1,1 +1,1 @@
-"""Starts a run on machines: one module a platform, `python -m launch.NAME --help` (docs/launch.md)."""
+"""Starts runs on machines: a module a platform, `python -m launch.NAME --help` (docs/launch.md)."""

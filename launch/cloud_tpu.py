@@ -19,7 +19,6 @@ command_lib/compute/tpus):
 """
 
 import argparse
-import collections.abc
 import contextlib
 import dataclasses
 import re
@@ -204,7 +203,7 @@ def _check(args):
         raise ValueError(f"--logs={args.logs} is no gs:// directory; logs come to RUN_DIR/logs.")
 
 
-# --- The machine -----------------------------------------------------------------------------------
+# --- The machine --------------------------------------------------------------------------------
 
 
 def _held(runner, args, machine):
@@ -248,7 +247,7 @@ def _create(runner, args, machine):
         seconds=min(_CREATE_SECONDS, 60 * args.wait_minutes),
     )
     if "ALREADY_EXISTS" in result.stderr:
-        raise paid.NotOurs(f"{machine.name} was created by someone else just now:\n{result.last_words}")
+        raise paid.NotOurs(f"Someone else has created it just now:\n{result.last_words}")
     if result.code != 0:
         raise runner_lib.CommandFailed(result)
     while True:
@@ -273,7 +272,7 @@ def _create(runner, args, machine):
         runner.sleep(args.poll_seconds)
 
 
-# --- The run ---------------------------------------------------------------------------------------
+# --- The run ------------------------------------------------------------------------------------
 
 
 def _install(runner, args, machine, bundle):

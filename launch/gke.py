@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-# --- The manifest ----------------------------------------------------------------------------------
+# --- The manifest -------------------------------------------------------------------------------
 
 
 def jobset(args: argparse.Namespace) -> dict:
@@ -169,7 +169,7 @@ def _pod(args, tpu, chips) -> dict:
 
 
 def _megascale(args) -> list[dict]:
-    """What makes several slices one program; jax reads it too (jax/_src/clusters/cloud_tpu_cluster).
+    """What makes several slices one program; jax reads it too (its cloud_tpu_cluster.py).
 
     TPU_WORKER_ID and TPU_WORKER_HOSTNAMES within a slice come from GKE.
     """
@@ -188,7 +188,7 @@ def _megascale(args) -> list[dict]:
     ]
 
 
-# --- The story -------------------------------------------------------------------------------------
+# --- The story ----------------------------------------------------------------------------------
 
 
 def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What costs money while it is there: held by a `with`, deleted at its end whatever happened in it."""
+"""What costs money while it is there: held by a `with`, deleted at its end whatever happened."""
 
 import collections.abc
 import contextlib

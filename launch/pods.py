@@ -2,8 +2,8 @@
 
 import pathlib
 
-from launch import verdict
 from launch import runner as runner_lib
+from launch import verdict
 
 KUBECTL_SECONDS = 120
 _EXIT_CODES = (

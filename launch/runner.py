@@ -1,4 +1,4 @@
-"""Runs a launcher's commands, or only prints them: every command of every launcher goes through here."""
+"""Runs the launchers' commands, or only prints them: every command goes through here."""
 
 import collections.abc
 import contextlib
@@ -66,7 +66,7 @@ class Runner:
         return result
 
     def run_all(self, commands: collections.abc.Iterable[Command], *, seconds: float):
-        """Runs commands side by side, all to their good end; raises `CommandFailed` for the first."""
+        """`run` for commands that run side by side; raises for the first that failed."""
         results = self.ask_all(commands, seconds=seconds)
         for result in results:
             if result.code != 0:

@@ -100,9 +100,9 @@ while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
 
 code=$(cd "$bundle/source" && ../venv/bin/python -m launch.verdict "$codes" {num_processes})
 echo "exit code: $code"
-if [ -n "$asked" ] && [ "$code" = 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {args.max_requeues} ]; then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+# Asked to save: its time was nearly up.
+if [ -n "$asked" ] && [ "$code" = 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {args.max_requeues} ]
+then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 """
 
@@ -158,7 +158,7 @@ def _job_id(answer: str) -> str:
 
 def _follow(runner, args, job: str) -> int:
     """Waits until the job has ended; its exit code."""
-    begin = time.monotonic()
+    pending_since = None
     ask = ["sacct", f"--jobs={job}", "--allocations", "--noheader", "--parsable2",
            "--format=State,ExitCode"]
     while True:
@@ -169,12 +169,15 @@ def _follow(runner, args, job: str) -> int:
         match = re.match(r"(\w+)[^|]*\|(\d+):(\d+)", result.stdout)
         state = match[1] if match else "PENDING"
         if state in _PENDING:
-            if time.monotonic() - begin > 60 * args.wait_minutes:
+            pending_since = pending_since or time.monotonic()
+            if time.monotonic() - pending_since > 60 * args.wait_minutes:
                 raise ValueError(
                     f"Job {job} is still {state} after {args.wait_minutes:g} minutes: "
                     "--wait_minutes waits longer."
                 )
-        elif state not in _RUNNING:
+        elif state in _RUNNING:
+            pending_since = None  # it may be put back into the queue
+        else:
             runner.say(f"Job {job}: {state}. Logs: {args.run_dir / 'logs'}")
             code, number = int(match[2]), int(match[3])
             # A state like NODE_FAIL or CANCELLED with 0:0 is no success.

@@ -1,4 +1,4 @@
-"""The pinned source: an archive of one commit, the versions of its packages, the workers' scripts."""
+"""The pinned source: an archive of one commit, its packages' versions, the workers' scripts."""
 
 import argparse
 import pathlib

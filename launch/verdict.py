@@ -1,6 +1,6 @@
 """One exit code for a run of several processes.
 
-    python -m launch.verdict DIRECTORY NUM_PROCESSES     prints it; DIRECTORY holds one file a process
+    python -m launch.verdict DIRECTORY NUM_PROCESSES     prints it, from DIRECTORY/0, 1, …
 
 The codes are those of keel_jax/runtime/exit_codes.py. A process that dies takes its peers down with
 it, so most codes of a failed run are consequences; the cause is the one that says most:

@@ -20,8 +20,9 @@ cd "$here"
 say() { printf 'keel-worker %s %s\n' "$host" "$*"; }
 
 install_() {
-  local extras=$1 python=$2
-  if [ -f installed ] && [ "$(cat installed)" = "$extras $python" ]; then say installed; return; fi
+  local extras=$1 python=$2 what
+  what="$extras $python $(cat source.tar.gz constraints.txt | cksum)"
+  if [ -f installed ] && [ "$(cat installed)" = "$what" ]; then say installed; return; fi
   rm -rf source venv && mkdir source && tar -xzf source.tar.gz -C source
   if "python$python" -c 'import ensurepip, venv' 2>/dev/null; then
     "python$python" -m venv venv
@@ -31,7 +32,7 @@ install_() {
   fi
   venv/bin/pip install -q --disable-pip-version-check -c constraints.txt "./source[$extras]"
   venv/bin/pip freeze >installed.txt
-  echo "$extras $python" >installed
+  echo "$what" >installed
   say installed
 }
 
