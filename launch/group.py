@@ -42,9 +42,9 @@ def run(
 
     def pass_on(number, frame):
         asked.append(number)
+        # Ctrl-C too: what a program of several processes listens to is SIGTERM (runtime/stop.py).
         for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+            process.terminate()
 
     processes: list[subprocess.Popen] = []
     readers: list[threading.Thread] = []
@@ -82,8 +82,7 @@ def _wait(processes, asked, grace_seconds):
                 return  # and the caller kills them
             told, trouble = True, now
             for process in processes:
-                if process.poll() is None:
-                    process.terminate()
+                process.terminate()
         time.sleep(_POLL_SECONDS)
 
 
