@@ -143,7 +143,7 @@ class World:
         if module != "local":
             where += [f"--constraints={self.directory / 'constraints.txt'}", "--name=demo"]
         if module in ("tpu_vm", "queued_resource", "gke", "xpk"):
-            where += ["--poll_seconds=0.1"]
+            where += ["--poll_seconds=0.2"]
         return [
             sys.executable, "-m", f"launch.{module}", "--config=experiments/configs/tiny.py",
             f"--workdir={self.workdir}", f"--run_dir={self.directory / 'run'}", *where, *flags,

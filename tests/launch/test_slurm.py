@@ -33,7 +33,7 @@ def _job(world, **env) -> subprocess.Popen:
     ("scripts", "code", "starts"),
     [
         (["0", "0"], 0, 1),
-        (["76 0", "137 0"], 0, 2),
+        pytest.param(["76 0", "137 0"], 0, 2, marks=pytest.mark.slow),
         # srun itself would say 134, and hide the cause.
         (["1", "134"], 1, None),
         (["3", "3"], 3, 1),
@@ -68,7 +68,7 @@ def test_before_its_time_is_up_it_saves_and_puts_itself_back(world, restarts, re
         (["PENDING|0:0", "RUNNING|0:0", "COMPLETED|0:0"], 0),
         (["", "RUNNING|0:0", "FAILED|3:0"], 3),
         (["CANCELLED by 1000|0:15"], 143),
-        (["NODE_FAIL|0:0"], 1),
+        pytest.param(["NODE_FAIL|0:0"], 1, marks=pytest.mark.slow),
     ],
 )
 def test_following(world, states, code):
