@@ -50,8 +50,8 @@ start() {
   echo $! >pid
   if [ "$logs" != - ]; then
     # shellcheck disable=SC2016  # expanded by the inner shell
-    setsid nohup bash -c 'while kill -0 "$(cat pid)"; do sleep "$1"; bash worker.sh ship "$2"; done' \
-      ship "${SHIP_SECONDS:-300}" "$logs" >/dev/null 2>&1 </dev/null &
+    setsid nohup bash -c 'while kill -0 "$1"; do sleep "$2"; bash worker.sh ship "$3"; done' \
+      ship "$(cat pid)" "${SHIP_SECONDS:-300}" "$logs" >/dev/null 2>&1 </dev/null &
   fi
   say running
 }

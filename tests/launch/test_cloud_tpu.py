@@ -366,8 +366,14 @@ def test_mistakes_are_told_before_anything_is_created(world, flags, words):
 
 
 def test_logs_to_a_bucket(world):
-    env = dict(SHIP_SECONDS="600", STANDIN_WORKERS="2")
-    done = world.launch("tpu_vm", "--logs=gs://bucket/logs", **env)
-    assert done.returncode == 0, done.stderr
-    files = sorted(path.name for path in (world.directory / "buckets/bucket/logs").iterdir())
-    assert files == ["demo-w-0.log", "demo-w-1.log"]
+    (world.workdir / "demo-w-0").write_text("sleep")
+    process = world.start(
+        "tpu_vm", "--logs=gs://bucket/logs", "--grace_seconds=9", SHIP_SECONDS="1"
+    )
+    # While it runs already, as a machine may be taken away.
+    log = world.directory / "buckets/bucket/logs/demo-w-0.log"
+    world.wait_for(log.exists)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, world.resources()) == (130, {}), stderr
+    assert "asked to stop; the command ended with 75" in log.read_text()

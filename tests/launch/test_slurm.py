@@ -35,7 +35,7 @@ def _job(world, **env) -> subprocess.Popen:
         (["0", "0"], 0, 1),
         pytest.param(["76 0", "137 0"], 0, 2, marks=pytest.mark.slow),
         # srun itself would say 134, and hide the cause.
-        (["1", "134"], 1, None),
+        (["134", "1"], 1, None),
         (["3", "3"], 3, 1),
     ],
 )
