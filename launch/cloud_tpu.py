@@ -299,9 +299,9 @@ def _run(runner, args, machine, started: bool) -> int:
     )
     pause = args.poll_seconds
     for restart in range(args.max_restarts + 1):
-        if not (started and restart == 0):
-            runner.run_all(machine.ssh(remote, args.connect_flag), seconds=_ASK_SECONDS)
         try:
+            if not (started and restart == 0):
+                runner.run_all(machine.ssh(remote, args.connect_flag), seconds=_ASK_SECONDS)
             code = _follow(runner, args, machine)
         except KeyboardInterrupt:
             runner.say("Asking the run to save and end; once more to delete the machine at once.")
