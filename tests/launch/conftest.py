@@ -122,7 +122,7 @@ class World:
             **os.environ,
             "PATH": f"{bin_}:/usr/bin:/bin",
             "STANDIN": str(directory),
-            "PAUSE_SECONDS": "0", "PYTHONDONTWRITEBYTECODE": "1",
+            "PAUSE_SECONDS": "0", "SHIP_SECONDS": "1", "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def tell(self, name: str, value):

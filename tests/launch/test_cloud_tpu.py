@@ -150,7 +150,9 @@ def test_nothing_is_created_where_nobody_knows(world):
     [
         ({"demo-w-0": "3", "demo-w-1": "3"}, 3, 1),
         ({"demo-w-0": "76 0", "demo-w-1": "75 0"}, 0, 2),
-        ({"demo-w-0": "134 76 0", "demo-w-1": "139 137 0"}, 0, 3),
+        pytest.param(
+            {"demo-w-0": "134 76 0", "demo-w-1": "139 137 0"}, 0, 3, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_exit_codes(world, codes, verdict, starts):
@@ -243,7 +245,10 @@ def test_deleting_is_tried_again(world):
     assert len(world.calls(" delete ")) == 3
 
 
-@pytest.mark.parametrize(("module", "started"), [("tpu_vm", True), ("queued_resource", False)])
+@pytest.mark.parametrize(
+    ("module", "started"),
+    [("tpu_vm", False), pytest.param("queued_resource", True, marks=pytest.mark.slow)],
+)
 def test_a_machine_that_cannot_be_deleted_is_named_loudly(world, module, started):
     faults = [dict(match=" delete ", code=1, times=99)]
     if not started:
@@ -295,7 +300,10 @@ def test_attach_follows_and_deletes(world):
 
 @pytest.mark.parametrize(
     ("module", "number"),
-    [("tpu_vm", signal.SIGINT), ("tpu_vm", signal.SIGHUP), ("queued_resource", signal.SIGTERM)],
+    [
+        ("tpu_vm", signal.SIGINT), ("queued_resource", signal.SIGHUP),
+        pytest.param("tpu_vm", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_ctrl_c_while_creating_deletes(world, module, number):
     world.tell("faults", [dict(match=" create ", sleep=20, effect=True)])

@@ -124,12 +124,11 @@ def test_a_failed_jobset_has_its_pods_code(world, pods, code):
     ("fault", "statuses", "words"),
     [
         (dict(match="create configmap", code=1, stderr="forbidden"), [], "forbidden"),
-        (dict(match="create -f", code=1, stderr="no matches for kind JobSet"), [], "no matches"),
         (dict(match="create -f", code=1, stderr="timeout", effect=True), [], "timeout"),
         (dict(match="never"), [{}], "0 of 1 slices run after"),
         (dict(match="get jobset demo", code=1, times=99, stderr="refused"), [{}], "No answer"),
     ],
-    ids=["configmap", "jobset", "half-created", "no nodes", "no cluster"],
+    ids=["configmap", "half-created", "no nodes", "no cluster"],
 )
 def test_a_start_that_fails_leaves_nothing(world, fault, statuses, words):
     world.tell("faults", [fault])

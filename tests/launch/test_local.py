@@ -24,7 +24,7 @@ def _is_alive(pid: int) -> bool:
         # One dies, the other is stuck, even to SIGTERM: it is killed, and the cause is the verdict.
         (["deaf 0", "137 0"], 0, 2),
         (["1", "deaf"], 1, 1),
-        (["75 0", "75 0"], 0, 2),
+        pytest.param(["75 0", "75 0"], 0, 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_verdict(world, scripts, code, starts):

@@ -76,7 +76,10 @@ def test_a_dry_run_runs_nothing(world, module):
     ("module", "flags"),
     [
         ("tpu_vm", ["--spot", "--project=p", "--create_flag=--reserved", "--logs=gs://b/l"]),
-        ("queued_resource", ["--num_slices=2", "--connect_flag=--internal-ip"]),
+        pytest.param(
+            "queued_resource", ["--num_slices=2", "--connect_flag=--internal-ip"],
+            marks=pytest.mark.slow,
+        ),
         ("gke", ["--num_slices=2", "--context=c", "--namespace=n"]),
         ("xpk", ["--spot"]),
         ("slurm", ["--follow"]),
