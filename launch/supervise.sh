@@ -7,29 +7,43 @@
 #   0   done                                    the end
 #   1   error, and any code not named here      the end: it would fail again
 #   3   diverged                                the end: a result
-#   75  stopped on request and saved            again, at once
-#   134 137 139   killed (abort, SIGKILL, out of memory, segmentation fault)
-#                 again, after a pause that doubles; at most MAX_CRASHES in a row
-# A run that lasted HEALTHY_SECONDS before it was killed starts the count anew. SIGTERM and Ctrl-C
-# are passed on, and what the command then answers is the answer: nothing is started again.
+#   75  stopped on request and saved            again, at once; after a pause if it had lasted less
+#                                               than QUICK_SECONDS
+#   76  hung, or lost a peer                    again, after a pause
+#   134 137 139 143   killed (abort; SIGKILL, out of memory; segmentation fault; SIGTERM)
+#                                               again, after a pause
+# The pause begins at PAUSE_SECONDS and doubles; after MAX_RETRIES pauses in a row it gives up and
+# exits with the last code. A run that lasted HEALTHY_SECONDS starts the count anew. SIGTERM and
+# Ctrl-C are passed on, and what the command then answers is the answer: nothing is started again.
+#
+# On several machines each has its own supervisor. One lost process ends them all (75, 76, 134), each
+# supervisor pauses as long as the others, and they meet where the driver waits for its peers
+# (--initialization_timeout_seconds).
+#
+# EXIT_CODE_FILE, if set, gets the exit code at the end.
 set -u
-MAX_CRASHES=${MAX_CRASHES:-5}
+MAX_RETRIES=${MAX_RETRIES:-5}
 PAUSE_SECONDS=${PAUSE_SECONDS:-5}
+QUICK_SECONDS=${QUICK_SECONDS:-60}
 HEALTHY_SECONDS=${HEALTHY_SECONDS:-600}
 
 if [ $# -eq 0 ] || [ "$1" = --help ]; then
   sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'
   [ $# -gt 0 ]; exit
 fi
+if [ -n "${EXIT_CODE_FILE:-}" ]; then
+  # shellcheck disable=SC2154  # $code is assigned when the trap runs
+  trap 'code=$?; echo "$code" >"$EXIT_CODE_FILE"' EXIT
+fi
 
 say() { printf 'supervise: %s\n' "$*" >&2; }
 
-child= asked=
+child='' asked=''
 pass_on() { asked=$1; [ -n "$child" ] && kill -s "$1" "$child" 2>/dev/null; }
 trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
 
-crashes=0 pause=$PAUSE_SECONDS
+retries=0 pause=$PAUSE_SECONDS
 while true; do
   begin=$SECONDS
   # In the background, so that a signal reaches the trap at once; Ctrl-C is ignored there, and passed on.
@@ -40,24 +54,27 @@ while true; do
     # A trapped signal interrupts the wait; the command itself may still be saving.
     kill -0 "$child" 2>/dev/null || break
   done
-  child=
+  child='' lasted=$((SECONDS - begin))
 
   if [ -n "$asked" ]; then say "asked to stop; the command ended with $code"; exit "$code"; fi
+  if [ "$lasted" -ge "$HEALTHY_SECONDS" ]; then retries=0 pause=$PAUSE_SECONDS; fi
   case $code in
     0) say "done"; exit 0 ;;
     3) say "diverged: a result, not a fault; see status.json"; exit 3 ;;
-    75) say "stopped and saved; starting it again"; continue ;;
-    134 | 137 | 139) ;;
+    75)
+      if [ "$lasted" -ge "$QUICK_SECONDS" ]; then say "stopped and saved; starting it again"; continue; fi
+      what="stopped and saved (75) after only $lasted s" ;;
+    76) what="hung, or lost a peer (76)" ;;
+    134 | 137 | 139 | 143) what="killed ($code)" ;;
     *) say "error $code: it would fail again"; exit "$code" ;;
   esac
-  if [ $((SECONDS - begin)) -ge "$HEALTHY_SECONDS" ]; then crashes=0 pause=$PAUSE_SECONDS; fi
-  crashes=$((crashes + 1))
-  if [ "$crashes" -gt "$MAX_CRASHES" ]; then
-    say "killed ($code) $crashes times in a row: giving up"; exit "$code"
+  retries=$((retries + 1))
+  if [ "$retries" -gt "$MAX_RETRIES" ]; then
+    say "$what, and so $MAX_RETRIES times before: giving up"; exit "$code"
   fi
-  say "killed ($code), $crashes of at most $MAX_CRASHES times in a row; again in $pause s"
+  say "$what; retry $retries of at most $MAX_RETRIES in a row, in $pause s"
   # In the background too, for the same reason.
-  sleep "$pause" & child=$!; wait "$child"; child=
-  [ -n "$asked" ] && exit "$code"
+  sleep "$pause" & child=$!; wait "$child"; child=''
+  if [ -n "$asked" ]; then say "asked to stop"; exit "$code"; fi
   pause=$((pause * 2))
 done

@@ -38,6 +38,9 @@ def _run(tmp_path, script, **env):
         ("[ $n = 4 ] || exit 75", 0, 4, "stopped and saved"),
         ("[ $n = 3 ] || kill -KILL $$", 0, 3, "killed (137)"),
         ("[ $n = 2 ] && exit 3; kill -SEGV $$", 3, 2, "killed (139)"),
+        ("[ $n = 2 ] || kill -ABRT $$", 0, 2, "killed (134)"),
+        ("[ $n = 2 ] || kill -TERM $$", 0, 2, "killed (143)"),
+        ("[ $n = 3 ] || exit 76", 0, 3, "lost a peer (76)"),
     ],
 )
 def test_the_exit_code_decides(tmp_path, script, code, starts, word):
@@ -47,14 +50,40 @@ def test_the_exit_code_decides(tmp_path, script, code, starts, word):
 
 
 def test_it_gives_up_on_a_run_that_dies_and_dies(tmp_path):
-    done, count = _run(tmp_path, "kill -KILL $$", MAX_CRASHES="2")
+    done, count = _run(tmp_path, "kill -KILL $$", MAX_RETRIES="2")
     assert (done.returncode, count) == (137, 3)
     assert "giving up" in done.stderr
 
 
+def test_all_kinds_of_failure_count_together(tmp_path):
+    script = "case $n in 1) exit 76;; 2) exit 75;; 3) kill -KILL $$;; esac; exit 76"
+    done, count = _run(tmp_path, script, MAX_RETRIES="3")
+    assert (done.returncode, count) == (76, 4), done.stderr
+
+
+def test_a_stop_that_comes_at_once_again_and_again_does_not_spin(tmp_path):
+    done, count = _run(tmp_path, "exit 75", MAX_RETRIES="2", PAUSE_SECONDS="1")
+    assert (done.returncode, count) == (75, 3)
+    pauses = [line.split("in ")[-1] for line in done.stderr.splitlines() if "retry" in line]
+    assert pauses == ["1 s", "2 s"]
+    # One that had run for a while goes on at once, any number of times.
+    (tmp_path / "starts").unlink()
+    done, count = _run(
+        tmp_path, "[ $n = 9 ] || exit 75", MAX_RETRIES="0", PAUSE_SECONDS="100", QUICK_SECONDS="0"
+    )
+    assert (done.returncode, count) == (0, 9)
+
+
+@pytest.mark.parametrize("code", [0, 3, 1, 76])
+def test_the_exit_code_is_left_in_a_file(tmp_path, code):
+    path = tmp_path / "code"
+    done, _ = _run(tmp_path, f"exit {code}", EXIT_CODE_FILE=str(path), MAX_RETRIES="0")
+    assert done.returncode == code and path.read_text() == f"{code}\n"
+
+
 def test_a_healthy_run_starts_the_count_anew(tmp_path):
     done, count = _run(
-        tmp_path, "[ $n = 5 ] && exit 0; kill -KILL $$", MAX_CRASHES="1", HEALTHY_SECONDS="0"
+        tmp_path, "[ $n = 5 ] && exit 0; kill -KILL $$", MAX_RETRIES="1", HEALTHY_SECONDS="0"
     )
     assert (done.returncode, count) == (0, 5), done.stderr
 

@@ -1,0 +1,25 @@
+"""The versions of this environment, for pip on the workers: `python -m launch.constraints FILE`.
+
+One line `name==version` a package. Packages that an index does not have in this version (the
+project itself, local builds such as 1.0+cuda) are left out.
+"""
+
+import importlib.metadata
+import pathlib
+import sys
+
+
+def lines() -> list[str]:
+    """The constraints, sorted, each package once."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name, version = distribution.metadata["Name"], distribution.version
+        # direct_url.json: installed from a directory, an archive or a repository.
+        from_index = distribution.read_text("direct_url.json") is None
+        if name and from_index and "+" not in version:
+            found.setdefault(name.lower().replace("_", "-"), f"{name}=={version}")
+    return [found[name] for name in sorted(found)]
+
+
+if __name__ == "__main__":
+    pathlib.Path(sys.argv[1]).write_text("\n".join(lines()) + "\n")

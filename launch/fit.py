@@ -1,0 +1,42 @@
+"""The plan before paying: nothing is created for a run that does not fit (keel_jax/plan.py)."""
+
+import argparse
+import sys
+
+from launch import command
+from launch import runner as runner_lib
+
+# A plan compiles the step; twelve times what 512 blocks took on two cores (docs/compile_time.md).
+_PLAN_SECONDS = 3600
+
+
+def train_arguments(args: argparse.Namespace) -> list[str]:
+    """What python gets on a worker: the driver and the run's options."""
+    run = [f"--config={args.config}", f"--workdir={args.workdir}", *args.overrides]
+    return ["-m", "keel_jax.train", *run]
+
+
+def fits(
+    runner: runner_lib.Runner, args: argparse.Namespace, topology: str, num_slices: int = 1
+) -> bool:
+    """Whether the run fits, or the user does not want to know.
+
+    Raises:
+      runner.CommandFailed: the plan failed: a mistake in the options, most likely.
+    """
+    if args.no_plan:
+        return True
+    plan = [sys.executable, "-m", "keel_jax.plan", f"--config={args.config}",
+            f"--topology={topology}"]
+    if num_slices > 1:
+        plan.append(f"--num_slices={num_slices}")
+    result = runner.ask([*plan, *args.overrides], seconds=_PLAN_SECONDS)
+    if result.stdout.strip() and not runner.dry_run:
+        print(result.stdout.rstrip(), flush=True)
+    if result.code == command.DOES_NOT_FIT:
+        runner.say(f"The run does not fit {num_slices} x {topology}: nothing was created. "
+                   "--no_plan launches it all the same.")
+        return False
+    if result.code != 0:
+        raise runner_lib.CommandFailed(result)
+    return True

@@ -1,0 +1,57 @@
+"""One exit code for many processes: the cause, not a consequence."""
+
+import pathlib
+import re
+
+import pytest
+
+from keel_jax.runtime import exit_codes
+from launch import verdict
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([0, 0], 0),
+        ([3, 3], 3),
+        ([75, 75], 75),
+        ([0, 75], 75),
+        # A consequence never hides its cause.
+        ([76, 1, 134], 1),
+        ([3, 1], 1),
+        ([137, 3], 3),
+        ([76, 134, 137, 75], 137),
+        ([76, 75], 76),
+        ([143, 75], 143),
+        # A process that left no code is a lost peer.
+        ([0, None], 76),
+        ([None, 1], 1),
+        ([42, 137], 42),
+    ],
+)
+def test_judge(codes, expected):
+    assert verdict.judge(codes) == expected
+    assert verdict.judge(reversed(codes)) == expected
+
+
+def test_no_processes_have_no_code():
+    with pytest.raises(ValueError, match="no processes"):
+        verdict.judge([])
+
+
+def test_the_supervisor_starts_again_exactly_what_is_retryable():
+    script = (ROOT / "launch/supervise.sh").read_text()
+    branches = re.findall(r"^    ([\d| ]+)\)(.*)", script, re.MULTILINE)
+    final = {int(code) for codes, rest in branches if "exit" in rest for code in codes.split("|")}
+    again = {int(code) for codes, _ in branches for code in codes.split("|")} - final
+    assert again == set(verdict.RETRYABLE)
+    assert final == {exit_codes.DONE, exit_codes.DIVERGED}
+
+
+def test_codes_are_read_from_files(tmp_path):
+    (tmp_path / "0").write_text("76\n")
+    (tmp_path / "2").write_text("137\n")
+    assert verdict.read(tmp_path, 3) == [76, None, 137]
+    assert verdict.of_returncode(-9) == 137 and verdict.of_returncode(3) == 3
