@@ -10,6 +10,14 @@ ERROR = 1
 DIVERGED = 3
 # Asked to stop, saved, can go on (EX_TEMPFAIL).
 PREEMPTED = 75
+# It hung, or a process that it needs died, hung or never came: starting all of them again can help.
+HUNG = 76
 
 # What `status.json` calls each of them.
-STATES = {DONE: "done", ERROR: "failed", DIVERGED: "diverged", PREEMPTED: "preempted"}
+STATES = {
+    DONE: "done",
+    ERROR: "failed",
+    DIVERGED: "diverged",
+    PREEMPTED: "preempted",
+    HUNG: "failed",
+}

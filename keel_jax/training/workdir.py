@@ -9,14 +9,13 @@
 
 import math
 
-import jax
 from etils import epath
 
 from keel_jax import config
 from keel_jax.model import lm, residual
 from keel_jax.runtime import clock as clock_lib
-from keel_jax.runtime import compilation, exit_codes, files, versions
-from keel_jax.training import checkpoint
+from keel_jax.runtime import compilation, distributed, exit_codes, files, versions
+from keel_jax.training import checkpoint, transfer
 from keel_jax.training import state as state_lib
 
 # A change of any of these on a started run would make its weights, its optimiser state or its
@@ -50,7 +49,7 @@ def has_ended_as(workdir: epath.Path, state: str) -> bool:
 
 def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
     """Writes the run's description, for the run and for each lane."""
-    if jax.process_index() != 0:
+    if not distributed.is_lead():
         return
     for directory, lane_cfg in zip(directories(workdir, cfg), _configs(cfg), strict=True):
         directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +93,11 @@ class Status:
 
     def __exit__(self, kind, error, _):
         if error is not None:
-            self._write(exit_codes.ERROR, error=str(error))
+            self._write(distributed.exit_code(error), error=str(error))
+
+    def hung(self, activity: str) -> None:
+        """The run ends because it stands still."""
+        self._write(exit_codes.HUNG, error=activity)
 
     def say(self, step: int) -> None:
         """The run is going on, at `step`; written at most every few seconds."""
@@ -104,14 +107,14 @@ class Status:
 
     def end(self, exit_code: int, step: int, state: state_lib.TrainState) -> int:
         """The run ends with `exit_code`, which is returned; each lane with its own."""
-        steps, diverged = jax.device_get((state.step.reshape(-1), state.diverged.reshape(-1)))
-        codes = [exit_codes.DIVERGED if lane else exit_code for lane in diverged]
+        steps, diverged = transfer.fetch((state.step, state.diverged))
+        codes = [exit_codes.DIVERGED if lane else exit_code for lane in diverged.reshape(-1)]
         self._step = step
-        self._write(exit_code, codes, steps.tolist())
+        self._write(exit_code, codes, steps.reshape(-1).tolist())
         return exit_code
 
     def _write(self, exit_code, lane_codes=None, lane_steps=None, error: str | None = None):
-        if jax.process_index() != 0:
+        if not distributed.is_lead():
             return
         self._written = self._clock.total
         self._write_one(self._workdir, exit_code, self._step, error)
