@@ -277,6 +277,13 @@ def from_lead(*values: int) -> tuple[int, ...]:
     return tuple(int(value) for value in found)
 
 
+def from_all(value: int) -> list[int]:
+    """Every process's `value`, in their order, on every process. A collective."""
+    if jax.process_count() == 1:
+        return [value]
+    return multihost_utils.process_allgather(np.asarray(value, np.int32)).tolist()
+
+
 def exit_code(error: BaseException) -> int:
     """`HUNG` for an error that a lost peer caused, wherever in its chain; else `ERROR`."""
     several = jax.distributed.is_initialized()

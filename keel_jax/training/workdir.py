@@ -8,7 +8,10 @@
 """
 
 import math
+import secrets
+import time
 
+import jax
 from etils import epath
 
 from keel_jax import config
@@ -27,18 +30,23 @@ _FREE = ("model.remat",)
 
 # Seconds between two writes of status.json while a run goes on.
 _STATUS_SECONDS = 5.0
+# How long a network file system may take to show a new file to another host.
+_SHARED_SECONDS = 20.0
 
 
 def prepare(workdir: epath.PathLike, cfg: config.Config) -> epath.Path:
     """Creates the directory, or checks that the run in it may go on with `cfg`.
 
     Raises:
-      ValueError: it cannot be written to, or it holds a run whose options differ where they must
-        not; both values are named, and nothing is written.
+      ValueError: it cannot be written to, or it is not the same directory for every process, or it
+        holds a run whose options differ where they must not; both values are named, and nothing is
+        written.
     """
     workdir = files.make_writable_directory(workdir)
     if (workdir / checkpoint.DIRECTORY).exists():
         _check_unchanged(workdir, checkpoint.load_config(workdir), cfg)
+    # From here on the lead writes: all have read what was there.
+    _check_shared(workdir)
     return workdir
 
 
@@ -152,6 +160,27 @@ def _configs(cfg: config.Config) -> list[config.Config]:
     if cfg.num_lanes == 1:
         return [cfg]
     return [cfg, *(cfg.for_lane(lane) for lane in range(cfg.num_lanes))]
+
+
+def _check_shared(workdir):
+    """Whether every process sees what the lead writes here; a collective."""
+    if jax.process_count() == 1:
+        return
+    mark = workdir / f".shared.{distributed.from_lead(secrets.randbits(31))[0]}"
+    if distributed.is_lead():
+        mark.write_bytes(b"")
+    distributed.from_all(True)  # written
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not (seen := mark.exists()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    missing = [number for number, saw in enumerate(distributed.from_all(seen)) if not saw]
+    if distributed.is_lead():
+        mark.unlink()
+    if missing:
+        raise ValueError(
+            f"{workdir} is another directory on process {', '.join(map(str, missing))} than on "
+            "process 0: give a --workdir on a file system that all of them share, or gs://."
+        )
 
 
 def _check_unchanged(workdir, saved: config.Config, cfg: config.Config):

@@ -228,7 +228,7 @@ def test_impossible_requests_are_errors_with_both_numbers(token_sets, token_set,
     size = token_set.split("train").num_tokens
     for sets, options, message in (
         ([token_set], {"seq_len": size}, rf"{size} tokens.*= {size + 1}"),
-        ([token_set], {"batch_size": 6, "num_shares": 4}, "batch of 6.*by 4"),
+        ([token_set], {"batch_size": 6, "num_shares": 4}, "batch of 6.*no 4 equal"),
         ([token_set], {"share_index": 4, "num_shares": 4}, "4 is not one of 4"),
         ([token_set], {"split": "test"}, "no split 'test'; it has train, validation"),
         (token_sets, {"weights": (1.0,)}, "1 weights for 2"),
