@@ -56,7 +56,7 @@ class Program:
 
 @contextlib.contextmanager
 def start(
-    verb: str,
+    module: str,
     flags: list[str],
     directory: pathlib.Path,
     *,
@@ -64,7 +64,7 @@ def start(
     devices_each: int = 1,
     started: tuple[int, ...] | None = None,
 ):
-    """Starts `python -m keel_jax.VERB` as `num_processes` processes; yields the Program.
+    """Starts `python -m MODULE` as `num_processes` processes; yields the Program.
 
     Args:
       directory: where their output goes.
@@ -84,7 +84,7 @@ def start(
             with output.open("w") as file:
                 program.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", f"keel_jax.{verb}", *flags,
+                        [sys.executable, "-m", module, *flags,
                          *(explicit if num_processes > 1 else [])],
                         cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
                         env={**os.environ, "XLA_FLAGS": xla_flags(devices_each)},
@@ -98,9 +98,9 @@ def start(
             process.wait()
 
 
-def run(verb: str, flags: list[str], directory: pathlib.Path, **options) -> list[int]:
+def run(module: str, flags: list[str], directory: pathlib.Path, **options) -> list[int]:
     """Starts a program as `start` does; the exit codes once it has ended."""
-    with start(verb, flags, directory, **options) as program:
+    with start(module, flags, directory, **options) as program:
         return program.codes()
 
 
