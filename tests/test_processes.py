@@ -105,7 +105,11 @@ def alone(token_dir, cache_dir, tmp_path_factory):
     return cfg, workdir
 
 
-def test_two_processes_are_one_and_one_sigterm_stops_both(alone, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "asked"),
+    [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)],
+)
+def test_two_processes_are_one_and_one_signal_stops_both(number, asked, alone, tmp_path):
     """The curve is that of one process; both save one step, and one process goes on from there."""
     cfg, workdir = alone
     endless = _with_steps(cfg, _ENDLESS)
@@ -114,7 +118,7 @@ def test_two_processes_are_one_and_one_sigterm_stops_both(alone, tmp_path):
     two = dict(num_processes=2, devices_each=4)
     with processes.start("keel_jax.train", flags, tmp_path, **two) as program:
         program.wait_for_step(run, NUM_STEPS)
-        program.processes[1].send_signal(signal.SIGTERM)
+        program.processes[asked].send_signal(number)
         codes = program.codes()
     assert codes == [exit_codes.PREEMPTED] * 2, program.told()
     _assert_same_log(run, workdir, NUM_STEPS - 1)
@@ -282,11 +286,12 @@ def test_a_mesh_that_cannot_is_refused_before_anything_is_touched(alone, tmp_pat
     shutil.copytree(workdir, copy)
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
     for sizes, message in (
-        (dict(data=3, fsdp=-1), "do not multiply to the 2 devices"),
-        (dict(data=1, fsdp=1, tensor=2, context=2), "do not multiply to the 2 devices"),
+        (dict(data=3, fsdp=-1), "do not multiply to the 8 devices"),
+        (dict(data=1, fsdp=1, tensor=8), "is not a multiple of the 8 devices"),
     ):
         flags = processes.train_flags(_with_mesh(_with_steps(cfg, 9), **sizes), copy)
-        with processes.start("keel_jax.train", flags, tmp_path, num_processes=2) as program:
+        two = dict(num_processes=2, devices_each=4)
+        with processes.start("keel_jax.train", flags, tmp_path, **two) as program:
             assert program.codes() == [exit_codes.ERROR] * 2, program.told()
         assert message in program.told()
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
