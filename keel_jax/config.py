@@ -471,6 +471,15 @@ class RuntimeConfig:
     # Directory of compiled programs, so that a restart compiles nothing; "auto": the user's
     # cache directory; "": off.
     compilation_cache_dir: str = "auto"
+    # Longest silence of a step, a validation batch or the loader before the run counts as hung
+    # and ends with exit code 76; 0: no limit.
+    step_timeout_seconds: float = 1800.0
+    # The same for compiling, restoring and initialising, and waiting for a checkpoint.
+    pause_timeout_seconds: float = 3600.0
+
+    def __post_init__(self):
+        for name in ("step_timeout_seconds", "pause_timeout_seconds"):
+            config_checks.not_negative(f"runtime.{name}", getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

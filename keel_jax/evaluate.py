@@ -12,7 +12,7 @@ from etils import epath
 
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import command, compilation
+from keel_jax.runtime import command, compilation, distributed
 from keel_jax.training import checkpoint, evaluation, inputs, metrics
 
 
@@ -88,14 +88,21 @@ def evaluate(
 
 
 def main(_):
+    with distributed.program(distributed.from_flags()):
+        _evaluate()
+
+
+def _evaluate():
     found = evaluate(
         _WORKDIR.value,
         step=_STEP.value,
         data_path=_DATA_PATH.value,
         batch_size=_BATCH_SIZE.value,
         seq_len=_SEQ_LEN.value,
-        visible=jax.process_index() == 0,
+        visible=distributed.is_lead(),
     )
+    if not distributed.is_lead():
+        return
     if _JSON.value:
         pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
     print(
@@ -112,4 +119,5 @@ if __name__ == "__main__":
     _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Rows at a time; default: the run's.")
     _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Tokens a row; default: the run's.")
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
+    distributed.define_flags()
     command.run(main)

@@ -2,7 +2,8 @@
 
 Started again on the same directory, it goes on where it was. Any option can be changed on the
 command line, as in `--config.model.num_blocks=256`. Exit codes: 0 done, 1 error (starting again
-would not help), 3 diverged, 75 stopped on request (SIGTERM, Ctrl-C) and saved: start again.
+would not help), 3 diverged, 75 stopped on request (SIGTERM, Ctrl-C) and saved: start again, 76
+hung or lost a peer: start again. In several processes: docs/processes.md.
 """
 
 import contextlib
@@ -19,10 +20,13 @@ from keel_jax.model import attention, lm
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips
 from keel_jax.runtime import clock as clock_lib
-from keel_jax.runtime import command, compilation, stop
+from keel_jax.runtime import command, compilation, distributed, stop, watchdog
 from keel_jax.training import checkpoint, evaluation, inputs, loop, metrics, start
 from keel_jax.training import step as step_lib
 from keel_jax.training import workdir as workdir_lib
+
+# What may take longer than a step.
+_PAUSES = ("initialisation", "compile", "checkpoint_wait")
 
 
 def train(cfg: config.Config, workdir: epath.PathLike) -> int:
@@ -36,6 +40,9 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         clock = clock_lib.Clock()
         stop_request = resources.enter_context(stop.StopRequest())
         compilations = resources.enter_context(compilation.Counter())
+        pauses = dict.fromkeys(_PAUSES, cfg.runtime.pause_timeout_seconds)
+        guard = watchdog.Watchdog(clock, cfg.runtime.step_timeout_seconds, pauses)
+        resources.enter_context(guard)
         compilation.enable_cache(cfg.runtime.compilation_cache_dir)
 
         # The options, the data and the directory, checked against each other.
@@ -47,17 +54,18 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         workdir = workdir_lib.prepare(workdir, cfg)
 
         # The state, from wherever this run begins.
-        checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
-        resources.enter_context(checkpoints)
-        if (code := start.ended_before(cfg, workdir, checkpoints)) is not None:
-            return code
-        meta = inputs.meta(tokens)
         with clock.measure("initialisation"):
+            checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
+            resources.enter_context(checkpoints)
+            if (code := start.ended_before(cfg, workdir, checkpoints)) is not None:
+                return code
+            meta = inputs.meta(tokens)
             state, step = start.begin(cfg, mesh, checkpoints, meta)
 
         # The programs. From here on a failure is the run's, and status.json says so.
         status = workdir_lib.Status(workdir, cfg, kernel, clock, compilations)
         resources.enter_context(status)
+        guard.on_hang = status.hung
         workdir_lib.describe(workdir, cfg, tokens.first.path / "tokenizer.model")
         status.say(step)
         _announce(cfg, step, kernel)
@@ -66,11 +74,11 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
 
         # What the loop tells, and to whom.
-        is_lead = jax.process_index() == 0
         lanes = workdir_lib.lane_directories(workdir, cfg)
         logs = resources.enter_context(metrics.Logs(lanes, step))
-        progress = metrics.Progress(cfg.train.num_steps, step, visible=is_lead)
+        progress = metrics.Progress(cfg.train.num_steps, step, visible=distributed.is_lead())
         resources.enter_context(progress)
+        [is_evaluated] = distributed.from_lead(metrics.is_evaluated(lanes[0], step))
         peak = chips.peak_flops_per_second(jax.devices()[0])
 
         def save(step: int, state, diverged: bool):
@@ -88,7 +96,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             train_step=train_step,
             batches=inputs.train_batches(cfg, tokens, mesh, step),
             evaluator=evaluator,
-            is_evaluated=metrics.is_evaluated(lanes[0], step),
+            is_evaluated=bool(is_evaluated),
             save=save,
             write=logs.write,
             on_logged=on_logged,
@@ -119,7 +127,7 @@ def _compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
 
 def _announce(cfg: config.Config, step: int, kernel: str):
     """What is about to run, in one line."""
-    if jax.process_index() != 0:
+    if not distributed.is_lead():
         return
     m = cfg.model
     lanes = f", {cfg.num_lanes} lanes" if cfg.num_lanes > 1 else ""
@@ -134,7 +142,8 @@ def _announce(cfg: config.Config, step: int, kernel: str):
 
 def main(_):
     cfg = config.from_config_dict(_CONFIG.value)
-    return train(cfg, _WORKDIR.value)
+    with distributed.program(distributed.from_flags()):
+        return train(cfg, _WORKDIR.value)
 
 
 if __name__ == "__main__":
@@ -142,5 +151,6 @@ if __name__ == "__main__":
         "config", None, "Python file with get_config() (see experiments/configs).", lock_config=True
     )
     _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+    distributed.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
     command.run(main)

@@ -23,8 +23,8 @@ from tensorboard.backend.event_processing import event_accumulator
 from keel_jax import config, evaluate, generate, train
 from keel_jax.model import sampling
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import exit_codes, files, stop
-from keel_jax.training import checkpoint, metrics
+from keel_jax.runtime import exit_codes, files
+from keel_jax.training import checkpoint, loop, metrics
 from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -307,7 +307,7 @@ def test_a_stop_during_the_last_validation_loses_nothing(
     """The state is saved before; the next start only validates."""
     cfg = _config(token_dir, cache_dir)
     with monkeypatch.context() as patch:
-        patch.setattr(stop.StopRequest, "asked", lambda self, step: step == NUM_STEPS)
+        patch.setattr(loop.Loop, "stops", lambda self, step: step == NUM_STEPS)
         assert train.train(cfg, tmp_path) == exit_codes.PREEMPTED
     assert not [row for row in metrics.read(tmp_path) if "eval/loss_nats_per_token" in row]
     assert train.train(cfg, tmp_path) == exit_codes.DONE
@@ -319,7 +319,7 @@ def test_a_stop_during_compilation_ends_before_the_first_step(
 ):
     cfg, workdir = finished
     with monkeypatch.context() as patch:
-        patch.setattr(stop.StopRequest, "asked", lambda self, step: True)
+        patch.setattr(loop.Loop, "stops", lambda self, step: True)
         assert train.train(cfg, tmp_path) == exit_codes.PREEMPTED
     assert _status(tmp_path)["step"] == 0
     assert train.train(cfg, tmp_path) == exit_codes.DONE
@@ -331,7 +331,7 @@ def test_a_dead_lane_stays_dead_over_a_restart(token_dir, cache_dir, tmp_path, m
     cfg = _config(token_dir, cache_dir, lanes=dict(peak_lr=(1e-2, 1e30)))
     assert train.train(cfg, tmp_path / "whole") == exit_codes.DONE
     with monkeypatch.context() as patch:
-        patch.setattr(stop.StopRequest, "asked", lambda self, step: step == 4)
+        patch.setattr(loop.Loop, "stops", lambda self, step: step == 4)
         assert train.train(cfg, tmp_path / "parts") == exit_codes.PREEMPTED
     assert train.train(cfg, tmp_path / "parts") == exit_codes.DONE
     for lane in ("lanes/000", "lanes/001"):

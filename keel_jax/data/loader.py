@@ -27,8 +27,8 @@ def train_batches(
     start_step: int = 0,
     split: str = "train",
     mask_documents: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    share_index: int = 0,
+    num_shares: int = 1,
     num_threads: int = 2,
     prefetch_batches: int = 4,
 ) -> Iterator[Batch]:
@@ -42,12 +42,12 @@ def train_batches(
         token_sets: sets with one tokenizer.
         weights: share of the samples from each set; empty: in proportion to their tokens.
         seq_len: tokens a row, T.
-        batch_size: rows a step over all processes.
+        batch_size: rows a step, all shares together.
         seed: any integer; decides the order of the windows.
         start_step: first step to give; nothing before it is read.
         split: which split of each set.
         mask_documents: segment ids count documents; otherwise they are all 0.
-        process_index, process_count: process p gets rows [p * B / P, (p + 1) * B / P).
+        share_index, num_shares: share p of P is rows [p * B / P, (p + 1) * B / P).
         num_threads: threads that read ahead; 0 reads when asked.
         prefetch_batches: batches held ready.
 
@@ -57,11 +57,11 @@ def train_batches(
 
     Raises:
         ValueError: sets with different tokenizers, weights that do not fit them, a split shorter
-            than one window, a batch that the processes cannot share evenly.
+            than one window, a batch without such shares.
     """
     import grain
 
-    local_batch_size = _local_batch_size(batch_size, process_index, process_count)
+    local_batch_size = _local_batch_size(batch_size, share_index, num_shares)
     splits = [token_set.split(split) for token_set in token_sets]
     _check_mixture(token_sets, weights)
     parts = []
@@ -74,15 +74,15 @@ def train_batches(
     else:
         weights = weights or [token_split.num_tokens for token_split in splits]
         samples = grain.MapDataset.mix(parts, weights)
-    # Consecutive batches of B / P rows are the processes' shares, in turn: batch s * P + p is
-    # process p's of step s.
+    # Consecutive batches of B / P rows are the shares, in turn: batch s * P + p is share p of
+    # step s.
     num_epochs = -(-_ENDLESS_SAMPLES // len(samples))
     batches = samples.repeat(num_epochs).batch(local_batch_size)
-    first = start_step * process_count + process_index
+    first = start_step * num_shares + share_index
     options = grain.ReadOptions(
         num_threads=num_threads, prefetch_buffer_size=prefetch_batches if num_threads else 0
     )
-    return iter(batches[first::process_count].to_iter_dataset(options))
+    return iter(batches[first::num_shares].to_iter_dataset(options))
 
 
 def validation_batches(
@@ -92,16 +92,16 @@ def validation_batches(
     batch_size: int,
     split: str = "validation",
     mask_documents: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    share_index: int = 0,
+    num_shares: int = 1,
     num_batches: int | None = None,
 ) -> Iterator[Batch]:
     """Every target of a split once, in order; what fills up the last batch has loss weight 0.
 
-    Shapes, processes and errors are those of `train_batches`; every process yields the same number
-    of batches. `num_batches` ends earlier; the split has num_tokens - 1 targets.
+    Shapes, shares and errors are those of `train_batches`; every share has the same number of
+    batches. `num_batches` ends earlier; the split has num_tokens - 1 targets.
     """
-    local_batch_size = _local_batch_size(batch_size, process_index, process_count)
+    local_batch_size = _local_batch_size(batch_size, share_index, num_shares)
     token_split = token_set.split(split)
     count = num_validation_batches(
         token_set, seq_len=seq_len, batch_size=batch_size, split=split, num_batches=num_batches
@@ -109,7 +109,7 @@ def validation_batches(
 
     def batches() -> Iterator[Batch]:
         for step in range(count):
-            first_row = step * batch_size + process_index * local_batch_size
+            first_row = step * batch_size + share_index * local_batch_size
             rows = [
                 _padded_window(
                     token_split, row * seq_len, seq_len, token_set.eos_id, mask_documents
@@ -205,15 +205,15 @@ def _padded_window(
     return _example(tokens, loss_weights, eos_id, mask_documents)
 
 
-def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"Process {process_index} is not one of {process_count}.")
-    if batch_size < 1 or batch_size % process_count:
+def _local_batch_size(batch_size: int, share_index: int, num_shares: int) -> int:
+    if not 0 <= share_index < num_shares:
+        raise ValueError(f"Share {share_index} is not one of {num_shares}.")
+    if batch_size < 1 or batch_size % num_shares:
         raise ValueError(
-            f"A batch of {batch_size} sequences cannot be shared evenly by {process_count} "
-            "processes: make the batch size a multiple of them."
+            f"A batch of {batch_size} sequences has no {num_shares} equal shares: make the batch "
+            "size a multiple of them."
         )
-    return batch_size // process_count
+    return batch_size // num_shares
 
 
 def _check_mixture(token_sets: Sequence[shards.TokenSet], weights: Sequence[float]):

@@ -99,6 +99,11 @@ def num_shards(logical_axis: str, sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[axis] for axis in RULES.get(logical_axis, ()))
 
 
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Where an array of any shape lies whole on every device."""
+    return NamedSharding(mesh, spec(()))
+
+
 def constrain(array: jax.Array, logical_axes: tuple[str, ...]) -> jax.Array:
     """Keeps `array` where the table says, inside jit under `jax.set_mesh`; without a mesh, as is.
 

@@ -1,4 +1,4 @@
-"""Where the wall-clock time of a run goes."""
+"""Where the wall-clock time of a run goes, and what it is doing right now."""
 
 import contextlib
 import time
@@ -10,14 +10,27 @@ class Clock:
     def __init__(self):
         self._begin = time.monotonic()
         self.seconds: dict[str, float] = {}
+        # What is going on ("": a step), and how many signs of life there have been: for a watchdog.
+        self.activity = ""
+        self.beats = 0
 
     @contextlib.contextmanager
     def measure(self, activity: str):
-        begin = time.monotonic()
+        outer, begin = self.activity, time.monotonic()
+        self._enter(activity)
         try:
             yield
         finally:
+            self._enter(outer)
             self.seconds[activity] = self[activity] + time.monotonic() - begin
+
+    def beat(self) -> None:
+        """A sign of life within an activity."""
+        self.beats += 1
+
+    def _enter(self, activity: str):
+        self.activity = activity
+        self.beats += 1
 
     def __getitem__(self, activity: str) -> float:
         return self.seconds.get(activity, 0.0)

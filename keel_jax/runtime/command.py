@@ -31,11 +31,16 @@ def _guarded(main, argv) -> int:
             )
         return main(argv) or exit_codes.DONE
     except (ValueError, OSError) as error:
-        if isinstance(error, ValueError) and not _is_ours(error):
-            traceback.print_exc()
-        else:
-            print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return exit_codes.ERROR
+
+
+def tell(error: Exception) -> None:
+    """A mistake of the user's in one paragraph, anything else with its traceback."""
+    if isinstance(error, OSError) or (isinstance(error, ValueError) and _is_ours(error)):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
 
 
 def _is_ours(error: ValueError) -> bool:

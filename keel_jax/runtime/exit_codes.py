@@ -12,6 +12,14 @@ DIVERGED = 3
 DOES_NOT_FIT = 4
 # Asked to stop, saved, can go on (EX_TEMPFAIL).
 PREEMPTED = 75
+# It hung, or a process that it needs died, hung or never came: starting all of them again can help.
+HUNG = 76
 
 # What `status.json` calls each of them.
-STATES = {DONE: "done", ERROR: "failed", DIVERGED: "diverged", PREEMPTED: "preempted"}
+STATES = {
+    DONE: "done",
+    ERROR: "failed",
+    DIVERGED: "diverged",
+    PREEMPTED: "preempted",
+    HUNG: "failed",
+}

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import uuid
 from collections.abc import Iterator
 
 from etils import epath
@@ -57,7 +58,8 @@ def make_writable_directory(path: epath.PathLike) -> epath.Path:
       ValueError: it is a file, or the user may not write there, or no space is left.
     """
     path = epath.Path(path)
-    probe = path / f".writable.{os.getpid()}"
+    # Several hosts probe one directory, and in containers all have the same process id.
+    probe = path / f".writable.{uuid.uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_text("probe")

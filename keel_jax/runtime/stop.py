@@ -12,16 +12,20 @@ class StopRequest:
     """Whether this run was asked to stop.
 
     In one process the signal's handler sets it. In a program of several processes the preemption
-    service of `jax.distributed` decides, so that all of them stop at the same step; it owns
-    SIGTERM there, and a Python handler would compete with it.
+    service of `jax.distributed` decides, so that all of them stop at the same point; it owns
+    SIGTERM there, and a Python handler would compete with it. One SIGTERM to any of them is enough.
     """
 
     def __init__(self):
         self._asked = threading.Event()
+        self._is_one_of_several = jax.process_count() > 1
+        # Calls of `asked`: the service's clock, the same on all processes.
+        self._num_calls = 0
+        self._stops = False
         self._previous = {}
 
     def __enter__(self):
-        signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        signals = [signal.SIGINT] if self._is_one_of_several else [signal.SIGINT, signal.SIGTERM]
         for number in signals:
             self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -35,11 +39,21 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._asked.set()
+        if self._is_one_of_several:
+            signal.raise_signal(signal.SIGTERM)  # the service tells the others
         name = signal.Signals(number).name
         print(f"\n{name}: saving, then leaving; once more to leave at once.", file=sys.stderr)
 
-    def asked(self, step: int) -> bool:
-        """To be called by every process at every step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked.is_set()
+    def asked(self) -> bool:
+        """Whether to stop here; every process asks equally often, at the same points.
+
+        Of several processes all are told at the same call, the first that none has made yet when
+        the signal came. Calls are counted rather than steps, so that a validation, which asks
+        many times within a step, ends early too.
+        """
+        if not self._is_one_of_several:
+            return self._asked.is_set()
+        self._num_calls += 1
+        if not self._stops:
+            self._stops = multihost_utils.reached_preemption_sync_point(self._num_calls)
+        return self._stops

@@ -7,6 +7,7 @@ import platform
 import subprocess
 
 import jax
+from jax._src import clusters
 
 import keel_jax
 
@@ -33,6 +34,26 @@ def describe() -> dict:
         },
         "commit": _commit(),
     }
+
+
+def detect_processes(timeout_seconds: int) -> tuple[str, int, int, list[int] | None] | None:
+    """What a TPU, Slurm, MPI or Kubernetes environment says of the processes, as JAX reads it.
+
+    JAX has no public name for this: `jax.distributed.initialize` does it, but cannot be asked
+    whether it would find anything.
+
+    Returns:
+      (the coordinator's HOST:PORT, the number of processes, this one's number, its devices or None
+      for all that are there); None outside such an environment.
+    """
+    address, num_processes, process_id, local_device_ids = (
+        clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, timeout_seconds
+        )
+    )
+    if num_processes is None:
+        return None
+    return address, num_processes, process_id, local_device_ids
 
 
 def _commit() -> str | None:

@@ -38,6 +38,16 @@ class Meta:
     diverged: bool = False
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which does not ask whether the run was asked to stop.
+
+    That would set the preemption service's clock, which `stop.StopRequest` keeps, to the step.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one work directory; use as a context manager."""
 
@@ -52,14 +62,18 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.LatestN(keep),
             create=writing,
             cleanup_tmp_directories=writing,
+            # All processes go by the steps that the first one sees.
+            single_host_load_and_broadcast=True,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = _Manager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_):
-        self._manager.close()
+    def __exit__(self, kind, error, _):
+        if error is None or jax.process_count() == 1:
+            self._manager.close()
+        # Else it would wait for processes that may be dead, or may wait for this one.
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint; None where there is none."""
@@ -126,7 +140,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._manager.reload()
+            if jax.process_count() == 1:  # of several, one that failed alone would wait for all
+                self._manager.reload()
             raise OSError(
                 f"Writing a checkpoint to {self.directory} failed: {type(error).__name__}: {error}."
                 f" The newest complete one is step {self._manager.latest_step()}."

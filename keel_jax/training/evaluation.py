@@ -25,6 +25,7 @@ class Evaluator:
         self._batch_size = -(-cfg.train.batch_size // rows) * rows
         self._step = step_lib.compile_eval_step(cfg, mesh, self._batch_size)
         self._abstract = step_lib.abstract_eval_batch(cfg, mesh, self._batch_size)
+        self._share = transfer.share_of(self._abstract["inputs"])
 
     @property
     def num_batches(self) -> int:
@@ -52,15 +53,15 @@ class Evaluator:
             seq_len=self._cfg.train.seq_len,
             batch_size=self._batch_size,
             mask_documents=self._cfg.data.mask_documents,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            share_index=self._share.index,
+            num_shares=self._share.count,
         )
         total: dict[str, np.ndarray] = {}
         waiting = None
         for batch in told(itertools.islice(batches, num_batches or None)):
             if stop_asked():
                 return None
-            sums = self._step(params, transfer.put_batch(batch, self._abstract))
+            sums = self._step(params, transfer.put_batch(batch, self._abstract, self._share))
             # The batch before is read while this one is computed. Added up in float64.
             total, waiting = _add(total, waiting), sums
         return transfer.per_lane(_add(total, waiting), self._cfg.num_lanes)

@@ -113,6 +113,8 @@ def train_batches(
       ValueError: at once, if the sets, their weights or the sizes do not fit.
     """
     seeds = [seed for _, seed in cfg.lane_settings]
+    abstract = step_lib.abstract_batch(cfg, mesh)
+    share = transfer.share_of(abstract["inputs"])
     streams = {
         seed: loader.train_batches(
             inputs.token_sets,
@@ -122,14 +124,13 @@ def train_batches(
             seed=seed,
             start_step=start_step,
             mask_documents=cfg.data.mask_documents,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            share_index=share.index,
+            num_shares=share.count,
             num_threads=cfg.data.num_threads,
             prefetch_batches=cfg.data.prefetch_batches,
         )
         for seed in dict.fromkeys(seeds)
     }
-    abstract = step_lib.abstract_batch(cfg, mesh)
 
     def batches():
         while True:
@@ -137,6 +138,6 @@ def train_batches(
             batch = rows[seeds[0]]
             if cfg.num_lanes > 1:
                 batch = {key: np.stack([rows[seed][key] for seed in seeds]) for key in batch}
-            yield transfer.put_batch(batch, abstract)
+            yield transfer.put_batch(batch, abstract, share)
 
     return batches()

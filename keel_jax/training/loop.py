@@ -34,8 +34,8 @@ class Loop:
     # (step): a step's numbers were logged.
     on_logged: collections.abc.Callable[[int], None]
     progress: metrics.Progress
-    # (step): whether the run was asked to stop.
-    stop_asked: collections.abc.Callable[[int], bool]
+    # Whether the run was asked to stop.
+    stop_asked: collections.abc.Callable[[], bool]
     # Bytes of text per token, of the training and of the validation split.
     bytes_per_token: tuple[float, float]
     # bf16 FLOP/s of all devices together; None if the chip is not known.
@@ -51,7 +51,7 @@ class Loop:
           The exit code, the steps taken by the longest-lived lane, and the last state, saved.
         """
         self._interval = _Interval(self.clock, step)
-        self._alive = [not lane for lane in jax.device_get(state.diverged).reshape(-1)]
+        self._alive = [not lane for lane in transfer.fetch(state.diverged).reshape(-1)]
         # The step that was dispatched and not yet read.
         self._unread = None
         self._is_tracing = False
@@ -61,7 +61,7 @@ class Loop:
             while (
                 step < self.cfg.train.num_steps
                 and any(self._alive)
-                and not self.stop_asked(step)
+                and not self.stops(step)
             ):
                 self._begin_trace(trace, step + 1)
                 with self.clock.measure("data_wait"):
@@ -75,10 +75,15 @@ class Loop:
             self._read_last()
         return self._finish(step, state)
 
+    def stops(self, step: int) -> bool:
+        """Whether to stop at `step`; asked before every batch, of a validation too."""
+        self.clock.beat()
+        return self.stop_asked()
+
     def _finish(self, step: int, state):
         """Saves before anything else, so that a kill from here on costs nothing."""
         diverged = not any(self._alive)
-        step = int(jax.device_get(state.step).max()) if diverged else step
+        step = int(transfer.fetch(state.step).max()) if diverged else step
         with self.clock.measure("checkpoint_wait"):
             self.save(step, state, diverged)
         if diverged:
@@ -150,7 +155,7 @@ class Loop:
             lanes = self.evaluator.run(
                 state.params,
                 self.cfg.train.eval_num_batches,
-                stop_asked=lambda: self.stop_asked(step),
+                stop_asked=lambda: self.stops(step),
             )
         if lanes is None:
             return False

@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-import jax
 import rich.progress
 from etils import epath
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer import event_file_writer
 
 from keel_jax import config
+from keel_jax.runtime import distributed
 
 JSONL = "metrics.jsonl"
 
@@ -68,7 +68,7 @@ class Logs:
     """One log per lane; as a context manager it closes them. Only the lead process writes."""
 
     def __init__(self, directories: Sequence[epath.Path], start_step: int):
-        lead = jax.process_index() == 0
+        lead = distributed.is_lead()
         self._logs = [Log(directory, start_step) for directory in directories] if lead else []
 
     def __enter__(self) -> "Logs":

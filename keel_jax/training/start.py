@@ -9,8 +9,8 @@ import numpy as np
 from etils import epath
 
 from keel_jax import config
-from keel_jax.runtime import exit_codes
-from keel_jax.training import checkpoint
+from keel_jax.runtime import distributed, exit_codes
+from keel_jax.training import checkpoint, transfer
 from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
 
@@ -32,17 +32,27 @@ def ended_before(
     step = checkpoints.latest_step()
     if step is None:
         return None
-    if workdir_lib.has_ended_as(workdir, "diverged"):
-        if not config.differences(checkpoint.load_config(workdir), cfg):
-            print(f"{workdir}: this run diverged after step {step}; with the same options it would "
-                  "again. Change one (as --config.optim.peak_lr), or start another --workdir.")
-            return exit_codes.DIVERGED
+    # What the lead sees: on a network file system another process may see older files.
+    diverged, done, is_same = distributed.from_lead(
+        workdir_lib.has_ended_as(workdir, "diverged"),
+        workdir_lib.has_ended_as(workdir, "done"),
+        not config.differences(checkpoint.load_config(workdir), cfg),
+    )
+    if diverged and not is_same:
         checkpoints.drop_diverged()
         return None
-    if step >= cfg.train.num_steps and workdir_lib.has_ended_as(workdir, "done"):
-        print(f"{workdir}: this run is done: step {step} of {cfg.train.num_steps}.")
-        return exit_codes.DONE
-    return None
+    if diverged:
+        code, told = exit_codes.DIVERGED, (
+            f"this run diverged after step {step}; with the same options it would again. Change "
+            "one (as --config.optim.peak_lr), or start another --workdir."
+        )
+    elif done and step >= cfg.train.num_steps:
+        code, told = exit_codes.DONE, f"this run is done: step {step} of {cfg.train.num_steps}."
+    else:
+        return None
+    if distributed.is_lead():
+        print(f"{workdir}: {told}")
+    return code
 
 
 def begin(
@@ -71,7 +81,8 @@ def begin(
     state, found = checkpoints.restore(state_lib.abstract(cfg, mesh))
     _check_same_data(checkpoints.directory, found, meta)
     rates = np.asarray([rate for rate, _ in cfg.lane_settings], np.float32)
-    rates = jax.device_put(rates.reshape(state.peak_lr.shape), state.peak_lr.sharding)
+    rates = rates.reshape(state.peak_lr.shape)
+    rates = transfer.put_everywhere(rates, state.peak_lr.sharding)
     return dataclasses.replace(state, peak_lr=rates), found.step
 
 

@@ -180,11 +180,11 @@ def compile_train_step(
 
 
 def jit_train_step(cfg: config.Config, mesh: jax.sharding.Mesh):
-    """The jitted step, not yet lowered."""
+    """The jitted step, not yet lowered; every process can read its sums."""
     cfg = with_kernel(cfg, mesh)
     step = state_lib.over_lanes(lambda state, batch: train_step(state, batch, cfg), cfg.num_lanes)
     places = state_lib.shardings(cfg, mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
 
 
 def compile_eval_step(
@@ -198,4 +198,5 @@ def compile_eval_step(
     with jax.set_mesh(mesh):
         params = state_lib.abstract(cfg, mesh).params
         batch = abstract_eval_batch(cfg, mesh, batch_size)
-        return jax.jit(step).lower(params, batch).compile()
+        everywhere = sharding.replicated(mesh)
+        return jax.jit(step, out_shardings=everywhere).lower(params, batch).compile()

@@ -1,17 +1,79 @@
-"""Between the host and the devices: batches there, scalars back."""
+"""Between the host and the devices: batches there, scalars back; in any number of processes."""
+
+import dataclasses
 
 import jax
 import numpy as np
 
+from keel_jax.parallel import sharding
 from keel_jax.training import state as state_lib
 
 
-def put_batch(batch: dict[str, np.ndarray], abstract: dict) -> dict[str, jax.Array]:
-    """This process's rows of a batch as its part of the global arrays."""
-    return {
-        key: jax.make_array_from_process_local_data(leaf.sharding, batch[key], leaf.shape)
-        for key, leaf in abstract.items()
-    }
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which of `count` equal, contiguous shares of the rows this process reads."""
+
+    index: int
+    count: int
+
+
+def share_of(leaf: jax.ShapeDtypeStruct) -> Share:
+    """The smallest share that holds the rows [..., B, T] of `leaf` on this process's devices.
+
+    Not every process has rows of its own: along other axes than the batch's, several hold the same.
+    """
+    size = leaf.shape[-2]
+    places = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+    spans = [place[-2].indices(size)[:2] for place in places]
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    rows = last - first
+    if size % rows or first % rows:
+        return Share(0, 1)
+    return Share(first // rows, size // rows)
+
+
+def put_batch(batch: dict[str, np.ndarray], abstract: dict, share: Share) -> dict[str, jax.Array]:
+    """The global arrays of a batch, of which this process holds the rows of `share`.
+
+    Args:
+      batch: arrays [..., B / count, T]: all but the rows are whole.
+      abstract: shapes and shardings of the global arrays [..., B, T].
+    """
+
+    def put(local, leaf):
+        first = share.index * local.shape[-2]
+
+        def part(place):
+            rows = place[-2].indices(leaf.shape[-2])
+            here = slice(rows[0] - first, rows[1] - first)
+            return local[(*place[:-2], here, place[-1])]
+
+        # Not from a callback: the loop's transfer guard asks for explicit copies.
+        places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+        parts = jax.device_put([part(place) for place in places.values()], list(places))
+        return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+
+    return {key: put(batch[key], leaf) for key, leaf in abstract.items()}
+
+
+def put_everywhere(array: np.ndarray, place: jax.sharding.Sharding) -> jax.Array:
+    """The global array that every process holds whole, laid out as `place` says."""
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+def fetch(tree):
+    """The values of global arrays as NumPy's, whole on every process.
+
+    A collective where an array is spread over processes (lanes): every process calls it.
+    """
+
+    def whole(array):
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return array
+        everywhere = sharding.replicated(array.sharding.mesh)
+        return jax.jit(lambda x: x, out_shardings=everywhere)(array)
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def per_lane(sums: dict, num_lanes: int) -> list[dict[str, float]]:

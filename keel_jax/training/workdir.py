@@ -8,6 +8,8 @@
 """
 
 import math
+import secrets
+import time
 
 import jax
 from etils import epath
@@ -15,8 +17,8 @@ from etils import epath
 from keel_jax import config
 from keel_jax.model import lm, residual
 from keel_jax.runtime import clock as clock_lib
-from keel_jax.runtime import compilation, exit_codes, files, versions
-from keel_jax.training import checkpoint
+from keel_jax.runtime import compilation, distributed, exit_codes, files, versions
+from keel_jax.training import checkpoint, transfer
 from keel_jax.training import state as state_lib
 
 # A change of any of these on a started run would make its weights, its optimiser state or its
@@ -29,18 +31,23 @@ _FREE = ("model.remat", "model.attention")
 
 # Seconds between two writes of status.json while a run goes on.
 _STATUS_SECONDS = 5.0
+# How long a network file system may take to show a new file to another host.
+_SHARED_SECONDS = 20.0
 
 
 def prepare(workdir: epath.PathLike, cfg: config.Config) -> epath.Path:
     """Creates the directory, or checks that the run in it may go on with `cfg`.
 
     Raises:
-      ValueError: it cannot be written to, or it holds a run whose options differ where they must
-        not; both values are named, and nothing is written.
+      ValueError: it cannot be written to, or it is not the same directory for every process, or it
+        holds a run whose options differ where they must not; both values are named, and nothing is
+        written.
     """
     workdir = files.make_writable_directory(workdir)
     if (workdir / checkpoint.DIRECTORY).exists():
         _check_unchanged(workdir, checkpoint.load_config(workdir), cfg)
+    # From here on the lead writes: all have read what was there.
+    _check_shared(workdir)
     return workdir
 
 
@@ -51,7 +58,7 @@ def has_ended_as(workdir: epath.Path, state: str) -> bool:
 
 def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
     """Writes the run's description, for the run and for each lane."""
-    if jax.process_index() != 0:
+    if not distributed.is_lead():
         return
     for directory, lane_cfg in zip(directories(workdir, cfg), _configs(cfg), strict=True):
         directory.mkdir(parents=True, exist_ok=True)
@@ -96,7 +103,11 @@ class Status:
 
     def __exit__(self, kind, error, _):
         if error is not None:
-            self._write(exit_codes.ERROR, error=str(error))
+            self._write(distributed.exit_code(error), error=str(error))
+
+    def hung(self, activity: str) -> None:
+        """The run ends because it stands still."""
+        self._write(exit_codes.HUNG, error=activity)
 
     def say(self, step: int) -> None:
         """The run is going on, at `step`; written at most every few seconds."""
@@ -106,14 +117,14 @@ class Status:
 
     def end(self, exit_code: int, step: int, state: state_lib.TrainState) -> int:
         """The run ends with `exit_code`, which is returned; each lane with its own."""
-        steps, diverged = jax.device_get((state.step.reshape(-1), state.diverged.reshape(-1)))
-        codes = [exit_codes.DIVERGED if lane else exit_code for lane in diverged]
+        steps, diverged = transfer.fetch((state.step, state.diverged))
+        codes = [exit_codes.DIVERGED if lane else exit_code for lane in diverged.reshape(-1)]
         self._step = step
-        self._write(exit_code, codes, steps.tolist())
+        self._write(exit_code, codes, steps.reshape(-1).tolist())
         return exit_code
 
     def _write(self, exit_code, lane_codes=None, lane_steps=None, error: str | None = None):
-        if jax.process_index() != 0:
+        if not distributed.is_lead():
             return
         self._written = self._clock.total
         self._write_one(self._workdir, exit_code, self._step, error)
@@ -152,6 +163,27 @@ def _configs(cfg: config.Config) -> list[config.Config]:
     if cfg.num_lanes == 1:
         return [cfg]
     return [cfg, *(cfg.for_lane(lane) for lane in range(cfg.num_lanes))]
+
+
+def _check_shared(workdir):
+    """Whether every process sees what the lead writes here; a collective."""
+    if jax.process_count() == 1:
+        return
+    mark = workdir / f".shared.{distributed.from_lead(secrets.randbits(31))[0]}"
+    if distributed.is_lead():
+        mark.write_bytes(b"")
+    distributed.from_all(True)  # written
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not (seen := mark.exists()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    missing = [number for number, saw in enumerate(distributed.from_all(seen)) if not saw]
+    if distributed.is_lead():
+        mark.unlink()
+    if missing:
+        raise ValueError(
+            f"{workdir} is another directory on process {', '.join(map(str, missing))} than on "
+            "process 0: give a --workdir on a file system that all of them share, or gs://."
+        )
 
 
 def _check_unchanged(workdir, saved: config.Config, cfg: config.Config):

@@ -90,7 +90,7 @@ from keel_jax.runtime import command, exit_codes, stop
 def main(_):
     with stop.StopRequest() as request:
         print("ready", flush=True)
-        while not request.asked(0) or {stubborn}:
+        while not request.asked() or {stubborn}:
             time.sleep(0.01)
     return exit_codes.PREEMPTED
 

@@ -1,0 +1,306 @@
+"""Several processes, one program: how they find each other, agree, and notice a loss.
+
+The lead is process 0: it holds the coordination service of `jax.distributed`, and alone writes
+what is written once. docs/processes.md says what happens when a process dies, hangs or never comes.
+"""
+
+import collections.abc
+import contextlib
+import dataclasses
+import re
+import socket
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from keel_jax.runtime import command, exit_codes, versions, watchdog
+
+MODES = ("auto", "on", "off")
+# Longest wait for the others at the end, when all of them leave: they are a last save apart.
+_SHUTDOWN_SECONDS = 60
+# How long the lead outlives an error of its own, so that the others can tell theirs: with it ends
+# the coordination service, and with that every process that listens to it.
+_LEAD_LEAVES_LAST_SECONDS = 3.0
+
+# Statuses of errors that the runtime raises when a peer or the way to it is lost.
+_LOST = re.compile(r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b")
+# Statuses that can mean this or something else, and the words that decide.
+_UNCLEAR = re.compile(r"(UNKNOWN|INTERNAL|FAILED_PRECONDITION|DATA_LOSS)\b")
+_WORDS = re.compile(
+    r"gloo|nccl|rccl|megascale|collective|connection|peer|remote|heartbeat|coordination|barrier"
+    r"|preempt|rendezvous|socket",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How this process joins a program of several.
+
+    Raises:
+      ValueError: options that contradict each other; the way out is named.
+    """
+
+    # One of MODES: "auto": where the environment shows several processes.
+    mode: str = "auto"
+    # HOST:PORT of process 0, the number of processes, and which of them this is: all or none.
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    # Longest wait for the others at the start.
+    initialization_timeout_seconds: int = 300
+    # Silence of a process after which it counts as dead.
+    heartbeat_timeout_seconds: int = 60
+
+    def __post_init__(self):
+        explicit = {
+            f"--{name}": getattr(self, name)
+            for name in ("coordinator_address", "num_processes", "process_id")
+        }
+        missing = [name for name, value in explicit.items() if value is None]
+        if self.is_explicit and missing:
+            given = ", ".join(f"{n}={v}" for n, v in explicit.items() if v is not None)
+            raise ValueError(
+                f"{given} without {', '.join(missing)}: give all three, or none where TPU, Slurm "
+                "or MPI say them."
+            )
+        if self.is_explicit and self.mode == "off":
+            raise ValueError(
+                f"--distributed=off contradicts --num_processes={self.num_processes}: leave out "
+                "one of them."
+            )
+        if not self.is_explicit:
+            return
+        if self.num_processes < 1 or not 0 <= self.process_id < self.num_processes:
+            raise ValueError(
+                f"--process_id={self.process_id} is not one of --num_processes="
+                f"{self.num_processes}: they count from 0."
+            )
+        if not re.fullmatch(r".+:\d+", self.coordinator_address):
+            raise ValueError(
+                f"--coordinator_address={self.coordinator_address} is not HOST:PORT, as in "
+                "10.0.0.1:8476."
+            )
+
+    @property
+    def is_explicit(self) -> bool:
+        given = (self.coordinator_address, self.num_processes, self.process_id)
+        return any(value is not None for value in given)
+
+
+def define_flags() -> None:
+    """The flags of a verb that may run in several processes."""
+    default = Options()
+    flags.DEFINE_enum(
+        "distributed", default.mode, MODES,
+        "Whether this is one process of several; auto: if the flags or the environment (TPU, "
+        "Slurm, MPI) say so.",
+    )
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+    flags.DEFINE_integer("num_processes", None, "Processes of the program.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    flags.DEFINE_integer(
+        "initialization_timeout_seconds", default.initialization_timeout_seconds,
+        "Longest wait for the other processes at the start.", lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "heartbeat_timeout_seconds", default.heartbeat_timeout_seconds,
+        "Silence of a process after which it counts as dead.", lower_bound=1,
+    )
+
+
+def from_flags() -> Options:
+    """The options that the flags say."""
+    values = flags.FLAGS
+    return Options(
+        mode=values.distributed,
+        coordinator_address=values.coordinator_address,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
+        initialization_timeout_seconds=values.initialization_timeout_seconds,
+        heartbeat_timeout_seconds=values.heartbeat_timeout_seconds,
+    )
+
+
+def start(options: Options) -> None:
+    """Joins the program of several processes, if this is one; before anything touches a device.
+
+    A wait for the others that takes longer than `initialization_timeout_seconds` ends the process
+    with `exit_codes.HUNG`: nothing has been written yet.
+
+    Raises:
+      ValueError: --distributed=on where nothing says what the processes are; several processes
+        with --distributed=off, or without the preemption service.
+    """
+    # A program of one needs no service.
+    if options.mode != "off" and (found := _find(options)) is not None and found[1] > 1:
+        _join(options, *found)
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(
+            f"This is one of {jax.process_count()} processes, which --distributed=off keeps from "
+            "finding each other: leave it out."
+        )
+
+
+@contextlib.contextmanager
+def program(options: Options) -> collections.abc.Iterator[None]:
+    """The body as one process of the program that `start` joins.
+
+    Of several processes, one that fails is told and leaves at once: cleaning up would wait for
+    peers that wait for it. What a lost peer caused ends with `exit_codes.HUNG`.
+    """
+    start(options)
+    try:
+        yield
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        code = exit_code(error)
+        if code == exit_codes.HUNG:
+            print(f"error: a peer was lost, or does not answer: {error}", file=sys.stderr)
+        else:
+            command.tell(error)
+            if is_lead():
+                sys.stderr.flush()
+                time.sleep(_LEAD_LEAVES_LAST_SECONDS)
+        watchdog.leave(code)
+
+
+def _find(options: Options) -> tuple[str, int, int, list[int] | None] | None:
+    """(address, number of processes, this one, its devices or None for all); None if alone."""
+    if options.is_explicit:
+        return options.coordinator_address, options.num_processes, options.process_id, None
+    seconds = options.initialization_timeout_seconds
+    message = f"the environment did not say within {seconds} s what the processes are"
+    try:
+        # Its waits for a name that is not known yet end by themselves, a little later.
+        with watchdog.deadline(seconds, lambda: message):
+            found = versions.detect_processes(seconds + 60)
+    except Exception as error:
+        # Whatever a platform's metadata server answers with.
+        told = f"{type(error).__name__}: {error}"
+        if options.mode == "on":
+            raise ValueError(
+                f"--distributed=on, but the environment could not be read ({told}): give "
+                "--coordinator_address, --num_processes and --process_id."
+            ) from error
+        print(f"a single process: the environment could not be read ({told})", file=sys.stderr)
+        return None
+    if found is None and options.mode == "on":
+        raise ValueError(
+            "--distributed=on, but neither TPU nor Slurm nor MPI says what the processes are: "
+            "give --coordinator_address, --num_processes and --process_id."
+        )
+    return found
+
+
+def _join(options: Options, address, num_processes, process_id, local_device_ids):
+    if not jax.config.jax_enable_preemption_service:
+        raise ValueError(
+            "JAX_ENABLE_PREEMPTION_SERVICE=0 would let SIGTERM kill one process of "
+            f"{num_processes} with nothing saved: unset it."
+        )
+    seconds = options.initialization_timeout_seconds
+
+    def message():
+        others = num_processes - 1
+        if process_id == 0:
+            missing = f"not all of the {others} other processes came to {address}"
+        elif _answers(address):
+            missing = (
+                f"the lead at {address} answers, but not all of the {others} other processes came"
+            )
+        else:
+            missing = f"the lead, process 0, does not answer at {address}"
+        return (
+            f"process {process_id} of {num_processes} waited {seconds} s for the others: {missing}"
+        )
+
+    # Several CPU devices in several processes; other platforms bring their own collectives.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    with watchdog.deadline(seconds, message):
+        if process_id == 0:
+            _wait_for_port(address)
+        jax.distributed.initialize(
+            address, num_processes, process_id, local_device_ids,
+            cluster_detection_method="deactivate",
+            # Longer than ours: at its end it aborts.
+            initialization_timeout=seconds + 60,
+            heartbeat_timeout_seconds=options.heartbeat_timeout_seconds,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+        # The devices of all are made known to all here.
+        there = jax.process_count()
+    if there != num_processes:
+        raise ValueError(
+            f"{num_processes} processes were started, their devices form {there}: each needs a "
+            "device of its own."
+        )
+
+
+def _wait_for_port(address: str) -> None:
+    """The service crashes on a port in use; the run before may still be leaving."""
+    port = int(address.rsplit(":", 1)[1])
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("", port))
+                return
+        time.sleep(0.5)
+
+
+def _answers(address: str) -> bool:
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def is_lead() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def from_lead(*values: int) -> tuple[int, ...]:
+    """The lead's `values`, on every process: each may see a file system of its own age.
+
+    A collective: every process calls it, with as many values.
+    """
+    found = multihost_utils.broadcast_one_to_all(np.asarray(values, np.int32))
+    return tuple(int(value) for value in found)
+
+
+def from_all(value: int) -> list[int]:
+    """Every process's `value`, in their order, on every process. A collective."""
+    if jax.process_count() == 1:
+        return [value]
+    return multihost_utils.process_allgather(np.asarray(value, np.int32)).tolist()
+
+
+def exit_code(error: BaseException) -> int:
+    """`HUNG` for an error that a lost peer caused, wherever in its chain; else `ERROR`."""
+    several = jax.distributed.is_initialized()
+    return exit_codes.HUNG if several and any(map(_is_loss, _chain(error))) else exit_codes.ERROR
+
+
+def _chain(error: BaseException | None) -> collections.abc.Iterator[BaseException]:
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_loss(error: BaseException) -> bool:
+    # gloo's failures are plain ValueErrors.
+    if not isinstance(error, (jax.errors.JaxRuntimeError, ValueError, RuntimeError)):
+        return isinstance(error, TimeoutError)
+    text = str(error)
+    return bool(_LOST.match(text) or (_UNCLEAR.match(text) and _WORDS.search(text)))

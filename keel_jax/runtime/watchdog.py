@@ -1,0 +1,113 @@
+"""Ends a process that is alive but stuck, which nobody else would notice.
+
+A step that waits for a peer, a loader that waits for a dead disk: the heartbeat of
+`jax.distributed` goes on, so the other processes wait too. A thread looks at the run's clock and
+ends the process with `exit_codes.HUNG` when it stands still for too long. It needs the
+interpreter's lock, which JAX releases wherever it waits.
+"""
+
+import collections.abc
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+from keel_jax.runtime import clock as clock_lib
+from keel_jax.runtime import exit_codes
+
+# Seconds between two looks at the clock.
+_LOOK_SECONDS = 1.0
+# Longest that telling of the hang may take: what hangs may be the disk it is told on.
+_TELL_SECONDS = 20.0
+
+
+class Watchdog:
+    """Ends the process once one activity of `clock` shows no sign of life for its limit.
+
+    Args:
+      limit_seconds: the longest silence; 0: any.
+      other_limits: limits of named activities, where they differ.
+    """
+
+    # Told what hung, before the end; may write a status.
+    on_hang: collections.abc.Callable[[str], None] | None = None
+
+    def __init__(
+        self,
+        clock: clock_lib.Clock,
+        limit_seconds: float,
+        other_limits: collections.abc.Mapping[str, float],
+    ):
+        self._clock, self._limit_seconds, self._other_limits = clock, limit_seconds, other_limits
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self):
+        seen, silent, looked = None, 0.0, time.monotonic()
+        while not self._closed.wait(_LOOK_SECONDS):
+            now = time.monotonic()
+            activity, beats = self._clock.activity, self._clock.beats
+            # A look that came late stopped with the rest (SIGSTOP, a machine that was frozen):
+            # that time is not the activity's.
+            silent = 0.0 if beats != seen else silent + min(now - looked, 2 * _LOOK_SECONDS)
+            seen, looked = beats, now
+            limit = self._other_limits.get(activity, self._limit_seconds)
+            if limit and silent > limit:
+                end_process(
+                    f"{activity or 'a step'} showed no sign of life for {silent:.0f} s "
+                    f"(the limit is {limit:g} s)",
+                    self.on_hang,
+                )
+
+
+@contextlib.contextmanager
+def deadline(
+    seconds: float, message: collections.abc.Callable[[], str]
+) -> collections.abc.Iterator[None]:
+    """Ends the process with `HUNG` and `message()` if the body takes longer than `seconds`."""
+    timer = threading.Timer(seconds, lambda: end_process(message(), stacks=False))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def end_process(
+    message: str,
+    on_hang: collections.abc.Callable[[str], None] | None = None,
+    *,
+    stacks: bool = True,
+) -> None:
+    """Says why, with the stacks of all threads, and leaves at once, whatever the main thread does.
+
+    No cleaning up: it would wait for what hangs. What was saved is whole (files.py, Orbax).
+    """
+    print(f"error: {message}: ending with exit code {exit_codes.HUNG}.", file=sys.stderr)
+    if stacks:
+        with contextlib.suppress(OSError, ValueError):  # a standard error that is no file
+            faulthandler.dump_traceback(all_threads=True)
+    if on_hang is not None:
+        telling = threading.Thread(target=on_hang, args=(message,), daemon=True)
+        telling.start()
+        telling.join(_TELL_SECONDS)
+    leave(exit_codes.HUNG)
+
+
+def leave(exit_code: int) -> None:
+    """Ends the process now: nothing is waited for, not even peers at a barrier."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe
+            stream.flush()
+    os._exit(exit_code)

@@ -1,0 +1,21 @@
+"""`python -m keel_jax.train` whose process 1 waits for its fourth batch for ever."""
+
+import itertools
+import runpy
+import sys
+import threading
+
+from keel_jax.data import loader
+
+_train_batches = loader.train_batches
+
+
+def _stuck(*args, **options):
+    yield from itertools.islice(_train_batches(*args, **options), 3)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    if "--process_id=1" in sys.argv:
+        loader.train_batches = _stuck
+    runpy.run_module("keel_jax.train", run_name="__main__")
