@@ -1,60 +1,159 @@
-"""What the compiled step sends between devices: weights and gradients, never the batch."""
+"""What the compiled step sends between devices: what the design says, and nothing else.
 
-import re
+On eight CPU devices for the laws, and by the TPU's compiler for the whole table: only there an
+all-reduce of which each device keeps a part is compiled as the reduce-scatter that it is.
+"""
 
+import math
+
+import jax
 import pytest
 
+from keel_jax import config
+from keel_jax.model import attention, layers
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.parallel import sharding
+from keel_jax.parallel import sharding, topology
+from keel_jax.planning import hlo
 from keel_jax.training import step as step_lib
 from tests import conftest
 
-BATCH, TIME = 24, 20  # sizes that no parameter has
+# Numbers that no other dimension has.
+BLOCKS, BATCH = 6, 48
+# What may be summed whole on every device: gains and scalars, of all blocks.
+SMALL_BYTES = 16 * 1024
 
 
-def _collectives(mesh_options) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Kind and shapes of every collective of the compiled train step."""
-    cfg = conftest.tiny_config(
-        train=dict(batch_size=BATCH, seq_len=TIME, loss_chunk=10), mesh=mesh_options
+def _config(mesh: dict, train=(), **model) -> config.Config:
+    stages = {"stage_microbatches": 4} if "stage" in mesh else {}
+    return conftest.tiny_config(
+        model=dict(num_blocks=BLOCKS, remat="block", **model),
+        train=dict(batch_size=BATCH, seq_len=16, loss_chunk=2) | dict(train),
+        mesh={"fsdp": 1, **mesh, **stages},
     )
-    text = step_lib.compile_train_step(cfg, mesh_lib.make(cfg.mesh)).as_text()
-    found = []
-    pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\("
-    for line in text.splitlines():
-        match = re.search(pattern, line)
-        if match:
-            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
-            found.append(
-                (match[2], [tuple(int(n) for n in shape.split(",") if n) for shape in shapes])
-            )
-    return found
 
 
-def _batch_is_gathered(collectives) -> bool:
+def _collectives(cfg: config.Config, devices=None) -> list[hlo.Collective]:
+    mesh = mesh_lib.make(cfg.mesh, devices)
+    return hlo.collectives(hlo.parse(step_lib.compile_train_step(cfg, mesh).as_text()), mesh)
+
+
+def _gathers_the_batch(found: list[hlo.Collective]) -> bool:
     """Whether any device receives activations of all rows."""
+    return any(BATCH in shape.dims and len(shape.dims) > 2 for c in found for shape in c.shapes)
+
+
+def _gathers_the_stack(found: list[hlo.Collective], blocks: int) -> bool:
+    """Whether any device receives a matrix of several blocks at once."""
     return any(
-        BATCH in shape and {TIME, 10} & set(shape)
-        for _, shapes in collectives
-        for shape in shapes
+        c.kind == "all-gather" and len(shape.dims) == 3 and shape.dims[0] == blocks
+        for c in found for shape in c.shapes
     )
+
+
+# Mesh -> the axes over which each kind goes. On a CPU a reduce-scatter may be an all-reduce.
+_DESIGN = {
+    "fsdp": {"all-gather": {"fsdp"}, "sum": {"fsdp"}},
+    "data": {"sum": {"data"}},
+    "tensor": {"all-gather": {"tensor"}, "sum": {"tensor"}},
+    # The ring's turns, and the zigzag order; positions are gathered, a few integers.
+    "context": {"collective-permute": {"context"}, "all-gather": {"context"}, "sum": {"context"}},
+    # Hand over, share out at the end, and embedding and output, which all stages hold together.
+    "stage": {"collective-permute": {"stage"}, "all-gather": {"stage"}, "sum": {"stage"}},
+}
+
+
+def _outside_the_design(found: list[hlo.Collective], mesh: dict) -> list[hlo.Collective]:
+    kinds = {"all-reduce": "sum", "reduce-scatter": "sum"}
+
+    def allowed(c):
+        kind = kinds.get(c.kind, c.kind)
+        return set().union(*(_DESIGN[axis].get(kind, set()) for axis in mesh))
+
+    return [c for c in found if not c.axes or not set(c.axes) <= allowed(c)]
 
 
 @pytest.mark.parametrize(
-    "mesh", [dict(fsdp=8), dict(data=8, fsdp=1), dict(data=2, fsdp=4)], ids=str
+    "mesh",
+    [
+        dict(fsdp=8), dict(data=8), dict(data=2, fsdp=4), dict(fsdp=4, tensor=2),
+        dict(fsdp=2, context=4), dict(stage=2, fsdp=4), dict(stage=2, fsdp=2, tensor=2),
+    ],
+    ids=str,
 )
 def test_weights_travel_and_the_batch_stays(mesh):
-    collectives = _collectives(mesh)
-    kinds = [kind for kind, _ in collectives]
-    assert not _batch_is_gathered(collectives), collectives
-    assert ("all-gather" in kinds) == (mesh["fsdp"] > 1), kinds
-    assert set(kinds) <= {"all-gather", "all-reduce", "reduce-scatter"}, kinds
-    # No gather of the whole stack of blocks: the scan gathers one block at a time.
-    for kind, shapes in collectives:
-        if kind == "all-gather":
-            assert all(len(shape) < 3 or shape[0] == 1 for shape in shapes), shapes
+    found = _collectives(_config(mesh), jax.devices()[: math.prod(mesh.values())])
+    assert not _outside_the_design(found, mesh)
+    assert not _gathers_the_batch(found)
+    assert not _gathers_the_stack(found, BLOCKS // mesh.get("stage", 1))
+    assert any(c.kind == "all-gather" for c in found) == (mesh != dict(data=8))
 
 
-def test_the_test_bites(monkeypatch):
-    """Without the constraint on the stream the partitioner sends the batch around."""
-    monkeypatch.setattr(sharding, "constrain", lambda array, axes: array)
-    assert _batch_is_gathered(_collectives(dict(fsdp=8)))
+def test_the_test_bites_without_the_hidden_layers_place(monkeypatch):
+    """Left alone the partitioner splits the branches along time, and exchanges everything."""
+    real, mesh = sharding.constrain, dict(fsdp=4, tensor=2)
+    hidden = (layers.HEADS_AXES, layers.FFN_AXES, attention.QUERY_AXES, attention.KEY_AXES)
+    monkeypatch.setattr(sharding, "constrain", lambda x, a: x if a in hidden else real(x, a))
+    outside = _outside_the_design(_collectives(_config(mesh)), mesh)
+    assert {c.kind for c in outside} == {"all-to-all"}
+
+
+def test_the_test_bites_with_depth_split_over_fsdp(monkeypatch):
+    """A rule that puts blocks where the scan cannot read them one at a time."""
+    monkeypatch.setitem(sharding.RULES, "blocks", ("fsdp",))
+    monkeypatch.setitem(sharding.RULES, "embed", ())
+    found = _collectives(_config(dict(fsdp=2)), jax.devices()[:2])
+    assert _gathers_the_stack(found, BLOCKS)
+
+
+# --- By the TPU's compiler -----------------------------------------------------------------------
+
+_GATHER, _SCATTER, _SUM = "all-gather", "reduce-scatter", "all-reduce"
+_PERMUTE = "collective-permute"
+# On v5e:2x4 (and two slices of it): every (kind, axes, network) whose arrays are not small.
+_TABLE = {
+    "fsdp 8": (dict(fsdp=8), 1, {
+        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
+    }),
+    "fsdp 4, tensor 2": (dict(fsdp=4, tensor=2), 1, {
+        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
+        (_GATHER, ("tensor",), "ici"), (_SCATTER, ("tensor",), "ici"),
+    }),
+    "fsdp 2, context 4": (dict(fsdp=2, context=4), 1, {
+        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
+        (_PERMUTE, ("context",), "ici"),
+        # Weights are whole along the sequence: their gradients are summed there.
+        (_SUM, ("context",), "ici"),
+    }),
+    "stage 2, fsdp 4": (dict(stage=2, fsdp=4), 1, {
+        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
+        (_PERMUTE, ("stage",), "ici"),
+        # The last stage's output, shared out; back, its gradient, and the first stage's.
+        (_SCATTER, ("stage",), "ici"), (_GATHER, ("stage",), "ici"), (_SUM, ("stage",), "ici"),
+        # Embedding and output.
+        (_GATHER, ("stage", "fsdp"), "ici"), (_SCATTER, ("stage", "fsdp"), "ici"),
+    }),
+    "2 slices, fsdp 8": (dict(fsdp=8), 2, {
+        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
+        # Of each device's part of the gradients, once a step.
+        (_SUM, ("data",), "dcn"),
+    }),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _TABLE)
+def test_a_tpu_sends_what_the_design_says(name):
+    mesh, num_slices, expected = _TABLE[name]
+    cfg = _config(
+        mesh, train=dict(batch_size=BATCH * num_slices, seq_len=512, loss_chunk=128),
+        d_model=512, d_ffn=1024, num_heads=8, num_kv_heads=4, vocab_size=2048,
+        compute_dtype="bfloat16",
+    )
+    topology.prepare("v5e:2x4")
+    found = _collectives(cfg, topology.devices("v5e:2x4", num_slices))
+    large = [c for c in found if max(shape.bytes for shape in c.shapes) > SMALL_BYTES]
+    there = {(c.kind, c.axes, c.network) for c in large}
+    unexpected = [c for c in large if (c.kind, c.axes, c.network) not in expected]
+    assert there == expected, unexpected
+    assert not _gathers_the_batch(found)
+    assert not _gathers_the_stack(found, BLOCKS // mesh.get("stage", 1))
