@@ -358,7 +358,7 @@ def _worker_codes(runner, args, machine) -> list[int | None] | None:
     if any(result.code != 0 for result in results) or not all(found):
         return None
     return [
-        None if state == "running" else int(code or verdict.LOST)
+        None if state == "running" else int(code or exit_codes.HUNG)
         for workers in found for _, state, code in workers
     ]
 

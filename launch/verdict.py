@@ -20,9 +20,8 @@ import sys
 
 from keel_jax.runtime import exit_codes
 
-LOST = 76
 # Starting again can help; from the likeliest cause to the likeliest consequence.
-RETRYABLE = (139, 137, 134, LOST, 143, exit_codes.PREEMPTED)
+RETRYABLE = (139, 137, 134, exit_codes.HUNG, 143, exit_codes.PREEMPTED)
 
 
 def judge(codes: collections.abc.Iterable[int | None]) -> int:
@@ -31,7 +30,7 @@ def judge(codes: collections.abc.Iterable[int | None]) -> int:
     Raises:
       ValueError: there are no codes.
     """
-    found = [LOST if code is None else code for code in codes]
+    found = [exit_codes.HUNG if code is None else code for code in codes]
     if not found:
         raise ValueError("A run of no processes has no exit code.")
     known = (exit_codes.DONE, exit_codes.DIVERGED, *RETRYABLE)
