@@ -25,6 +25,7 @@ import re
 import shlex
 import time
 
+from keel_jax.runtime import exit_codes
 from launch import command, fit, paid, slices, source, verdict
 from launch import runner as runner_lib
 
