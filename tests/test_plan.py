@@ -82,6 +82,7 @@ def test_a_plan_of_a_tpu_and_one_that_is_too_large(tmp_path):
     value = json.loads((tmp_path / "not").read_text())
     hbm = value["hbm_bytes"]
     assert not value["fits"] and hbm["missing"] == hbm["total"] - hbm["limit"] > 0
+    assert hbm["arguments"] + hbm["temporaries"] == hbm["total"]
     assert "devices" in value["advice"] and "does not fit" in done.stdout
 
 
