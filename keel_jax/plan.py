@@ -55,13 +55,17 @@ def find(cfg: config.Config, name: str, num_slices: int, limit: int, tell) -> li
     devices = topology.devices(name, num_slices)
     chip = chips.chip(devices[0])
     slices = num_slices if name.startswith("cpu") else None
-    candidates = []
+    states, candidates = {}, []  # the state's shards by mesh
     for candidate in search.candidates(cfg, len(devices), num_slices):
         try:
             mesh = mesh_lib.make(candidate.mesh, devices, slices)
-            there = shards(candidate, mesh)
+            batch = step_lib.abstract_batch(candidate, mesh)
+            if candidate.mesh not in states:
+                states[candidate.mesh] = state_lib.abstract(candidate, mesh)
         except ValueError:
             continue  # sizes that this mesh cannot split
+        state = states[candidate.mesh]
+        there = closed_form.shards(state.params, state, batch)
         candidates.append((candidate, search.outlook(candidate, mesh, chip, there)))
     chosen = search.most_promising(candidates, chip, limit)
     found = []

@@ -82,14 +82,15 @@ def test_a_plan_of_a_tpu_and_one_that_is_too_large(tmp_path):
     value = json.loads((tmp_path / "not").read_text())
     hbm = value["hbm_bytes"]
     assert not value["fits"] and hbm["missing"] == hbm["total"] - hbm["limit"] > 0
+    assert hbm["arguments"] + hbm["temporaries"] == hbm["total"]
     assert "devices" in value["advice"] and "does not fit" in done.stdout
 
 
 def test_a_search_finds_a_front_to_paste():
-    cfg = conftest.tiny_config(model=dict(num_blocks=2), train=dict(batch_size=8))
+    cfg = conftest.tiny_config(model=dict(num_blocks=2), train=dict(batch_size=4))
     told = []
-    found = plan.find(cfg, "cpu:4", 1, 3, told.append)
-    assert len(told) == 3 and 1 <= len(found) <= 3
+    found = plan.find(cfg, "cpu:2", 1, 2, told.append)
+    assert len(told) == 2 and 1 <= len(found) <= 2
     costs, sizes = [r.cost for r in found], [r.total_bytes for r in found]
     assert costs == sorted(costs) and sizes == sorted(sizes, reverse=True)
     for result in found:

@@ -95,7 +95,8 @@ class Report:
             "hbm_bytes": {
                 "limit": self.limit_bytes,
                 "arguments": m.arguments if m else self.shards.total,
-                "temporaries": m.temporaries if m else None,
+                # Of a refusal, what is left of what the compiler says it needs in all.
+                "temporaries": m.temporaries if m else self.refused_bytes - self.shards.total,
                 "total": self.total_bytes,
                 "missing": max(0, self.total_bytes - (self.limit_bytes or self.total_bytes)),
                 "parameters": self.shards.parameters,

@@ -7,7 +7,7 @@ import traceback
 
 from absl import app, flags, logging
 
-from keel_jax.runtime import exit_codes
+from keel_jax.runtime import exit_codes, platforms
 
 
 def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
@@ -19,6 +19,7 @@ def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
     """
     # Orbax narrates every save at INFO; --verbosity=0 brings it back.
     logging.set_verbosity(logging.WARNING)
+    platforms.choose()
     app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
 
 

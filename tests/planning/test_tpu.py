@@ -1,0 +1,57 @@
+"""What the TPU compiler makes of the real step; minutes, so the slow part of the suite."""
+
+import pytest
+
+from keel_jax import config, plan
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.parallel import topology
+from keel_jax.planning import flops, hlo
+from keel_jax.runtime import compiler_options
+from keel_jax.training import step as step_lib
+
+pytestmark = pytest.mark.slow
+
+
+def _config(**mesh):
+    """Two blocks of the paper's width on 16 chips."""
+    return config.from_config_dict(
+        dict(
+            model=dict(num_blocks=2, vocab_size=1024),
+            train=dict(num_steps=1000, batch_size=64, seq_len=512),
+            mesh=mesh,
+        )
+    )
+
+
+def _travels(lowered, mesh, options):
+    program = hlo.parse(lowered.compile(compiler_options=options).as_text())
+    return program, hlo.collectives(program, mesh)
+
+
+def test_no_multiplication_is_turned_into_a_ring():
+    cfg = _config()
+    mesh = mesh_lib.make(cfg.mesh, topology.devices("v5e:4x4"))
+    options = compiler_options.options(mesh.devices.flat[0])
+    lowered = step_lib.lower_train_step(cfg, mesh)
+    program, travels = _travels(lowered, mesh, options)
+    assert {c.kind for c in travels} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert all(c.axes == ("fsdp",) and c.network == "ici" for c in travels)
+    # Each weight is gathered in the forward loop and in the backward one.
+    assert {c.count for c in travels if c.is_async} == {cfg.model.num_blocks}
+    # The formula's count, attention in full, and a third more: everything is recomputed once.
+    model = cfg.train.tokens_per_step * cfg.model.flops_per_token(512, causal=False) / mesh.size
+    assert flops.executed(program).total == pytest.approx(4 / 3 * model, rel=0.01)
+    # Without the options the compiler would make rings: the test bites.
+    _, travels = _travels(lowered, mesh, {})
+    assert "collective-permute" in {c.kind for c in travels}
+
+
+def test_slices_exchange_gradients_alone():
+    found = plan.plan(_config(), "v5e:2x2", num_slices=2)
+    dcn = [c for c in found.collectives if c.network == "dcn"]
+    assert dcn and {c.kind for c in dcn} == {"all-reduce"}
+    assert {c.axes for c in dcn} == {("data",)}
+    # Every gradient once, in float32 or in bf16, and a few scalars.
+    sent = sum(c.bytes for c in dcn)
+    assert 0.4 * found.shards.parameters < sent < 1.1 * found.shards.parameters
+    assert found.estimate.dcn_seconds > 0
