@@ -3,7 +3,7 @@
 Left to the partitioner, a table split over `tensor` is gathered on every device for the lookup,
 and its gradient summed whole on every device.
 
-Dimension letters: B batch, T time, V vocabulary, D model.
+Dimension letters: B batch, T time, V vocabulary, D model; P parts of the width, d one of them.
 """
 
 import jax
@@ -26,8 +26,11 @@ def rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     width_axes, vocab_axes = sharding.RULES["table_embed"], sharding.RULES["vocab"]
 
     def local_rows(table_VD, tokens_BT):
-        table_VD = jax.lax.all_gather(table_VD, width_axes, axis=1, tiled=True)
-        num_rows = table_VD.shape[0]
+        # Part by part, not side by side: a part narrower than a TPU's 128 lanes could not be
+        # scattered along the width, and its gradient would be summed whole on every device.
+        parts_PVd = jax.lax.all_gather(table_VD, width_axes)
+        num_rows = parts_PVd.shape[1]
+        table_VD = parts_PVd.swapaxes(0, 1).reshape(num_rows, -1)
         row_BT = tokens_BT - jax.lax.axis_index(vocab_axes) * num_rows
         here_BT = (0 <= row_BT) & (row_BT < num_rows)
         x_BTD = jnp.where(here_BT[..., None], table_VD[jnp.clip(row_BT, 0, num_rows - 1)], 0)

@@ -5,6 +5,7 @@ are two. What stands in a loop counts as often as it runs, recomputation include
 """
 
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -12,7 +13,11 @@ import numpy as np
 from keel_jax.planning import hlo
 
 _COST_ESTIMATE = re.compile(r'"?flops"?:\s*"?(\d+)')
-# Custom calls that multiply no matrices: markers, sorting, memory moves.
+# JAX's splash attention, whose kernels do not say what they cost, and the products in each of a
+# block's scores: s, o; s, dp, dq; s, dv, dp, dk.
+_SPLASH = re.compile(r"splash_\w*?(fwd|dq|dkv)")
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+# Other custom calls may multiply no matrices: markers, sorting, memory moves.
 _MATMUL_CALL = re.compile(r"matmul|gemm|dot|conv|attention|tpu_custom_call|mosaic|triton", re.I)
 
 
@@ -22,7 +27,7 @@ class Executed:
 
     # Dots and convolutions.
     matmul: float
-    # Custom calls that say what they cost (Pallas' cost estimate).
+    # Custom calls that say what they cost (Pallas' cost estimate), and splash attention.
     custom_calls: float
     # Targets of custom calls that may multiply matrices and do not say: counted as 0.
     uncounted: tuple[str, ...]
@@ -45,9 +50,24 @@ def executed(program: hlo.Program) -> Executed:
             estimate = _COST_ESTIMATE.search(instruction.attributes)
             if estimate:
                 custom += times * int(estimate[1])
+            elif splash := _SPLASH.search(instruction.name):
+                custom += times * _splash(computation, instruction, splash[1])
             elif _MATMUL_CALL.search(target):
                 uncounted.add(target)
     return Executed(matmul, custom, tuple(sorted(uncounted)))
+
+
+def _splash(computation: hlo.Computation, instruction: hlo.Instruction, kernel: str) -> float:
+    """2 B N T^2 H a product, of the blocks that are not wholly in the future: (n + 1) / 2n of them.
+
+    Its first operand says, for n x n blocks of queries and keys, what comes next; the first one
+    that is no integers holds the queries [B, N, T, H], without B where that is 1.
+    """
+    shapes = computation.operand_shapes(instruction)
+    num_blocks = shapes[0].dims[-1]
+    *heads, tokens, width = next(s.dims for s in shapes if s.dtype in ("bf16", "f32"))
+    causal = (num_blocks + 1) / (2 * num_blocks)
+    return _SPLASH_PRODUCTS[kernel] * 2.0 * math.prod(heads) * tokens**2 * width * causal
 
 
 def _dot(computation: hlo.Computation, instruction: hlo.Instruction) -> float:
