@@ -1,6 +1,7 @@
 """The verb: its JSON, its exit codes, its search, and what it refuses."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -134,9 +135,10 @@ def test_advice_is_micro_batches_or_more_devices():
     )
     sizes = dict.fromkeys(config.MESH_AXES, 1) | {"fsdp": 8}
     shards = closed_form.Shards(1000, 2000, 100, ())
-    now = closed_form.temporaries(cfg, sizes, 1000)
+    now = closed_form.temporaries(cfg, sizes, 1000, "reference")
     halved = dataclasses.replace(cfg.train, accumulation_steps=2)
-    half = closed_form.temporaries(dataclasses.replace(cfg, train=halved), sizes, 1000)
+    half = closed_form.temporaries(dataclasses.replace(cfg, train=halved), sizes, 1000, "reference")
     total = 3100 + now
-    assert "accumulation_steps=2 " in closed_form.advice(cfg, sizes, shards, total, 3100 + half)
-    assert "about 16 devices" in closed_form.advice(cfg, sizes, shards, 1e12, 0.5e12)
+    advice = functools.partial(closed_form.advice, cfg, sizes, shards, "reference")
+    assert "accumulation_steps=2 " in advice(total, 3100 + half)
+    assert "about 16 devices" in advice(1e12, 0.5e12)

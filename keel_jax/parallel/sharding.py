@@ -11,8 +11,9 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 # Logical axis -> mesh axes, outermost first.
-#   Parameters and optimiser state are split over `fsdp` along their model dimension and gathered
-#   where they are used (ZeRO-3), while the stream stays with its rows.
+#   Parameters and optimiser state are split over `fsdp` and `context`, whose devices all see other
+#   tokens, along their model dimension, and gathered where they are used (ZeRO-3), while the stream
+#   stays with its rows.
 #   `tensor` splits heads, FFN and vocabulary (Megatron); between the branches the stream is split
 #   over it along time, so that norms and the residual sum are shared out too: the all-reduce after
 #   a branch becomes a reduce-scatter and an all-gather before the next, of the same bytes.
@@ -28,9 +29,9 @@ RULES = {
     "loss_time": ("context", "stage"),
     "stream": (),
     "blocks": ("stage",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context"),
     # Of embedding and output, which no stage owns: all of them share it out.
-    "table_embed": ("fsdp", "stage"),
+    "table_embed": ("fsdp", "context", "stage"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),

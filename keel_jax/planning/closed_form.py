@@ -6,6 +6,7 @@ import math
 import jax
 
 from keel_jax import config
+from keel_jax.parallel import pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,39 +43,51 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def temporaries(cfg: config.Config, sizes: dict[str, int], parameter_bytes: int) -> int:
+def temporaries(
+    cfg: config.Config, sizes: dict[str, int], parameter_bytes: int, kernel: str
+) -> int:
     """A guess at the step's temporaries on one device of a mesh with these axis sizes.
 
     Gradients in float32, as large as the parameters; a bf16 copy of the weights; one stream per
-    block (without recomputation about ten); scores of one block; logits of one chunk, twice.
+    block (without recomputation about ten), of the pipeline's idle ticks too; scores of one block,
+    if `kernel` (of attention) is the reference; logits of one chunk, twice.
     """
     model, train = cfg.model, cfg.train
     rows = train.batch_size / train.accumulation_steps / sizes["data"] / sizes["fsdp"]
     tokens = rows * train.seq_len / sizes["context"]
     stream = tokens / sizes["tensor"] * model.d_model * 4
     saved = stream * model.num_blocks / sizes["stage"] * (1 if model.remat == "block" else 10)
-    scores = tokens * train.seq_len * model.num_heads / sizes["tensor"] * 4
+    parts = pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
+    saved *= pipeline.num_ticks(sizes["stage"], parts) / parts
+    scores = tokens / parts * train.seq_len * model.num_heads / sizes["tensor"] * 4
     chunk = train.loss_chunk or train.seq_len
-    logits = 2 * rows * chunk / sizes["context"] * model.vocab_size / sizes["tensor"] * 4
+    chunk = min(chunk, train.seq_len / sizes["context"] / sizes["stage"])
+    logits = 2 * rows * chunk * model.vocab_size / sizes["tensor"] * 4
     more = parameter_bytes if train.accumulation_steps > 1 else 0
+    scores *= kernel == "reference"
     return int(1.5 * parameter_bytes + more + saved + scores + logits)
 
 
 def advice(
-    cfg: config.Config, sizes: dict[str, int], shards: Shards, total: float, limit: float
+    cfg: config.Config,
+    sizes: dict[str, int],
+    shards: Shards,
+    kernel: str,
+    total: float,
+    limit: float,
 ) -> str:
     """What may close the gap between `total` bytes, as compiled, and `limit`: estimated.
 
     More micro-batches, if the closed form says that they free enough; else more devices.
     """
     rows = cfg.train.batch_size // (sizes["data"] * sizes["fsdp"])
-    now = temporaries(cfg, sizes, shards.parameters)
+    now = temporaries(cfg, sizes, shards.parameters, kernel)
     for parts in range(cfg.train.accumulation_steps + 1, rows + 1):
         if rows % parts:
             continue
         train = dataclasses.replace(cfg.train, accumulation_steps=parts)
         freed = now - temporaries(
-            dataclasses.replace(cfg, train=train), sizes, shards.parameters
+            dataclasses.replace(cfg, train=train), sizes, shards.parameters, kernel
         )
         if total - freed <= limit:
             return (

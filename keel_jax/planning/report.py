@@ -11,6 +11,8 @@ import rich.console
 import rich.table
 
 from keel_jax import config
+from keel_jax.model import attention
+from keel_jax.parallel import pipeline
 from keel_jax.planning import buffers, chips, closed_form, estimate, flops, hlo, memory
 from keel_jax.runtime import compiler_options
 
@@ -26,6 +28,8 @@ class Report:
     num_slices: int
     num_devices: int
     mesh: dict[str, int]
+    # The attention kernel.
+    kernel: str
     shards: closed_form.Shards
     # Bytes; None: no limit is known (a CPU).
     limit_bytes: float | None
@@ -63,6 +67,14 @@ class Report:
         return tokens / self.estimate.step_seconds
 
     @property
+    def stages(self) -> int:
+        return self.mesh.get(pipeline.AXIS, 1)
+
+    @property
+    def stage_microbatches(self) -> int:
+        return pipeline.num_microbatches(self.cfg.mesh.stage_microbatches, self.stages)
+
+    @property
     def cost(self) -> float:
         """What a search makes small: estimated seconds; on a CPU, bytes sent."""
         if self.estimate:
@@ -76,7 +88,7 @@ class Report:
             return None
         sizes = {axis: self.mesh.get(axis, 1) for axis in config.MESH_AXES}
         return closed_form.advice(
-            self.cfg, sizes, self.shards, self.total_bytes, self.limit_bytes
+            self.cfg, sizes, self.shards, self.kernel, self.total_bytes, self.limit_bytes
         )
 
     def to_json(self) -> dict:
@@ -128,6 +140,9 @@ class Report:
                 "segments": self.cfg.model.num_blocks,
                 "recompute": self.cfg.model.remat,
                 "accumulation_steps": self.cfg.train.accumulation_steps,
+                "attention_kernel": self.kernel,
+                "stage_microbatches": self.stage_microbatches,
+                "bubble_fraction": pipeline.bubble_fraction(self.stages, self.stage_microbatches),
             },
         }
 
@@ -161,6 +176,7 @@ def compile_and_measure(
     common = dict(
         cfg=cfg, topology=topology, num_slices=num_slices, num_devices=mesh.size,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1}, shards=shards,
+        kernel=attention.choose(cfg, mesh),
         peak_flops_per_second=chip and chip.flops_per_second,
     )
     with tempfile.TemporaryDirectory() as directory:
@@ -208,9 +224,16 @@ def show(report: Report, console: rich.console.Console) -> None:
     console.print(
         f"{model.topology}, {model.num_blocks} blocks = {model.num_sublayers} sub-layers, on "
         f"{report.topology}{slices}: {report.num_devices} devices ({mesh}); "
-        f"{report.cfg.train.batch_size} x {report.cfg.train.seq_len} tokens a step; compiled in "
-        f"{report.compile_seconds:.0f} s"
+        f"{report.cfg.train.batch_size} x {report.cfg.train.seq_len} tokens a step; attention "
+        f"kernel {report.kernel}; compiled in {report.compile_seconds:.0f} s"
     )
+    if report.stages > 1:
+        count = report.stage_microbatches
+        console.print(
+            f"{report.stages} stages, {count} microbatches each time: a stage is idle for "
+            f"{pipeline.bubble_fraction(report.stages, count):.1%} of the ticks, computing in vain "
+            "(in the executed FLOPs)"
+        )
     table = rich.table.Table(title="HBM of one device, GiB", box=rich.box.SIMPLE)
     table.add_column("")
     table.add_column("GiB", justify="right")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 
 from keel_jax import config
+from keel_jax.model import attention
+from keel_jax.parallel import pipeline
 from keel_jax.planning import chips, closed_form, report
 
 # Axes whose sizes within a slice are tried; `lane` belongs to the experiment.
@@ -65,8 +67,8 @@ def outlook(cfg, mesh, chip: chips.Chip | None, shards: closed_form.Shards) -> O
     work = train.tokens_per_step * model.flops_per_token(train.seq_len) * 4 / 3 / mesh.size / flops
     stages = sizes["stage"]
     if stages > 1:
-        count = cfg.mesh.stage_microbatches or 4 * stages
-        work *= (count + stages - 1) / count
+        count = pipeline.num_microbatches(cfg.mesh.stage_microbatches, stages)
+        work /= 1 - pipeline.bubble_fraction(stages, count)
     gathers = sizes["fsdp"] > 1
     # bf16, forward and backward, and the gradients' reduction, once a micro-batch.
     weights = 3 * shards.parameters / 2 * (sizes["fsdp"] - 1) * train.accumulation_steps
@@ -75,7 +77,9 @@ def outlook(cfg, mesh, chip: chips.Chip | None, shards: closed_form.Shards) -> O
     per_axis = (sizes["tensor"] > 1) * 8 + (sizes["context"] > 1) * 4
     streams = per_axis * tokens * model.d_model * 2 * model.num_blocks / stages
     seconds = work + (gathers * weights + replicas + streams) / ring
-    temporaries = closed_form.temporaries(cfg, sizes, shards.parameters)
+    temporaries = closed_form.temporaries(
+        cfg, sizes, shards.parameters, attention.choose(cfg, mesh)
+    )
     return Outlook(shards.total + temporaries, seconds)
 
 

@@ -48,21 +48,23 @@ def test_a_shape_without_its_axes_is_refused():
         sharding.sharding(_mesh(), ("embed", "vocab"), (8,), "a")
 
 
-# Of Keel: depth over stages, the model dimension over fsdp, heads, FFN and vocabulary over tensor.
+# Of Keel: depth over stages, the model dimension over fsdp and context, heads, FFN and vocabulary
+# over tensor; embedding and output over stages too.
+_EMBED, _TABLE = ("fsdp", "context"), ("fsdp", "context", "stage")
 _KEEL = {
     "block/attention/inner_norm": PartitionSpec("stage", None),
-    "block/attention/key": PartitionSpec("stage", "fsdp", "tensor"),
-    "block/attention/out": PartitionSpec("stage", "tensor", "fsdp"),
+    "block/attention/key": PartitionSpec("stage", _EMBED, "tensor"),
+    "block/attention/out": PartitionSpec("stage", "tensor", _EMBED),
     "block/attention/outer_norm": PartitionSpec("stage", None),
-    "block/attention/query": PartitionSpec("stage", "fsdp", "tensor"),
-    "block/attention/value": PartitionSpec("stage", "fsdp", "tensor"),
-    "block/ffn/down": PartitionSpec("stage", "tensor", "fsdp"),
-    "block/ffn/gate": PartitionSpec("stage", "fsdp", "tensor"),
+    "block/attention/query": PartitionSpec("stage", _EMBED, "tensor"),
+    "block/attention/value": PartitionSpec("stage", _EMBED, "tensor"),
+    "block/ffn/down": PartitionSpec("stage", "tensor", _EMBED),
+    "block/ffn/gate": PartitionSpec("stage", _EMBED, "tensor"),
     "block/ffn/inner_norm": PartitionSpec("stage", None),
     "block/ffn/outer_norm": PartitionSpec("stage", None),
-    "block/ffn/up": PartitionSpec("stage", "fsdp", "tensor"),
-    "embedding/table": PartitionSpec("tensor", ("fsdp", "stage")),
-    "output/matrix": PartitionSpec(("fsdp", "stage"), "tensor"),
+    "block/ffn/up": PartitionSpec("stage", _EMBED, "tensor"),
+    "embedding/table": PartitionSpec("tensor", _TABLE),
+    "output/matrix": PartitionSpec(_TABLE, "tensor"),
 }
 
 

@@ -55,7 +55,8 @@ _DESIGN = {
     "fsdp": {"all-gather": {"fsdp"}, "sum": {"fsdp"}},
     "data": {"sum": {"data"}},
     "tensor": {"all-gather": {"tensor"}, "sum": {"tensor"}},
-    # The ring's turns, and the zigzag order; positions are gathered, a few integers.
+    # The ring's turns, and the zigzag order; positions are gathered, a few integers; weights and
+    # their gradients as over fsdp.
     "context": {"collective-permute": {"context"}, "all-gather": {"context"}, "sum": {"context"}},
     # Hand over, share out at the end, and embedding and output, which all stages hold together.
     "stage": {"collective-permute": {"stage"}, "all-gather": {"stage"}, "sum": {"stage"}},
@@ -121,10 +122,8 @@ _TABLE = {
         (_SUM, ("tensor",), "ici"),
     }),
     "fsdp 2, context 4": (dict(fsdp=2, context=4), 1, {
-        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
+        (_GATHER, ("fsdp", "context"), "ici"), (_SCATTER, ("fsdp", "context"), "ici"),
         (_PERMUTE, ("context",), "ici"),
-        # Weights are whole along the sequence: their gradients are summed there.
-        (_SUM, ("context",), "ici"),
     }),
     "stage 2, fsdp 4": (dict(stage=2, fsdp=4), 1, {
         (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
