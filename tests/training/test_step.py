@@ -1,6 +1,7 @@
 """The step: big batch = small ones, 1 device = 8, a lane = a run, divergence freezes."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -32,9 +33,9 @@ def _batch(abstract, seed=0):
     }
 
 
-def _train(cfg: config.Config, num_devices=1, num_steps=3, mesh=None):
+def _train(cfg: config.Config, num_devices=1, num_steps=3, num_slices=1):
     """The state and the metrics after a few steps on `num_devices`."""
-    mesh = mesh_lib.make(mesh or cfg.mesh, jax.devices()[:num_devices])
+    mesh = mesh_lib.make(cfg.mesh, jax.devices()[:num_devices], num_slices)
     state = state_lib.create(cfg, mesh)
     train_step = step_lib.compile_train_step(cfg, mesh)
     for index in range(num_steps):
@@ -67,7 +68,7 @@ def test_accumulation_equals_the_big_batch():
 # Every axis alone and in pairs; sizes that are not named are 1, but for data.
 _MESHES = [
     dict(fsdp=8), dict(data=8), dict(tensor=2), dict(context=8),
-    dict(data=2, fsdp=4), dict(fsdp=4, tensor=2), dict(fsdp=2, context=4),
+    dict(data=2, fsdp=4), dict(fsdp=4, tensor=2), dict(fsdp=2, context=4), dict(context=4),
     dict(context=4, tensor=2), dict(fsdp=2, context=2, tensor=2),
     dict(stage=4), dict(stage=2, fsdp=4), dict(stage=2, tensor=2), dict(stage=4, context=2),
     dict(stage=2, fsdp=2, tensor=2), dict(stage=2, context=2, tensor=2),
@@ -86,6 +87,18 @@ def test_one_device_equals_eight(mesh):
     _assert_close(_train(cfg, num_devices=8), _train(alone))
 
 
+@pytest.mark.parametrize(
+    "mesh", [dict(fsdp=4), dict(fsdp=2, dcn_fsdp=2), dict(dcn_stage=2)], ids=str
+)
+def test_one_device_equals_two_slices(mesh):
+    options = {"data": -1, "fsdp": 1, "stage_microbatches": 4 * ("dcn_stage" in mesh), **mesh}
+    cfg = conftest.tiny_config(
+        model=dict(num_blocks=4), optim=_LINEAR, mesh=options, train=dict(batch_size=16)
+    )
+    alone = dataclasses.replace(cfg, mesh=config.MeshConfig())
+    _assert_close(_train(cfg, num_devices=8, num_slices=2), _train(alone))
+
+
 def test_fsdp_leaves_nothing_large_whole():
     """Every matrix and its moments are split over the eight devices, in the compiled step too."""
     cfg = conftest.tiny_config()
@@ -102,13 +115,16 @@ def test_fsdp_leaves_nothing_large_whole():
     assert argument_bytes < 0.3 * whole, (argument_bytes, whole)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
-def test_a_lane_equals_the_run_alone(num_devices):
+@pytest.mark.parametrize(
+    "mesh", [dict(), dict(lane=2), dict(lane=2, fsdp=2, tensor=2), dict(lane=2, data=2, context=2)],
+    ids=str,
+)
+def test_a_lane_equals_the_run_alone(mesh):
     """Two lanes in one program against two programs; and over a mesh's lane axis."""
     cfg = conftest.tiny_config(
-        optim=_LINEAR, lanes=dict(peak_lr=(1e-3, 1e-2), seed=(1, 2)), mesh=dict(lane=num_devices)
+        optim=_LINEAR, lanes=dict(peak_lr=(1e-3, 1e-2), seed=(1, 2)), mesh={"fsdp": 1, **mesh}
     )
-    lanes = _train(cfg, num_devices=num_devices)
+    lanes = _train(cfg, num_devices=math.prod(mesh.values()))
     for lane in range(2):
         alone = dataclasses.replace(cfg.for_lane(lane), mesh=config.MeshConfig())
         _assert_close(state_lib.lane_of(lanes, lane, 2), _train(alone))
