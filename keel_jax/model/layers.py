@@ -68,7 +68,7 @@ class Attention(nn.Module):
         w_key = weight(self, "key", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
         scale *= topology.init_scale
         w_value = weight(self, "value", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
-        w_out = weight(self, "out", (heads, m.d_model), ("heads", "embed"), scale)
+        w_out = weight(self, "out", (heads, m.d_model), ("heads_row", "stream"), scale)
         gains = residual_gains(self, residual.ATTENTION)
 
         h_BTD = residual.branch_input(
@@ -134,7 +134,7 @@ class Ffn(nn.Module):
         scale = m.init_std * topology.init_scale
         w_gate = weight(self, "gate", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
         w_up = weight(self, "up", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
-        w_down = weight(self, "down", (m.d_ffn, m.d_model), ("ffn", "embed"), scale)
+        w_down = weight(self, "down", (m.d_ffn, m.d_model), ("ffn_row", "stream"), scale)
         gains = residual_gains(self, residual.FFN)
 
         h_BTD = residual.branch_input(

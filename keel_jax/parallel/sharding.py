@@ -35,6 +35,10 @@ RULES = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
+    # Rows of the matrices that lead back to the stream. ZeRO splits them too, not the columns:
+    # along columns a TPU's compiler scatters no gradient, but sums it whole on every device.
+    "heads_row": ("tensor", "fsdp", "context"),
+    "ffn_row": ("tensor", "fsdp", "context"),
     "vocab": ("tensor",),
     "norm": (),
     "head_dim": (),

@@ -50,15 +50,16 @@ def test_a_shape_without_its_axes_is_refused():
 
 # Of Keel: depth over stages, the model dimension over fsdp and context, heads, FFN and vocabulary
 # over tensor; embedding and output over stages too.
-_EMBED, _TABLE = ("fsdp", "context"), ("fsdp", "context", "stage")
+_EMBED, _ROW = ("fsdp", "context"), ("tensor", "fsdp", "context")
+_TABLE = ("fsdp", "context", "stage")
 _KEEL = {
     "block/attention/inner_norm": PartitionSpec("stage", None),
     "block/attention/key": PartitionSpec("stage", _EMBED, "tensor"),
-    "block/attention/out": PartitionSpec("stage", "tensor", _EMBED),
+    "block/attention/out": PartitionSpec("stage", _ROW, None),
     "block/attention/outer_norm": PartitionSpec("stage", None),
     "block/attention/query": PartitionSpec("stage", _EMBED, "tensor"),
     "block/attention/value": PartitionSpec("stage", _EMBED, "tensor"),
-    "block/ffn/down": PartitionSpec("stage", "tensor", _EMBED),
+    "block/ffn/down": PartitionSpec("stage", _ROW, None),
     "block/ffn/gate": PartitionSpec("stage", _EMBED, "tensor"),
     "block/ffn/inner_norm": PartitionSpec("stage", None),
     "block/ffn/outer_norm": PartitionSpec("stage", None),

@@ -20,7 +20,7 @@ from tests import conftest
 # Numbers that no other dimension has.
 BLOCKS, BATCH = 6, 48
 # What may be summed whole on every device: gains and scalars, of all blocks.
-SMALL_BYTES = 16 * 1024
+SMALL_BYTES = 64 * 1024
 
 
 def _config(mesh: dict, train=(), **model) -> config.Config:
