@@ -36,6 +36,19 @@ def write_json(path: epath.PathLike, value, *, temporary_suffix: str = "") -> No
         raise
 
 
+def append_text(path: epath.Path, text: str) -> None:
+    """Adds `text` to a file, which need not be there.
+
+    An object of a bucket (gs://) cannot be added to: it is read and written anew. A log line every
+    few seconds is well within what a bucket takes.
+    """
+    if "://" in str(path):
+        path.write_text((path.read_text() if path.exists() else "") + text)
+        return
+    with path.open("a") as file:
+        file.write(text)
+
+
 def read_json(path: epath.PathLike):
     """Reads a JSON file; None where there is none.
 

@@ -12,7 +12,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer import event_file_writer
 
 from keel_jax import config
-from keel_jax.runtime import distributed
+from keel_jax.runtime import distributed, files
 
 JSONL = "metrics.jsonl"
 
@@ -110,8 +110,7 @@ class Log:
             key: value if not isinstance(value, float) or math.isfinite(value) else None
             for key, value in row.items()
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(finite) + "\n")
+        files.append_text(self._path, json.dumps(finite) + "\n")
         scalars = [
             summary_pb2.Summary.Value(tag=name, simple_value=value)
             for name, value in row.items()

@@ -120,3 +120,30 @@ def test_the_module_does_without_jax():
 def test_the_files_are_indented_json(tmp_path):
     files.write_json(tmp_path / "a.json", {"a": [1]})
     assert (tmp_path / "a.json").read_text() == json.dumps({"a": [1]}, indent=2) + "\n"
+
+
+class _Bucket:
+    """A file in a bucket: whole reads and writes alone."""
+
+    def __init__(self):
+        self.text = None
+
+    def __str__(self):
+        return "gs://bucket/metrics.jsonl"
+
+    def exists(self):
+        return self.text is not None
+
+    def read_text(self):
+        return self.text
+
+    def write_text(self, text):
+        self.text = text
+
+
+def test_lines_are_added_where_files_cannot_be_appended_to(tmp_path):
+    local = epath.Path(tmp_path) / "metrics.jsonl"
+    for path in (local, _Bucket()):
+        files.append_text(path, "one\n")
+        files.append_text(path, "two\n")
+        assert path.read_text() == "one\ntwo\n"
