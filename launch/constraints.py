@@ -16,8 +16,10 @@ def lines() -> list[str]:
         name, version = distribution.metadata["Name"], distribution.version
         # direct_url.json: installed from a directory, an archive or a repository.
         from_index = distribution.read_text("direct_url.json") is None
-        if name and from_index and "+" not in version:
-            found.setdefault(name.lower().replace("_", "-"), f"{name}=={version}")
+        key = (name or "").lower().replace("_", "-")
+        # A checkout's own egg-info is found too, and says nothing of where it is from.
+        if key not in ("", "keel-jax") and from_index and "+" not in version:
+            found.setdefault(key, f"{name}=={version}")
     return [found[name] for name in sorted(found)]
 
 

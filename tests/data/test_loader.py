@@ -237,7 +237,7 @@ def test_impossible_requests_are_errors_with_both_numbers(token_sets, token_set,
     ):
         with pytest.raises(ValueError, match=message):
             _take(sets, 1, **options)
-    with pytest.raises(ValueError, match="batch of 3.*by 2"):
+    with pytest.raises(ValueError, match="batch of 3.* 2 equal shares"):
         loader.validation_batches(token_set, seq_len=8, batch_size=3, num_shares=2)
     foreign = _make_set(tmp_path, "foreign", [{"text": f"{i} quite other"} for i in range(40)])
     with pytest.raises(ValueError, match="different tokenizers.*--tokenizer="):

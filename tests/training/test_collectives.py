@@ -101,7 +101,8 @@ def test_the_test_bites_without_the_hidden_layers_place(monkeypatch):
 def test_the_test_bites_with_depth_split_over_fsdp(monkeypatch):
     """A rule that puts blocks where the scan cannot read them one at a time."""
     monkeypatch.setitem(sharding.RULES, "blocks", ("fsdp",))
-    monkeypatch.setitem(sharding.RULES, "embed", ())
+    for axis in ("embed", "heads_row", "ffn_row"):
+        monkeypatch.setitem(sharding.RULES, axis, ())
     found = _collectives(_config(dict(fsdp=2)), jax.devices()[:2])
     assert _gathers_the_stack(found, BLOCKS)
 

@@ -1,6 +1,7 @@
 """The step: big batch = small ones, 1 device = 8, a lane = a run, divergence freezes."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -43,6 +44,16 @@ def _train(cfg: config.Config, num_devices=1, num_steps=3, num_slices=1):
     return jax.device_get(state), jax.device_get(sums)
 
 
+@functools.cache
+def _train_alone(cfg: config.Config):
+    return _train(cfg)
+
+
+def _alone(cfg: config.Config):
+    """What the same run gives on one device."""
+    return _train_alone(dataclasses.replace(cfg, mesh=config.MeshConfig()))
+
+
 def _assert_close(one, other, rtol=1e-4):
     """Float32 sums in another order; AdamW's first steps turn rounding of tiny gradients into
     whole steps of the learning rate, so parameters are compared on the scale of their leaf."""
@@ -83,8 +94,7 @@ def test_one_device_equals_eight(mesh):
         model=dict(num_blocks=4), optim=_LINEAR, mesh={"data": -1, "fsdp": 1, **mesh},
         train=dict(loss_chunk=3, batch_size=16),
     )
-    alone = dataclasses.replace(cfg, mesh=config.MeshConfig())
-    _assert_close(_train(cfg, num_devices=8), _train(alone))
+    _assert_close(_train(cfg, num_devices=8), _alone(cfg))
 
 
 @pytest.mark.parametrize(
@@ -93,10 +103,10 @@ def test_one_device_equals_eight(mesh):
 def test_one_device_equals_two_slices(mesh):
     options = {"data": -1, "fsdp": 1, "stage_microbatches": 4 * ("dcn_stage" in mesh), **mesh}
     cfg = conftest.tiny_config(
-        model=dict(num_blocks=4), optim=_LINEAR, mesh=options, train=dict(batch_size=16)
+        model=dict(num_blocks=4), optim=_LINEAR, mesh=options,
+        train=dict(loss_chunk=3, batch_size=16),
     )
-    alone = dataclasses.replace(cfg, mesh=config.MeshConfig())
-    _assert_close(_train(cfg, num_devices=8, num_slices=2), _train(alone))
+    _assert_close(_train(cfg, num_devices=8, num_slices=2), _alone(cfg))
 
 
 def test_fsdp_leaves_nothing_large_whole():
@@ -126,8 +136,7 @@ def test_a_lane_equals_the_run_alone(mesh):
     )
     lanes = _train(cfg, num_devices=math.prod(mesh.values()))
     for lane in range(2):
-        alone = dataclasses.replace(cfg.for_lane(lane), mesh=config.MeshConfig())
-        _assert_close(state_lib.lane_of(lanes, lane, 2), _train(alone))
+        _assert_close(state_lib.lane_of(lanes, lane, 2), _alone(cfg.for_lane(lane)))
 
 
 def test_lanes_go_through_the_stages_together():
@@ -137,8 +146,7 @@ def test_lanes_go_through_the_stages_together():
     )
     lanes = _train(cfg, num_devices=4)
     for lane in range(2):
-        alone = dataclasses.replace(cfg.for_lane(lane), mesh=config.MeshConfig())
-        _assert_close(state_lib.lane_of(lanes, lane, 2), _train(alone))
+        _assert_close(state_lib.lane_of(lanes, lane, 2), _alone(cfg.for_lane(lane)))
 
 
 def test_one_executable_serves_every_learning_rate():
