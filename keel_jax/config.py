@@ -446,6 +446,12 @@ class MeshConfig:
                 "--config.mesh.stage_microbatches=0, its default."
             )
 
+        for name in ("lane", "stage", "dcn_lane", "dcn_stage"):
+            if getattr(self, name) == -1:
+                raise ValueError(
+                    f"mesh.{name}=-1 would leave open what lanes or blocks are divided by: give "
+                    "the number."
+                )
         lanes, stages = self.lane * self.dcn_lane, self.stage * self.dcn_stage
         if lanes != 1 and stages != 1:
             raise ValueError(

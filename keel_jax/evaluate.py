@@ -56,9 +56,7 @@ def evaluate(
     model = dataclasses.replace(cfg.model, attention="auto")
     cfg = dataclasses.replace(cfg, model=model, data=data, train=train)
     if mesh is None:
-        # As many shards as the width allows; the other devices share the rows.
-        fsdp = math.gcd(jax.device_count(), cfg.model.d_model)
-        mesh = mesh_lib.make(config.MeshConfig(data=-1, fsdp=fsdp))
+        mesh = mesh_lib.make(_mesh_for(cfg.model))
     params, meta = checkpoint.load_params(workdir, mesh, step)
     tokens = inputs.open_inputs(cfg.data)
     if tokens.first.tokenizer_fingerprint != meta.tokenizer_fingerprint:
@@ -85,6 +83,13 @@ def evaluate(
         "num_tokens": split.num_targets,
         "step": meta.step,
     }
+
+
+def _mesh_for(model: config.ModelConfig) -> config.MeshConfig:
+    """As many shards as every matrix allows; the other devices, and slices, share the rows."""
+    slice_devices = len(mesh_lib.split_slices(jax.devices())[0])
+    fsdp = math.gcd(slice_devices, model.d_model, model.d_ffn, model.num_heads * model.head_dim)
+    return config.MeshConfig(data=-1, fsdp=fsdp)
 
 
 def main(_):

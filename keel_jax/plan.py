@@ -8,8 +8,11 @@ read; what tokenizer will be used is not known, so `model.vocab_size` must be se
 step fits the chip's memory, 4 it does not, 1 error.
 """
 
+import dataclasses
+import functools
 import sys
 
+import jax
 import rich.box
 import rich.console
 import rich.table
@@ -26,6 +29,26 @@ from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 
 
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """The devices that a plan is for."""
+
+    name: str
+    num_slices: int
+
+    @functools.cached_property
+    def devices(self) -> list[jax.Device]:
+        return topology.devices(self.name, self.num_slices)
+
+    @property
+    def chip(self) -> chips.Chip | None:
+        return chips.chip(self.devices[0])
+
+    def mesh(self, cfg: config.Config) -> jax.sharding.Mesh:
+        simulated = self.num_slices if self.name.startswith("cpu") else None
+        return mesh_lib.make(cfg.mesh, self.devices, simulated)
+
+
 def plan(cfg: config.Config, name: str, num_slices: int = 1) -> report.Report:
     """Compiles the step of `cfg` for topology `name` and looks at the program.
 
@@ -33,41 +56,32 @@ def plan(cfg: config.Config, name: str, num_slices: int = 1) -> report.Report:
       ValueError: no such topology, an unknown chip, no vocabulary, or sizes that do not fit.
     """
     _check(cfg)
-    devices = topology.devices(name, num_slices)
-    chip = chips.chip(devices[0])
-    slices = num_slices if name.startswith("cpu") else None
-    mesh = mesh_lib.make(cfg.mesh, devices, slices)
-    lowered = step_lib.lower_train_step(cfg, mesh)
-    return report.compile_and_measure(
-        lowered, cfg, mesh, chip, name, num_slices, shards(cfg, mesh)
-    )
-
-
-def shards(cfg: config.Config, mesh) -> closed_form.Shards:
-    """What each device holds of the state and of a batch."""
+    target = _Target(name, num_slices)
+    mesh = target.mesh(cfg)
     state = state_lib.abstract(cfg, mesh)
-    return closed_form.shards(state.params, state, step_lib.abstract_batch(cfg, mesh))
+    shards = closed_form.shards(state.params, state, step_lib.abstract_batch(cfg, mesh))
+    lowered = step_lib.lower_train_step(cfg, mesh)
+    return report.compile_and_measure(lowered, cfg, mesh, target.chip, name, num_slices, shards)
 
 
 def find(cfg: config.Config, name: str, num_slices: int, limit: int, tell) -> list[report.Report]:
     """Compiles the most promising plans, at most `limit`; the Pareto front, fastest first."""
     _check(cfg)
-    devices = topology.devices(name, num_slices)
-    chip = chips.chip(devices[0])
-    slices = num_slices if name.startswith("cpu") else None
+    target = _Target(name, num_slices)
     states, candidates = {}, []  # the state's shards by mesh
-    for candidate in search.candidates(cfg, len(devices), num_slices):
+    for candidate in search.candidates(cfg, len(target.devices), num_slices):
         try:
-            mesh = mesh_lib.make(candidate.mesh, devices, slices)
+            mesh = target.mesh(candidate)
             batch = step_lib.abstract_batch(candidate, mesh)
             if candidate.mesh not in states:
                 states[candidate.mesh] = state_lib.abstract(candidate, mesh)
+            state = states[candidate.mesh]
+            shards = closed_form.shards(state.params, state, batch)
+            outlook = search.outlook(candidate, mesh, target.chip, shards)
         except ValueError:
-            continue  # sizes that this mesh cannot split
-        state = states[candidate.mesh]
-        there = closed_form.shards(state.params, state, batch)
-        candidates.append((candidate, search.outlook(candidate, mesh, chip, there)))
-    chosen = search.most_promising(candidates, chip, limit)
+            continue  # sizes, or a kernel, that this mesh cannot have
+        candidates.append((candidate, outlook))
+    chosen = search.most_promising(candidates, target.chip, limit)
     found = []
     for index, candidate in enumerate(chosen):
         tell(f"plan {index + 1} of {len(chosen)}: {' '.join(search.overrides(cfg, candidate))}")
@@ -88,6 +102,8 @@ def main(_) -> int:
     # The assignment of memory is read from what a compilation writes: none may come from a cache.
     compilation.enable_cache("")
     cfg = config.from_config_dict(_CONFIG.value)
+    if flags.FLAGS["search_limit"].present and not _SEARCH.value:
+        raise ValueError("--search_limit has no effect without --search: add it, or leave it out.")
     console = rich.console.Console(stderr=True)
     with console.status("compiling for " + _TOPOLOGY.value) as status:
 
@@ -143,7 +159,9 @@ if __name__ == "__main__":
     _TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x4, cpu:8, …")
     _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology, over DCN.")
     _SEARCH = flags.DEFINE_boolean("search", False, "Try meshes and microbatches; fastest first.")
-    _SEARCH_LIMIT = flags.DEFINE_integer("search_limit", 6, "Plans that --search compiles.")
+    _SEARCH_LIMIT = flags.DEFINE_integer(
+        "search_limit", 6, "Plans that --search compiles.", lower_bound=1
+    )
     _JSON = flags.DEFINE_string("json", None, "File for the result, as JSON.")
     flags.mark_flags_as_required(["config", "topology"])
     command.run(main)

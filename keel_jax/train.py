@@ -46,7 +46,8 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         compilation.enable_cache(cfg.runtime.compilation_cache_dir)
 
         # The options, the data and the directory, checked against each other.
-        tokens = inputs.open_inputs(cfg.data)
+        with clock.measure("initialisation"):  # every checksum is read
+            tokens = inputs.open_inputs(cfg.data)
         cfg = inputs.resolve(cfg, tokens)
         mesh = mesh_lib.make(cfg.mesh)
         inputs.check_sizes(cfg, tokens, mesh)
@@ -120,7 +121,7 @@ def _compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
     with compilation.Counter() as counter:
         train_step = step_lib.compile_train_step(cfg, mesh)
     source = "from the cache" if counter.hits and not counter.misses else "compiled anew"
-    if jax.process_index() == 0:
+    if distributed.is_lead():
         print(f"compiled step: {source} in {time.monotonic() - begin:.1f} s", flush=True)
     return train_step
 

@@ -124,10 +124,11 @@ def parser(description: str):
         help="to a run that is on its machine already: follow it, and delete the machine",
     )
     end.add_argument(
-        "--max_recreations", type=int, default=10, help="after preemptions (default: 10)"
+        "--max_recreations", type=command.not_negative, default=10,
+        help="after preemptions (default: 10)",
     )
     end.add_argument(
-        "--max_restarts", type=int, default=3,
+        "--max_restarts", type=command.not_negative, default=3,
         help="of all workers together, once their supervisors have given up (default: 3)",
     )
     end.add_argument(
@@ -165,7 +166,7 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace, machine: Machine
     else:
         bundle = source.packed(runner, source.bundle(runner, args))
         if not fit.fits(runner, args, args.topology, args.num_slices):
-            return command.DOES_NOT_FIT
+            return exit_codes.DOES_NOT_FIT
         if _state(runner, machine) is not None:
             raise ValueError(
                 f"There is a {machine.kind} {machine.name} in {args.zone} already: give another "

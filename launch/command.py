@@ -18,7 +18,6 @@ import time
 from keel_jax.runtime import exit_codes
 from launch import runner as runner_lib
 
-DOES_NOT_FIT = 4
 LEFT_RUNNING = 5
 INTERRUPTED = 130
 
@@ -64,17 +63,17 @@ def parser(description: str) -> _Parser:
     run.add_argument("--config", required=True, help="config file, from the project's root")
     run.add_argument("--workdir", required=True, help="directory of the run")
     how = made.add_argument_group("the launch")
-    how.add_argument("--name", type=_name, help="of what is created (default: config and time)")
     how.add_argument("--dry_run", action="store_true", help="print every command, run none")
     how.add_argument("--no_plan", action="store_true", help="do not check first that it fits")
-    how.add_argument(
-        "--run_dir", type=pathlib.Path, help="what the launch writes here (runs/launch/NAME)"
-    )
     return made
 
 
 def add_source(made: argparse.ArgumentParser, extras: str):
-    """Options of the pinned source; `extras` of setup.py that this platform installs."""
+    """Options of what is created and of its source; this platform installs setup.py's `extras`."""
+    made.add_argument("--name", type=_name, help="of what is created (default: config and time)")
+    made.add_argument(
+        "--run_dir", type=pathlib.Path, help="what the launch writes here (runs/launch/NAME)"
+    )
     group = made.add_argument_group("the source", "Workers get the commit that is checked out.")
     group.add_argument(
         "--allow_dirty", action="store_true",
@@ -106,6 +105,13 @@ def positive(text: str) -> int:
     return number
 
 
+def not_negative(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
 def positive_float(text: str) -> float:
     number = float(text)
     if not number > 0:
@@ -129,10 +135,10 @@ def main(
 ):
     """Parses the command line, launches, exits."""
     args = made.parse(sys.argv[1:])
-    if args.name is None:
+    if "name" in args:  # something is created
         stem = re.sub("[^a-z0-9]+", "-", pathlib.Path(args.config).stem.lower()).strip("-")
-        args.name = f"keel-{stem[:20]}-{time.strftime('%m%d-%H%M%S')}"
-    args.run_dir = args.run_dir or pathlib.Path("runs/launch") / args.name
+        args.name = args.name or f"keel-{stem[:20]}-{time.strftime('%m%d-%H%M%S')}"
+        args.run_dir = args.run_dir or pathlib.Path("runs/launch") / args.name
     sys.exit(_guarded(launch, runner_lib.Runner(args.dry_run), args))
 
 

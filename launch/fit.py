@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from launch import command
+from keel_jax.runtime import exit_codes
 from launch import runner as runner_lib
 
-# A plan compiles the step; twelve times what 512 blocks took on two cores (docs/compile_time.md).
+# A plan compiles the step; twelve times what 512 blocks took on two cores (docs/planning.md).
 _PLAN_SECONDS = 3600
 
 
@@ -33,7 +33,7 @@ def fits(
     result = runner.ask([*plan, *args.overrides], seconds=_PLAN_SECONDS)
     if result.stdout.strip() and not runner.dry_run:
         print(result.stdout.rstrip(), flush=True)
-    if result.code == command.DOES_NOT_FIT:
+    if result.code == exit_codes.DOES_NOT_FIT:
         runner.say(f"The run does not fit {num_slices} x {topology}: nothing was created. "
                    "--no_plan launches it all the same.")
         return False

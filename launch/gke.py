@@ -14,6 +14,7 @@ import json
 import shlex
 import time
 
+from keel_jax.runtime import exit_codes
 from launch import command, fit, paid, pods, slices, source, verdict
 from launch import runner as runner_lib
 
@@ -43,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     paid.add_options(made, "JobSet")
     end = made.add_argument_group("following it")
     end.add_argument(
-        "--max_restarts", type=int, default=20, help="of all Pods together (default: 20)"
+        "--max_restarts", type=command.not_negative, default=20,
+        help="of all Pods together (default: 20)",
     )
     end.add_argument(
         "--poll_seconds", type=command.positive_float, default=30.0,
@@ -202,7 +204,7 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     if not runner.dry_run:
         _check_size(bundle)
     if not fit.fits(runner, args, args.topology, args.num_slices):
-        return command.DOES_NOT_FIT
+        return exit_codes.DOES_NOT_FIT
     kubectl = _kubectl(args)
     there = runner.run(
         [*kubectl, "get", "jobset,configmap", args.name, "--ignore-not-found", "--output=name"],

@@ -11,6 +11,7 @@ supervisor that starts all of them again where that can help. Ctrl-C asks the ru
 import os
 import sys
 
+from keel_jax.runtime import exit_codes
 from launch import command, fit, group, source
 
 
@@ -24,7 +25,7 @@ def launch(runner, args) -> int:
     num_devices = args.num_processes * args.devices_per_process
     # No plan knows a GPU's memory yet; shapes and the mesh are checked all the same.
     if not fit.fits(runner, args, f"cpu:{num_devices}"):
-        return command.DOES_NOT_FIT
+        return exit_codes.DOES_NOT_FIT
     run = [
         "bash", str(source.ROOT / "launch/supervise.sh"),
         sys.executable, "-m", "launch.group", f"--num_processes={args.num_processes}",

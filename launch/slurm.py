@@ -14,6 +14,7 @@ import re
 import shlex
 import time
 
+from keel_jax.runtime import exit_codes
 from launch import command, fit, paid, source
 from launch import runner as runner_lib
 
@@ -45,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
         help="before the limit the run is told to save (default: 300)",
     )
     job.add_argument(
-        "--max_requeues", type=int, default=100, help="of the job by itself (default: 100)"
+        "--max_requeues", type=command.not_negative, default=100,
+        help="of the job by itself (default: 100)",
     )
     follow = made.add_argument_group("following it")
     follow.add_argument("--follow", action="store_true", help="wait for its end; Ctrl-C cancels it")
@@ -95,7 +97,8 @@ srun --kill-on-bad-exit=0 --wait={args.grace_seconds} \\
   {train} &
 step=$!
 asked=
-trap 'asked=1; kill -TERM "$step"' TERM
+# srun passes SIGTERM on to nobody: it kills its tasks. The step itself is told, with all in it.
+trap 'asked=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
 while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
 
 code=$(cd "$bundle/source" && ../venv/bin/python -m launch.verdict "$codes" {num_processes})
@@ -120,7 +123,7 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     runner.run(["mkdir", "-p", str(args.run_dir / "logs")], seconds=_SLURM_SECONDS)
     # No plan knows a GPU's memory yet; shapes and the mesh are checked all the same.
     if not fit.fits(runner, args, f"cpu:{args.nodes * args.gpus_per_node}"):
-        return command.DOES_NOT_FIT
+        return exit_codes.DOES_NOT_FIT
     submit = ["sbatch", "--parsable", str(script)]
     if not args.follow:
         answer = runner.run(submit, seconds=_SLURM_SECONDS).stdout

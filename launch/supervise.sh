@@ -49,11 +49,10 @@ while true; do
   # In the background, so that a signal reaches the trap at once; Ctrl-C is ignored there, and passed on.
   "$@" <&0 &
   child=$!
-  while true; do
-    wait "$child"; code=$?
-    # A trapped signal interrupts the wait; the command itself may still be saving.
-    kill -0 "$child" 2>/dev/null || break
-  done
+  # A trapped signal interrupts a wait, which then tells the signal's number; the command itself may
+  # still be saving. What it ended with is told by a wait after its end.
+  while kill -0 "$child" 2>/dev/null; do wait "$child"; done
+  wait "$child"; code=$?
   child='' lasted=$((SECONDS - begin))
 
   if [ -n "$asked" ]; then say "asked to stop; the command ended with $code"; exit "$code"; fi

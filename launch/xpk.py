@@ -12,6 +12,7 @@ import argparse
 import re
 import shlex
 
+from keel_jax.runtime import exit_codes
 from launch import command, fit, paid, pods, slices, source
 from launch import runner as runner_lib
 
@@ -37,7 +38,10 @@ def parser() -> argparse.ArgumentParser:
     )
     paid.add_options(made, "workload")
     end = made.add_argument_group("following it")
-    end.add_argument("--max_restarts", type=int, default=20, help="of the workload (default: 20)")
+    end.add_argument(
+        "--max_restarts", type=command.not_negative, default=20,
+        help="of the workload (default: 20)",
+    )
     end.add_argument(
         "--run_hours", type=command.positive_float, default=168.0,
         help="for the run at most, its time in the queue included (default: 168, a week)",
@@ -65,7 +69,7 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     tpu_type = slices.parse(args.topology).accelerator_type
     bundle = source.bundle(runner, args)
     if not fit.fits(runner, args, args.topology, args.num_slices):
-        return command.DOES_NOT_FIT
+        return exit_codes.DOES_NOT_FIT
     # In /app, where xpk puts --script-dir.
     run = " && ".join([
         shlex.join(["bash", "worker.sh", "install", args.extras, source.python_version()]),

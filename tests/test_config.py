@@ -114,7 +114,7 @@ def test_lanes_pair_up():
         (dict(seed=2**32), r"seed=4294967296 must lie"),
         (dict(lanes=dict(seed=(0, -1))), r"lanes.seed=-1 must lie"),
         (dict(mesh=dict(lane=8)), r"mesh.lane=8 .* 1 lane"),
-        (dict(mesh=dict(lane=-1, fsdp=1)), r"mesh.lane=-1 .* 1 lane"),
+        (dict(mesh=dict(lane=-1, fsdp=1)), r"mesh.lane=-1 would leave open"),
         (dict(mesh=dict(lane=2), lanes=dict(seed=(1, 2, 3))), r"mesh.lane=2 .* 3 lane"),
         (dict(optim=dict(beta1=1.5)), r"beta1=1.5"),
         (dict(lanes=dict(peak_lr=(1e-3,), seed=(1, 2))), "1 entries.* has 2"),

@@ -16,5 +16,4 @@ from experiments.configs import keel_L128
 def get_config():
     cfg = keel_L128.get_config()
     cfg.model.topology = "pre_ln"
-    cfg.optim.peak_lr = 9e-3
     return cfg

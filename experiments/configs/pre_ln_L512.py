@@ -16,5 +16,4 @@ from experiments.configs import keel_L512
 def get_config():
     cfg = keel_L512.get_config()
     cfg.model.topology = "pre_ln"
-    cfg.optim.peak_lr = 6e-3
     return cfg

@@ -16,5 +16,4 @@ from experiments.configs import keel_L64
 def get_config():
     cfg = keel_L64.get_config()
     cfg.model.topology = "pre_ln"
-    cfg.optim.peak_lr = 9e-3
     return cfg

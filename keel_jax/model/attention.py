@@ -106,6 +106,20 @@ def choose(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
     return wanted
 
 
+def check_order(mesh: jax.sharding.Mesh, seq_len: int) -> None:
+    """Whether the ring can deal out sequences of `seq_len` tokens on `mesh`.
+
+    Raises:
+      ValueError: two parts a device do not come out even.
+    """
+    parts = 2 * mesh.shape[_RING_AXIS]
+    if parts > 2 and seq_len % parts:
+        raise ValueError(
+            f"train.seq_len={seq_len} is not a multiple of {parts}: with mesh.{_RING_AXIS}="
+            f"{parts // 2} each device holds two parts of every sequence (docs/attention.md)."
+        )
+
+
 def in_order_of(kernel: str, tree):
     """A tree of [B, T], consecutive tokens, in the order in which `kernel` shares them out.
 

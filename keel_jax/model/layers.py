@@ -151,11 +151,12 @@ class Ffn(nn.Module):
 
 
 def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size, seq_len):
-    """Whether `mesh` can split what the blocks compute on a batch [B, T].
+    """Whether `mesh` can split what the blocks compute on a batch [B, T], with its kernel.
 
     Raises:
       ValueError: a dimension is not a multiple of the devices that share it; both are named.
     """
+    attention.check_order(mesh, seq_len)
     query_heads, key_heads = (model.num_heads, model.head_dim), (model.num_kv_heads, model.head_dim)
     shapes = {
         "attention's queries [B, T, N, H]": (attention.QUERY_AXES, query_heads),

@@ -20,16 +20,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from keel_jax.parallel import manual
+from keel_jax.parallel import manual, sharding
 
 AXIS = "stage"
 
 
 def num_microbatches(asked: int, num_stages: int) -> int:
-    """`asked`, or where that is 0 four a stage, which keeps the bubble below a fifth."""
-    return asked or (4 * num_stages if num_stages > 1 else 1)
+    """`asked`, or where that is 0 four a stage, which keeps the bubble below a fifth; alone, 1."""
+    return 1 if num_stages == 1 else asked or 4 * num_stages
 
 
 def num_ticks(num_stages: int, num_microbatches: int) -> int:
@@ -85,10 +84,11 @@ def run(
         _, done = jax.lax.scan(tick, jnp.zeros_like(x_MBT[0]), ticks)
         return done[None, num_stages - 1 :]
 
+    by_stage, everywhere = sharding.spec(("blocks",)), sharding.spec(())
     done_SMBT = jax.shard_map(
         pipe,
-        in_specs=(PartitionSpec(AXIS), PartitionSpec(), PartitionSpec()),
-        out_specs=PartitionSpec(AXIS),
+        in_specs=(by_stage, everywhere, everywhere),
+        out_specs=by_stage,
         axis_names={AXIS},
         # The check knows no vmap with an spmd_axis_name (lanes) around a partly manual mesh.
         check_vma=False,

@@ -1,7 +1,7 @@
 """The compiler's buffer assignment: which arrays share which memory, read from its dump.
 
 `memory_analysis()` overstates temporaries on a TPU (stacked residuals counted twice, VMEM
-included), and carries no assignment there. XLA writes it to a file on request (`DUMP_OPTIONS`):
+included), and carries no assignment there. XLA writes it to a file on request (`dump_options`):
 an HloProto, of which the fields below are read straight from protobuf's wire format, as nothing
 that we depend on ships its schema. Field numbers: xla/service/hlo.proto.
 """

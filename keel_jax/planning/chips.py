@@ -1,13 +1,12 @@
 """Accelerators by JAX's name of the device, one entry per device that JAX sees.
 
 Sources, by column, unless a line says otherwise:
-  peak bf16 FLOP/s, HBM size and bandwidth, ICI: Google Cloud's TPU pages (one a version,
+  peak bf16 FLOP/s, HBM bandwidth, ICI: Google Cloud's TPU pages (one a version,
     cloud.google.com/tpu/docs) and the JAX scaling book (jax-ml.github.io/scaling-book/tpus); GCP
     rounds ICI up to 50 and 100 GB/s a link and direction, the book's 45 and 90 are used.
   usable HBM: what the TPU compiler says it has; measured: libtpu 0.0.42, a program too large.
   DCN: scaling book: 6.25 GB/s a v5p or v5e chip, 3.125 a v4 chip and 12.5 a v6e chip;
-    tpu7x: as v6e, a guess.
-  host link: scaling book: 16 GB/s a chip; v6e 32; tpu7x: as v6e, a guess.
+    tpu7x: as v6e a chip, a guess.
   NVIDIA: data sheets of the SXM parts, without sparsity; their links are not in the plan.
 """
 
@@ -26,30 +25,24 @@ class Chip:
 
     # bf16 with float32 accumulation, dense.
     flops_per_second: float
-    hbm_bytes: float
     # What the compiler lets a program have.
     usable_hbm_bytes: float
     hbm_bytes_per_second: float
-    # Links to neighbours, and bytes a second that each sends in one direction.
-    ici_links: int
+    # Bytes a second that a link to a neighbour sends in one direction.
     ici_bytes_per_second_per_link: float
     dcn_bytes_per_second: float
-    host_bytes_per_second: float
 
 
-def _tpu(tflops, hbm_gib, usable_gib, hbm_gbs, links, link_gbs, dcn_gbs, host_gbs=16.0) -> Chip:
-    return Chip(
-        tflops * 1e12, hbm_gib * _GIB, usable_gib * _GIB, hbm_gbs * _GB, links, link_gbs * _GB,
-        dcn_gbs * _GB, host_gbs * _GB,
-    )
+def _tpu(tflops, usable_gib, hbm_gbs, link_gbs, dcn_gbs) -> Chip:
+    return Chip(tflops * 1e12, usable_gib * _GIB, hbm_gbs * _GB, link_gbs * _GB, dcn_gbs * _GB)
 
 
-_V4 = _tpu(275, 32, 30.75, 1200, 6, 45, 3.125)
-_V5E = _tpu(197, 16, 15.75, 819, 4, 45, 6.25)
-_V5P = _tpu(459, 96, 95.74, 2765, 6, 90, 6.25)
-_V6E = _tpu(918, 32, 31.25, 1638, 4, 90, 12.5, 32)
-# Two devices a chip: 2307 TFLOP/s, 192 GiB, 7380 GB/s and six links between them.
-_TPU7X = _tpu(1153.5, 96, 94.75, 3690, 6, 45, 6.25)
+_V4 = _tpu(275, 30.75, 1200, 45, 3.125)
+_V5E = _tpu(197, 15.75, 819, 45, 6.25)
+_V5P = _tpu(459, 95.74, 2765, 90, 6.25)
+_V6E = _tpu(918, 31.25, 1638, 90, 12.5)
+# Two devices a chip: 2307 TFLOP/s, 192 GiB, 7380 GB/s, and its links and network between them.
+_TPU7X = _tpu(1153.5, 94.75, 3690, 45, 6.25)
 # JAX's own name where a TPU is, and the one of the compiler's description.
 _CHIPS = {
     "TPU v4": _V4,

@@ -81,6 +81,7 @@ def advice(
     More micro-batches, if the closed form says that they free enough; else more devices.
     """
     rows = cfg.train.batch_size // (sizes["data"] * sizes["fsdp"])
+    rows //= pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
     now = temporaries(cfg, sizes, shards.parameters, kernel)
     for parts in range(cfg.train.accumulation_steps + 1, rows + 1):
         if rows % parts:

@@ -3,9 +3,14 @@
 import signal
 import sys
 import threading
+import time
 
 import jax
 from jax.experimental import multihost_utils
+
+# A signal that follows another within this time is the same request: a supervisor passes on what
+# a whole process group, or a Slurm step, has been sent.
+_ECHO_SECONDS = 1.0
 
 
 class StopRequest:
@@ -18,6 +23,7 @@ class StopRequest:
 
     def __init__(self):
         self._asked = threading.Event()
+        self._asked_at = 0.0
         self._is_one_of_several = jax.process_count() > 1
         # Calls of `asked`: the service's clock, the same on all processes.
         self._num_calls = 0
@@ -36,9 +42,12 @@ class StopRequest:
 
     def _handle(self, number, frame):
         if self._asked.is_set():
+            if time.monotonic() - self._asked_at < _ECHO_SECONDS:
+                return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._asked.set()
+        self._asked_at = time.monotonic()
         if self._is_one_of_several:
             signal.raise_signal(signal.SIGTERM)  # the service tells the others
         name = signal.Signals(number).name

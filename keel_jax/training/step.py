@@ -199,4 +199,5 @@ def compile_eval_step(
         params = state_lib.abstract(cfg, mesh).params
         batch = abstract_eval_batch(cfg, mesh, batch_size)
         everywhere = sharding.replicated(mesh)
-        return jax.jit(step, out_shardings=everywhere).lower(params, batch).compile()
+        lowered = jax.jit(step, out_shardings=everywhere).lower(params, batch)
+    return lowered.compile(compiler_options=compiler_options.options(mesh.devices.flat[0]))

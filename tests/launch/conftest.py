@@ -141,12 +141,15 @@ class World:
             "local": ["--num_processes=2"],
         }[module]
         if module != "local":
-            where += [f"--constraints={self.directory / 'constraints.txt'}", "--name=demo"]
+            where += [
+                f"--constraints={self.directory / 'constraints.txt'}", "--name=demo",
+                f"--run_dir={self.directory / 'run'}",
+            ]
         if module in ("tpu_vm", "queued_resource", "gke", "xpk"):
             where += ["--poll_seconds=0.2"]
         return [
             sys.executable, "-m", f"launch.{module}", "--config=experiments/configs/tiny.py",
-            f"--workdir={self.workdir}", f"--run_dir={self.directory / 'run'}", *where, *flags,
+            f"--workdir={self.workdir}", *where, *flags,
         ]
 
     def launch(self, module: str, *flags: str, **env: str) -> subprocess.CompletedProcess:
@@ -178,7 +181,7 @@ class World:
         words = path.read_text().split() if path.exists() else []
         return {word: words.count(word) for word in sorted(set(words))}
 
-    def wait_for(self, condition, seconds: float = 30.0):
+    def wait_for(self, condition, seconds: float = 90.0):
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, self.calls()[-5:]

@@ -377,7 +377,14 @@ def squeue(argv):
 
 
 def scancel(argv):
-    _, found = _parse(argv, {"--name"}, {"--me"})
+    """Deletes a job; or signals all processes of a step, as the real one does."""
+    words, found = _parse(argv, {"--name", "--signal"}, {"--me"})
+    if "--signal" in found:
+        assert words == [f"{os.environ['SLURM_JOB_ID']}.0"], words
+        with _file("step", []) as groups:
+            for group in groups:
+                os.killpg(group, getattr(signal, f"SIG{found['--signal']}"))
+        return
     with _file("resources", {}) as resources:
         resources.pop(f"job/{found['--name']}", None)
 
@@ -387,16 +394,19 @@ def scontrol(argv):
 
 
 def srun(argv):
-    """Runs the tasks; passes SIGTERM on; the highest exit code."""
+    """Runs the tasks; the highest exit code. On SIGTERM it kills them ("forcing termination")."""
     while argv[0].startswith("--"):
         _parse([argv.pop(0)], {"--kill-on-bad-exit", "--wait", "--output", "--open-mode"})
     tasks = []
     for task in range(WORKERS):
         tasks.append(os.fork())
         if tasks[-1] == 0:
+            os.setpgid(0, 0)
             os.environ["SLURM_PROCID"] = str(task)
             os.execvp(argv[0], argv)
-    signal.signal(signal.SIGTERM, lambda *_: [os.kill(task, signal.SIGTERM) for task in tasks])
+    with _file("step", []) as groups:
+        groups[:] = tasks
+    signal.signal(signal.SIGTERM, lambda *_: [os.killpg(task, signal.SIGKILL) for task in tasks])
     code = max(os.waitstatus_to_exitcode(os.waitpid(task, 0)[1]) for task in tasks)
     if code:
         raise Refused(code, f"srun: error: task exited with exit code {code}")

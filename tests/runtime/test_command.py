@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -113,6 +114,7 @@ def test_one_signal_asks_and_a_second_ends_at_once(number, stubborn):
         told = process.stderr.readline() + process.stderr.readline()
         assert told == f"\n{number.name}: saving, then leaving; once more to leave at once.\n"
         if stubborn:
+            time.sleep(1.2)  # sooner it would pass for an echo of the first
             process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:

@@ -16,6 +16,19 @@ def test_a_signal_asks_to_stop(number, capsys):
     assert number.name in capsys.readouterr().err
 
 
+def test_an_echo_is_the_same_request_and_a_second_one_is_not(monkeypatch):
+    """A supervisor passes on what its whole process group was sent."""
+    raised = []
+    with stop.StopRequest() as request:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert request.asked()
+        request._asked_at -= 2
+        monkeypatch.setattr(stop.signal, "raise_signal", raised.append)
+        request._handle(signal.SIGTERM, None)
+    assert raised == [signal.SIGTERM]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_handlers_are_restored_whatever_happens(fails):
     numbers = (signal.SIGINT, signal.SIGTERM)
