@@ -28,13 +28,6 @@ HEADS_AXES = ("batch", "time", "heads")
 FFN_AXES = ("batch", "time", "ffn")
 
 
-# Logical axes of the block's matrices, and what is left of them once ZeRO's parts are gathered.
-QUERY_WEIGHT, KEY_WEIGHT = ("embed", "heads"), ("embed", "kv_heads")
-OUT_WEIGHT = ("heads_row", "stream")
-UP_WEIGHT, DOWN_WEIGHT = ("embed", "ffn"), ("ffn_row", "stream")
-_GATHERED = {"embed": "stream", "heads_row": "heads", "ffn_row": "ffn"}
-
-
 @flax.struct.dataclass
 class Context:
     """What every block reads beside the stream; int32 [B, T] each."""
@@ -71,11 +64,11 @@ class Attention(nn.Module):
         """The stream after the sub-layer, and the cache with this block's keys and values."""
         m, topology = self.model, residual.topology(self.model)
         heads, kv_heads, scale = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim, m.init_std
-        w_query = weight(self, "query", (m.d_model, heads), QUERY_WEIGHT, scale)
-        w_key = weight(self, "key", (m.d_model, kv_heads), KEY_WEIGHT, scale)
+        w_query = weight(self, "query", (m.d_model, heads), ("embed", "heads"), scale)
+        w_key = weight(self, "key", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
         scale *= topology.init_scale
-        w_value = weight(self, "value", (m.d_model, kv_heads), KEY_WEIGHT, scale)
-        w_out = weight(self, "out", (heads, m.d_model), OUT_WEIGHT, scale)
+        w_value = weight(self, "value", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
+        w_out = weight(self, "out", (heads, m.d_model), ("heads_row", "stream"), scale)
         gains = residual_gains(self, residual.ATTENTION)
 
         h_BTD = residual.branch_input(
@@ -83,11 +76,9 @@ class Attention(nn.Module):
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        q_BTE = multiply(h_BTD, w_query, QUERY_WEIGHT)
-        k_BTE, v_BTE = (multiply(h_BTD, w, KEY_WEIGHT) for w in (w_key, w_value))
-        q_BTNH = split_heads(q_BTE, m.num_heads, attention.QUERY_AXES)
-        k_BTKH = split_heads(k_BTE, m.num_kv_heads, attention.KEY_AXES)
-        v_BTKH = split_heads(v_BTE, m.num_kv_heads, attention.KEY_AXES)
+        q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads, attention.QUERY_AXES)
+        k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads, attention.KEY_AXES)
+        v_BTKH = split_heads(multiply(h_BTD, w_value), m.num_kv_heads, attention.KEY_AXES)
         if m.qk_norm or topology.qkv_norm:
             q_BTNH = self._head_norm("query_norm", q_BTNH)
             k_BTKH = self._head_norm("key_norm", k_BTKH)
@@ -119,7 +110,7 @@ class Attention(nn.Module):
             key_segments_BS=key_segments_BS,
         )
         a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
-        f_BTD = multiply(a_BTE, w_out, OUT_WEIGHT)
+        f_BTD = multiply(a_BTE, w_out)
         f_BTD = sharding.constrain(f_BTD, STREAM_AXES)
         x_BTD = residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.ATTENTION, epsilon=m.norm_epsilon
@@ -141,9 +132,9 @@ class Ffn(nn.Module):
         """The stream after the sub-layer."""
         m, topology = self.model, residual.topology(self.model)
         scale = m.init_std * topology.init_scale
-        w_gate = weight(self, "gate", (m.d_model, m.d_ffn), UP_WEIGHT, scale)
-        w_up = weight(self, "up", (m.d_model, m.d_ffn), UP_WEIGHT, scale)
-        w_down = weight(self, "down", (m.d_ffn, m.d_model), DOWN_WEIGHT, scale)
+        w_gate = weight(self, "gate", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
+        w_up = weight(self, "up", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
+        w_down = weight(self, "down", (m.d_ffn, m.d_model), ("ffn_row", "stream"), scale)
         gains = residual_gains(self, residual.FFN)
 
         h_BTD = residual.branch_input(
@@ -151,10 +142,9 @@ class Ffn(nn.Module):
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        g_BTF = multiply(h_BTD, w_gate, UP_WEIGHT)
-        f_BTF = jax.nn.silu(g_BTF) * multiply(h_BTD, w_up, UP_WEIGHT)
+        f_BTF = jax.nn.silu(multiply(h_BTD, w_gate)) * multiply(h_BTD, w_up)
         f_BTF = sharding.constrain(f_BTF, FFN_AXES)
-        f_BTD = sharding.constrain(multiply(f_BTF, w_down, DOWN_WEIGHT), STREAM_AXES)
+        f_BTD = sharding.constrain(multiply(f_BTF, w_down), STREAM_AXES)
         return residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.FFN, epsilon=m.norm_epsilon
         )
@@ -201,14 +191,9 @@ def residual_gains(module: nn.Module, sublayer: int) -> dict[str, jax.Array]:
     return {name: norm_gain(module, name, m.d_model) for name in names}
 
 
-def multiply(x: jax.Array, w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """x @ w with both in x's dtype; `axes` are w's logical axes.
-
-    The weight is cast where it lies and gathered then, and its gradient is reduced in x's dtype and
-    split before it is cast: said in two steps, the partitioner does not look for other ways.
-    """
-    w = sharding.constrain(w.astype(x.dtype), axes)
-    return x @ sharding.constrain(w, tuple(_GATHERED.get(axis, axis) for axis in axes))
+def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x @ w with both in x's dtype."""
+    return x @ w.astype(x.dtype)
 
 
 def split_heads(x_BTE: jax.Array, num_heads: int, axes: tuple[str, ...]) -> jax.Array:
