@@ -121,6 +121,9 @@ _TABLE = {
         (_GATHER, ("tensor",), "ici"), (_SCATTER, ("tensor",), "ici"),
         # The gradient of what the logits read: each device has its part of the vocabulary.
         (_SUM, ("tensor",), "ici"),
+        # Not as wanted: the gradients of out and down, whose rows lie over tensor and fsdp, are
+        # summed whole over fsdp.
+        (_SUM, ("fsdp",), "ici"),
     }),
     "fsdp 2, context 4": (dict(fsdp=2, context=4), 1, {
         (_GATHER, ("fsdp", "context"), "ici"), (_SCATTER, ("fsdp", "context"), "ici"),
