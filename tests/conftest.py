@@ -15,6 +15,9 @@ import pytest
 
 from keel_jax import config
 from keel_jax.data import preparation
+from keel_jax.runtime import platforms
+
+platforms.give_threads()
 
 # Not "raise" yet: five places of the model promote ranks (residual: rms_norm and beta; attention:
 # the causal mask and rotary angles; lm.decode: positions). No library and no test of ours does.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from keel_jax import config
 from keel_jax.model import attention, residual
-from keel_jax.parallel import sharding
+from keel_jax.parallel import products, sharding
 
 # Logical axes of the stream between the branches, of what a branch reads, and of what the logits
 # are computed from; [B, T, D].
@@ -75,10 +75,12 @@ class Attention(nn.Module):
             x_BTD, gains, constants, topology, residual.ATTENTION,
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
-        h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads, attention.QUERY_AXES)
-        k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads, attention.KEY_AXES)
-        v_BTKH = split_heads(multiply(h_BTD, w_value), m.num_kv_heads, attention.KEY_AXES)
+        q_BTE, k_BTE, v_BTE = products.columns(
+            h_BTD, (w_query, w_key, w_value), ("heads", "kv_heads", "kv_heads")
+        )
+        q_BTNH = split_heads(q_BTE, m.num_heads, attention.QUERY_AXES)
+        k_BTKH = split_heads(k_BTE, m.num_kv_heads, attention.KEY_AXES)
+        v_BTKH = split_heads(v_BTE, m.num_kv_heads, attention.KEY_AXES)
         if m.qk_norm or topology.qkv_norm:
             q_BTNH = self._head_norm("query_norm", q_BTNH)
             k_BTKH = self._head_norm("key_norm", k_BTKH)
@@ -110,8 +112,7 @@ class Attention(nn.Module):
             key_segments_BS=key_segments_BS,
         )
         a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
-        f_BTD = multiply(a_BTE, w_out)
-        f_BTD = sharding.constrain(f_BTD, STREAM_AXES)
+        f_BTD = sharding.constrain(products.rows(a_BTE, w_out, "heads"), STREAM_AXES)
         x_BTD = residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.ATTENTION, epsilon=m.norm_epsilon
         )
@@ -141,10 +142,9 @@ class Ffn(nn.Module):
             x_BTD, gains, constants, topology, residual.FFN,
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
-        h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        f_BTF = jax.nn.silu(multiply(h_BTD, w_gate)) * multiply(h_BTD, w_up)
-        f_BTF = sharding.constrain(f_BTF, FFN_AXES)
-        f_BTD = sharding.constrain(multiply(f_BTF, w_down), STREAM_AXES)
+        gate_BTF, up_BTF = products.columns(h_BTD, (w_gate, w_up), ("ffn", "ffn"))
+        f_BTF = sharding.constrain(jax.nn.silu(gate_BTF) * up_BTF, FFN_AXES)
+        f_BTD = sharding.constrain(products.rows(f_BTF, w_down, "ffn"), STREAM_AXES)
         return residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.FFN, epsilon=m.norm_epsilon
         )
@@ -189,11 +189,6 @@ def residual_gains(module: nn.Module, sublayer: int) -> dict[str, jax.Array]:
     names = [n for n in ("inner_norm", "outer_norm", "branch_norm") if topology.has(n, sublayer)]
     names += ["beta"] if topology.has_beta else []
     return {name: norm_gain(module, name, m.d_model) for name in names}
-
-
-def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x @ w with both in x's dtype."""
-    return x @ w.astype(x.dtype)
 
 
 def split_heads(x_BTE: jax.Array, num_heads: int, axes: tuple[str, ...]) -> jax.Array:

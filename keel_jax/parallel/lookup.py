@@ -9,7 +9,7 @@ Dimension letters: B batch, T time, V vocabulary, D model; P parts of the width,
 import jax
 import jax.numpy as jnp
 
-from keel_jax.parallel import manual, sharding
+from keel_jax.parallel import gathering, manual, sharding
 
 
 def rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
@@ -23,12 +23,12 @@ def rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
       table_VD: with logical axes ("vocab", "table_embed").
       tokens_BT: int32, in [0, V), with logical axes ("batch", "time").
     """
-    width_axes, vocab_axes = sharding.RULES["table_embed"], sharding.RULES["vocab"]
+    vocab_axes = sharding.RULES["vocab"]
 
     def local_rows(table_VD, tokens_BT):
         # Part by part, not side by side: a part narrower than a TPU's 128 lanes could not be
         # scattered along the width, and its gradient would be summed whole on every device.
-        parts_PVd = jax.lax.all_gather(table_VD, width_axes)
+        parts_PVd = gathering.rows(table_VD[None], "table_embed")
         num_rows = parts_PVd.shape[1]
         table_VD = parts_PVd.swapaxes(0, 1).reshape(num_rows, -1)
         row_BT = tokens_BT - jax.lax.axis_index(vocab_axes) * num_rows

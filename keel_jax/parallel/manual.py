@@ -9,7 +9,9 @@ from keel_jax.parallel import sharding
 Axes = tuple[str, ...]
 
 
-def over_mesh(function: Callable, in_axes: Sequence[Axes], out_axes: Axes) -> Callable:
+def over_mesh(
+    function: Callable, in_axes: Sequence[Axes], out_axes: Axes | tuple[Axes, ...]
+) -> Callable:
     """`function` of whole arrays, run by every device on its own part of them.
 
     The mesh is the ambient one (`jax.set_mesh`), and of it what no surrounding shard_map has taken:
@@ -18,7 +20,7 @@ def over_mesh(function: Callable, in_axes: Sequence[Axes], out_axes: Axes) -> Ca
 
     Args:
       in_axes: logical axes of each positional argument.
-      out_axes: logical axes of the one result.
+      out_axes: logical axes of the one result, or of each of several.
     """
     mesh = jax.sharding.get_abstract_mesh()
     auto = {
@@ -28,10 +30,12 @@ def over_mesh(function: Callable, in_axes: Sequence[Axes], out_axes: Axes) -> Ca
     }
     if not auto:
         return function
+    is_one = not out_axes or isinstance(out_axes[0], str)
+    out_specs = sharding.spec(out_axes) if is_one else tuple(map(sharding.spec, out_axes))
     return jax.shard_map(
         function,
         in_specs=tuple(sharding.spec(axes) for axes in in_axes),
-        out_specs=sharding.spec(out_axes),
+        out_specs=out_specs,
         axis_names=auto,
         # Pallas kernels and hand-written gradients do not say over which axes they vary, and what
         # was gathered over an axis is not known to be alike along it.

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import topologies
 
+from keel_jax.runtime import platforms
+
 # Sizes of a topology's name, by kind of chip.
 _DIMENSIONS = {"v2": 2, "v3": 2, "v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 # The largest pod (tpu7x; Google Cloud's TPU pages).
@@ -48,6 +50,7 @@ def prepare(name: str) -> None:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = _COUNT_FLAG.sub("", flags)
         jax.config.update("jax_num_cpu_devices", sizes[0])
+        platforms.give_threads()
 
 
 def devices(name: str, num_slices: int = 1) -> list[jax.Device]:

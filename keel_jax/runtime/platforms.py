@@ -1,7 +1,8 @@
-"""Which of JAX's platforms a verb tries, where nobody has said."""
+"""Which of JAX's platforms a verb tries where nobody has said, and how many threads it gets."""
 
 import glob
 import importlib.util
+import os
 import pathlib
 
 import jax
@@ -10,6 +11,10 @@ import jax
 _TPU_VENDOR = "0x1ae0"
 _TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 _GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
+_SIMULATED = "--xla_force_host_platform_device_count="
+# Devices times the collectives that one of them may wait in at a time, with room: on 8 devices with
+# stages, fsdp and tensor 8 threads hang, 64 do not (tests/training/test_step.py).
+_NUM_THREADS = "64"
 
 
 def choose() -> None:
@@ -22,6 +27,20 @@ def choose() -> None:
     has_gpu_plugin = any(importlib.util.find_spec(name) for name in _GPU_PLUGINS)
     if importlib.util.find_spec("libtpu") and not (is_told or has_gpu_plugin or _has_tpu()):
         jax.config.update("jax_platforms", "cpu")
+    give_threads()
+
+
+def give_threads() -> None:
+    """Threads for simulated devices, more than they are; called before any device is used.
+
+    A simulated device waits in a collective by holding a thread of the one pool, and may hold one
+    for each collective that it has come to. Devices come to independent collectives in different
+    orders, so that a pool with a thread a device, the default, can be full of devices that wait for
+    each other.
+    """
+    # The flag with any number: a process with one device waits for those of other processes.
+    if jax.config.jax_num_cpu_devices > 1 or _SIMULATED in os.environ.get("XLA_FLAGS", ""):
+        os.environ.setdefault("PJRT_NPROC", _NUM_THREADS)
 
 
 def _has_tpu() -> bool:

@@ -1,13 +1,18 @@
 """Next-token cross-entropy that never holds the logits of all tokens.
 
+Every device works on its own tokens and its own part of the vocabulary. The logits' matrix is
+gathered once for all chunks, and its gradient, summed over them in float32, scattered once.
+
 Dimension letters: B batch, T time, D model, V vocabulary, C chunk of time.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from keel_jax.model import layers, lm
-from keel_jax.parallel import sharding
+from keel_jax.parallel import gathering, manual, sharding
 
 
 def cross_entropy_sums(
@@ -25,53 +30,102 @@ def cross_entropy_sums(
     token is the target.
 
     `chunk` positions of each row that a device holds (0: all) are multiplied with w [D, V] at a
-    time and reduced; the backward pass computes their logits again. The time axis is split, not
-    the batch, so that on several devices each works on its own rows.
+    time and reduced; the backward pass computes their logits again.
+
+    Args:
+      h_BTD: in the compute dtype, with logical axes `layers.LOSS_AXES`.
+      w_DV: float32, with logical axes ("table_embed", "vocab").
+      targets_BT: int32.
+      weights_BT: float32, 0 where a token does not count.
     """
-    parts = sharding.num_shards("loss_time", sharding.mesh_sizes())
-    local_tokens = h_BTD.shape[1] // parts
-    if not 0 < chunk < local_tokens:
-        return _sums(h_BTD, w_DV, targets_BT, weights_BT)
-    # A remainder is padded with tokens that weigh nothing.
-    pad = -local_tokens % chunk
-    chunks = [_chunked(x, pad, chunk, parts) for x in (h_BTD, targets_BT, weights_BT)]
+    if not sharding.has_devices_to_share():
+        sums = _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, ())
+        return dict(zip(_NAMES, sums, strict=True))
+    sizes = sharding.mesh_sizes()
+    vocab_axes = tuple(axis for axis in sharding.RULES["vocab"] if sizes[axis] > 1)
+    token_axes = sharding.RULES["batch"] + sharding.RULES["loss_time"]
 
-    def add(sums, xs):
-        h_BCD, targets_BC, weights_BC = xs
-        here = jax.checkpoint(_sums, prevent_cse=False)(h_BCD, w_DV, targets_BC, weights_BC)
-        return jax.tree.map(jnp.add, sums, here), None
+    def local_sums(h_BTD, w_DV, targets_BT, weights_BT):
+        w_DV = gathering.rows(w_DV.astype(h_BTD.dtype), "table_embed")
+        # In float32 the chunks' gradients are summed as such; the values stay what they are.
+        w_DV = w_DV.astype(jnp.float32)
+        sums = _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, vocab_axes)
+        return jax.lax.psum(sums, token_axes)
 
-    zeros = {name: jnp.zeros((), jnp.float32) for name in _NAMES}
-    sums, _ = jax.lax.scan(add, zeros, tuple(chunks))
-    return sums
+    tokens = layers.LOSS_AXES[:-1]
+    in_axes = layers.LOSS_AXES, ("table_embed", "vocab"), tokens, tokens
+    shared_out = manual.over_mesh(local_sums, in_axes, ((),) * len(_NAMES))
+    return dict(zip(_NAMES, shared_out(h_BTD, w_DV, targets_BT, weights_BT), strict=True))
 
 
 _NAMES = ("nats", "weight", "log_z_squared", "correct")
 
 
-def _sums(h_BCD, w_DV, targets_BC, weights_BC):
-    h_BCD = sharding.constrain(h_BCD, layers.LOSS_AXES)
-    logits_BCV = sharding.constrain(lm.logits(h_BCD, w_DV), ("batch", "loss_time", "vocab"))
-    log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    target_logit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    correct_BC = logits_BCV.argmax(axis=-1) == targets_BC
-    sums = (
-        weights_BC * (log_z_BC - target_logit_BC),
-        weights_BC,
-        weights_BC * jnp.square(log_z_BC),
-        weights_BC * correct_BC,
+def _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, vocab_axes):
+    """`_NAMES`' sums over this device's tokens, chunk by chunk."""
+    num_tokens = h_BTD.shape[1]
+    sums = functools.partial(_sums, vocab_axes=vocab_axes)
+    if not 0 < chunk < num_tokens:
+        return sums(h_BTD, w_DV, targets_BT, weights_BT)
+    # A remainder is padded with tokens that weigh nothing.
+    pad = -num_tokens % chunk
+    chunks = [_chunked(x, pad, chunk) for x in (h_BTD, targets_BT, weights_BT)]
+
+    def add(total, xs):
+        h_BCD, targets_BC, weights_BC = xs
+        here = jax.checkpoint(sums, prevent_cse=False)(h_BCD, w_DV, targets_BC, weights_BC)
+        return jax.tree.map(jnp.add, total, here), None
+
+    zeros = tuple(jnp.zeros((), jnp.float32) for _ in _NAMES)
+    return jax.lax.scan(add, zeros, tuple(chunks))[0]
+
+
+def _sums(h_BCD, w_DV, targets_BC, weights_BC, *, vocab_axes):
+    """The sums, with V this device's part of the vocabulary along the mesh axes `vocab_axes`."""
+    logits_BCV = lm.logits(h_BCD, w_DV)
+    first = jax.lax.axis_index(vocab_axes) * w_DV.shape[1] if vocab_axes else 0
+    log_z_BC = _log_sum_exp(logits_BCV, vocab_axes)
+    target_logit_BC = _at(logits_BCV, targets_BC - first, vocab_axes)
+    correct_BC = _first_of_largest(logits_BCV, first, vocab_axes) == targets_BC
+    return (
+        (weights_BC * (log_z_BC - target_logit_BC)).sum(),
+        weights_BC.sum(),
+        (weights_BC * jnp.square(log_z_BC)).sum(),
+        (weights_BC * correct_BC).sum(),
     )
-    return {name: value.sum() for name, value in zip(_NAMES, sums, strict=True)}
 
 
-def _chunked(x, pad: int, chunk: int, parts: int):
-    """[B, T, …] -> [chunks, B, parts * chunk, …], zeros at the end of each part of T / parts.
+def _log_sum_exp(x_BCV, axes):
+    if not axes:
+        return jax.nn.logsumexp(x_BCV, axis=-1)
+    largest_BC = jax.lax.pmax(jax.lax.stop_gradient(x_BCV).max(axis=-1), axes)
+    sum_BC = jnp.exp(x_BCV - largest_BC[..., None]).sum(axis=-1)
+    return jnp.log(jax.lax.psum(sum_BC, axes)) + largest_BC
 
-    A chunk holds as many positions of each part, the time that one device holds: all of them work
-    on every chunk.
-    """
-    batch_size, num_tokens, *rest = x.shape
-    x = x.reshape(batch_size, parts, num_tokens // parts, *rest)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, pad)) + ((0, 0),) * len(rest))
-    x = x.reshape(batch_size, parts, -1, chunk, *rest)
-    return jnp.moveaxis(x, 2, 0).reshape(-1, batch_size, parts * chunk, *rest)
+
+def _at(x_BCV, index_BC, axes):
+    """x[index], from the device that has it."""
+    if not axes:
+        return jnp.take_along_axis(x_BCV, index_BC[..., None], axis=-1)[..., 0]
+    size = x_BCV.shape[-1]
+    here_BC = jnp.take_along_axis(x_BCV, jnp.clip(index_BC, 0, size - 1)[..., None], axis=-1)
+    is_here_BC = (0 <= index_BC) & (index_BC < size)
+    return jax.lax.psum(jnp.where(is_here_BC, here_BC[..., 0], 0), axes)
+
+
+def _first_of_largest(x_BCV, first, axes):
+    """argmax over all parts, of which this one begins at `first`."""
+    x_BCV = jax.lax.stop_gradient(x_BCV)
+    index_BC = x_BCV.argmax(axis=-1) + first
+    if not axes:
+        return index_BC
+    largest_BC = x_BCV.max(axis=-1)
+    is_largest_BC = largest_BC == jax.lax.pmax(largest_BC, axes)
+    return jax.lax.pmin(jnp.where(is_largest_BC, index_BC, jnp.iinfo(index_BC.dtype).max), axes)
+
+
+def _chunked(x_BT, pad: int, chunk: int):
+    """[B, T, …] -> [chunks, B, chunk, …], zeros at the end."""
+    batch_size, _, *rest = x_BT.shape
+    x_BT = jnp.pad(x_BT, ((0, 0), (0, pad)) + ((0, 0),) * len(rest))
+    return jnp.moveaxis(x_BT.reshape(batch_size, -1, chunk, *rest), 1, 0)

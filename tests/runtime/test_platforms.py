@@ -42,3 +42,21 @@ def test_what_is_there_or_told_is_left(told, has_tpu, expected, monkeypatch):
     finally:
         jax.config.update("jax_platforms", before)
     assert chosen == [expected]
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "expected"),
+    [
+        ("--xla_force_host_platform_device_count=8", None, "64"),
+        ("--xla_force_host_platform_device_count=8", "5", "5"),
+        ("", None, None),
+    ],
+)
+def test_simulated_devices_get_threads(flags, own, expected, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("PJRT_NPROC")
+    if own:
+        monkeypatch.setenv("PJRT_NPROC", own)
+    platforms.give_threads()
+    assert os.environ.get("PJRT_NPROC") == expected
+    monkeypatch.setenv("PJRT_NPROC", "64")

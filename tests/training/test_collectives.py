@@ -12,7 +12,7 @@ import pytest
 from keel_jax import config
 from keel_jax.model import attention, layers
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.parallel import sharding, topology
+from keel_jax.parallel import products, sharding, topology
 from keel_jax.planning import hlo
 from keel_jax.training import step as step_lib
 from tests import conftest
@@ -89,13 +89,14 @@ def test_weights_travel_and_the_batch_stays(mesh):
     assert any(c.kind == "all-gather" for c in found) == (mesh != dict(data=8))
 
 
-def test_the_test_bites_without_the_hidden_layers_place(monkeypatch):
-    """Left alone the partitioner splits the branches along time, and exchanges everything."""
+def test_the_test_bites_where_products_are_left_to_the_partitioner(monkeypatch):
+    """Without the hidden layers' place it moves activations about."""
     real, mesh = sharding.constrain, dict(fsdp=4, tensor=2)
     hidden = (layers.HEADS_AXES, layers.FFN_AXES, attention.QUERY_AXES, attention.KEY_AXES)
     monkeypatch.setattr(sharding, "constrain", lambda x, a: x if a in hidden else real(x, a))
+    monkeypatch.setattr(products, "_is_shared_out", lambda x_BT: False)
     outside = _outside_the_design(_collectives(_config(mesh)), mesh)
-    assert {c.kind for c in outside} == {"all-to-all"}
+    assert {c.kind for c in outside} == {"collective-permute"}
 
 
 def test_the_test_bites_with_depth_split_over_fsdp(monkeypatch):
@@ -121,9 +122,6 @@ _TABLE = {
         (_GATHER, ("tensor",), "ici"), (_SCATTER, ("tensor",), "ici"),
         # The gradient of what the logits read: each device has its part of the vocabulary.
         (_SUM, ("tensor",), "ici"),
-        # Not as wanted: the gradients of out and down, whose rows lie over tensor and fsdp, are
-        # summed whole over fsdp.
-        (_SUM, ("fsdp",), "ici"),
     }),
     "fsdp 2, context 4": (dict(fsdp=2, context=4), 1, {
         (_GATHER, ("fsdp", "context"), "ici"), (_SCATTER, ("fsdp", "context"), "ici"),

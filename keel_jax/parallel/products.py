@@ -1,0 +1,78 @@
+"""Products of activations with weights that are split over devices: ZeRO and Megatron, in full.
+
+A weight lies in parts along its rows (ZeRO-3: over the devices that see other tokens) and along
+heads or FFN (Megatron's `tensor`). `columns` leads from the stream into a branch, `rows` back:
+
+    columns   w: cast, its rows gathered    x: gathered along time over `tensor`
+    rows      w: cast, its rows gathered    the product: summed over `tensor`, split along time
+
+and the backward passes are the transposes: a weight's gradient is reduce-scattered to where the
+weight lies, in the compute dtype.
+
+Dimension letters: B batch, T time, D model, F heads or ffn.
+"""
+
+from collections.abc import Sequence
+
+import jax
+
+from keel_jax.parallel import gathering, manual, sharding
+
+_STREAM_AXES = ("batch", "stream_time", "stream")
+
+
+def columns(x_BTD: jax.Array, weights_DF: Sequence[jax.Array], axes: Sequence[str]):
+    """x @ w for each w, in x's dtype, [B, T, F] with F's logical axis as given.
+
+    Args:
+      x_BTD: split as the stream between the branches.
+      weights_DF: float32, with logical axes ("embed", axis).
+      axes: each weight's axis: "heads", "kv_heads" or "ffn".
+    """
+
+    def local(x_BTD, *weights_DF):
+        x_BTD = jax.lax.all_gather(x_BTD, _tensor_axes(), axis=1, tiled=True)
+        return tuple(x_BTD @ _whole(w_DF, x_BTD.dtype) for w_DF in weights_DF)
+
+    if not _is_shared_out(x_BTD):
+        return tuple(x_BTD @ w_DF.astype(x_BTD.dtype) for w_DF in weights_DF)
+    in_axes = (_STREAM_AXES, *(("embed", axis) for axis in axes))
+    out_axes = tuple(("batch", "time", axis) for axis in axes)
+    return manual.over_mesh(local, in_axes, out_axes)(x_BTD, *weights_DF)
+
+
+def rows(x_BTF: jax.Array, w_FD: jax.Array, axis: str) -> jax.Array:
+    """x @ w in x's dtype, [B, T, D], split as the stream between the branches.
+
+    Args:
+      x_BTF: with logical axes ("batch", "time", axis).
+      w_FD: float32, with logical axes (axis + "_row", "stream").
+      axis: "heads" or "ffn".
+    """
+
+    def local(x_BTF, w_FD):
+        part_BTD = x_BTF @ _whole(w_FD, x_BTF.dtype)
+        return jax.lax.psum_scatter(part_BTD, _tensor_axes(), scatter_dimension=1, tiled=True)
+
+    if not _is_shared_out(x_BTF):
+        return x_BTF @ w_FD.astype(x_BTF.dtype)
+    in_axes = ("batch", "time", axis), (f"{axis}_row", "stream")
+    return manual.over_mesh(local, in_axes, _STREAM_AXES)(x_BTF, w_FD)
+
+
+def _whole(w, dtype):
+    """All rows of a weight of which this device holds some, in `dtype`."""
+    return gathering.rows(w.astype(dtype), "embed")
+
+
+def _is_shared_out(x_BT: jax.Array) -> bool:
+    """Whether devices share these tokens evenly; a few, in decoding, the partitioner places."""
+    sizes = sharding.mesh_sizes()
+    return sharding.has_devices_to_share() and not any(
+        size % sharding.num_shards(axis, sizes)
+        for axis, size in zip(("batch", "stream_time"), x_BT.shape, strict=False)
+    )
+
+
+def _tensor_axes() -> tuple[str, ...]:
+    return sharding.RULES["ffn"]
