@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
 from keel_jax.model import attention, residual
@@ -86,6 +87,9 @@ class Attention(nn.Module):
             v_BTKH = self._head_norm("value_norm", v_BTKH)
         q_BTNH = attention.rotate(q_BTNH, context.positions_BT, m.rope_theta)
         k_BTKH = attention.rotate(k_BTKH, context.positions_BT, m.rope_theta)
+        # Names for what recomputation may keep; see `recompute.NAMES`.
+        q_BTNH, k_BTKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BTKH, "key")
+        v_BTKH = checkpoint_name(v_BTKH, "value")
 
         if cache is None:
             kernel, k_BSKH, v_BSKH = m.attention, k_BTKH, v_BTKH
@@ -110,6 +114,7 @@ class Attention(nn.Module):
             key_segments_BS=key_segments_BS,
         )
         a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
+        a_BTE = checkpoint_name(a_BTE, "attention")
         f_BTD = multiply(a_BTE, w_out)
         f_BTD = sharding.constrain(f_BTD, STREAM_AXES)
         x_BTD = residual.join(
@@ -142,7 +147,8 @@ class Ffn(nn.Module):
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        f_BTF = jax.nn.silu(multiply(h_BTD, w_gate)) * multiply(h_BTD, w_up)
+        gate_BTF = checkpoint_name(multiply(h_BTD, w_gate), "gate")
+        f_BTF = jax.nn.silu(gate_BTF) * checkpoint_name(multiply(h_BTD, w_up), "up")
         f_BTF = sharding.constrain(f_BTF, FFN_AXES)
         f_BTD = sharding.constrain(multiply(f_BTF, w_down), STREAM_AXES)
         return residual.join(

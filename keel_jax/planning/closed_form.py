@@ -56,7 +56,7 @@ def temporaries(
     rows = train.batch_size / train.accumulation_steps / sizes["data"] / sizes["fsdp"]
     tokens = rows * train.seq_len / sizes["context"]
     stream = tokens / sizes["tensor"] * model.d_model * 4
-    saved = stream * model.num_blocks / sizes["stage"] * (1 if model.remat == "block" else 10)
+    saved = stream * model.num_blocks / sizes["stage"] * (1 if model.recompute.plan != "none" else 10)
     parts = pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
     saved *= pipeline.num_ticks(sizes["stage"], parts) / parts
     scores = tokens / parts * train.seq_len * model.num_heads / sizes["tensor"] * 4

@@ -138,7 +138,7 @@ class Report:
                 "mesh": self.mesh,
                 # The depth is one loop, whose blocks are recomputed one by one or not at all.
                 "segments": self.cfg.model.num_blocks,
-                "recompute": self.cfg.model.remat,
+                "recompute": dataclasses.asdict(self.cfg.model.recompute),
                 "accumulation_steps": self.cfg.train.accumulation_steps,
                 "attention_kernel": self.kernel,
                 "stage_microbatches": self.stage_microbatches,

@@ -27,7 +27,7 @@ _FIXED = ("model.", "lanes.", "seed", "data.weights", "data.mask_documents",
           "train.batch_size", "train.seq_len", "train.init_from", "optim.name")
 # These change neither shapes nor, up to rounding, numbers. (What data.path holds is known by its
 # fingerprint.)
-_FREE = ("model.remat", "model.attention")
+_FREE = ("model.recompute.", "model.attention")
 
 # Seconds between two writes of status.json while a run goes on.
 _STATUS_SECONDS = 5.0
@@ -190,7 +190,7 @@ def _check_unchanged(workdir, saved: config.Config, cfg: config.Config):
     changed = {
         key: values
         for key, values in config.differences(saved, cfg).items()
-        if key.startswith(_FIXED) and key not in _FREE
+        if key.startswith(_FIXED) and not key.startswith(_FREE)
     }
     if changed:
         lines = "; ".join(
