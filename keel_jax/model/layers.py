@@ -114,7 +114,6 @@ class Attention(nn.Module):
             key_segments_BS=key_segments_BS,
         )
         a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
-        a_BTE = checkpoint_name(a_BTE, "attention")
         f_BTD = multiply(a_BTE, w_out)
         f_BTD = sharding.constrain(f_BTD, STREAM_AXES)
         x_BTD = residual.join(

@@ -127,7 +127,7 @@ def _remembering(body, names: tuple[str, ...], offload: bool, prevent_cse: bool 
         return jax.checkpoint(body, prevent_cse=prevent_cse, policy=policy)
 
     def named(carry, row):
-        return body(jax.tree.map(lambda x: checkpoint_name(x, _INPUT), carry), row)
+        return body(checkpoint_name(carry, _INPUT), row)
 
     policy = policies.save_and_offload_only_these_names(
         names_which_can_be_saved=names, names_which_can_be_offloaded=[_INPUT],

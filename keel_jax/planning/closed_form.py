@@ -1,11 +1,18 @@
-"""What needs no compiler: bytes of state and batch on a device, and a guess at the rest."""
+"""What needs no compiler: bytes of state and batch on a device, and closed forms of the rest.
+
+How far they are off: docs/recompute.md; tests/planning/test_closed_form.py holds them to it.
+"""
 
 import dataclasses
+import functools
 import math
 
 import jax
+import jax.numpy as jnp
 
 from keel_jax import config
+from keel_jax.model import depth, lm, recompute, residual
+from keel_jax.model.kernels import splash
 from keel_jax.parallel import pipeline
 
 
@@ -43,29 +50,177 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
+@dataclasses.dataclass(frozen=True)
+class Temporaries:
+    """Bytes that a step makes and drops on one device, by what they are."""
+
+    # Float32, as the parameters; with several micro-batches, their sum as well.
+    gradients: int
+    # What the plan of recomputation keeps of all blocks.
+    kept: int
+    # What it keeps of the segment at work.
+    segment: int
+    # What the backward pass of one block works with.
+    block: int
+    # Logits of a chunk and their gradient, and the logits' weights gathered, with their gradient.
+    loss: int
+    # What of `kept` waits in the host's memory, not in HBM.
+    host: int
+
+    @property
+    def total(self) -> int:
+        """Of HBM: the loss comes before the first segment is worked on."""
+        return self.gradients + self.kept + max(self.segment + self.block, self.loss)
+
+
 def temporaries(
     cfg: config.Config, sizes: dict[str, int], parameter_bytes: int, kernel: str
-) -> int:
-    """A guess at the step's temporaries on one device of a mesh with these axis sizes.
+) -> Temporaries:
+    """The step's temporaries on one device of a mesh with these axis sizes, to some tenths.
 
-    Gradients in float32, as large as the parameters; a bf16 copy of the weights; one stream per
-    block (without recomputation about ten), of the pipeline's idle ticks too; scores of one block,
-    if `kernel` (of attention) is the reference; logits of one chunk, twice.
+        kept     carries of the outermost level (blocks or segments), and, without segments, what
+                 `save` names of every block; once a tick of the pipeline
+        segment  carries of the levels within, and what `save` names of the innermost segment
+        block    what a block keeps if it keeps all, once as kept and once as its gradient; its
+                 weights, gathered, and their gradients before they are scattered
+
+    Args:
+      kernel: of attention.
     """
-    model, train = cfg.model, cfg.train
-    rows = train.batch_size / train.accumulation_steps / sizes["data"] / sizes["fsdp"]
-    tokens = rows * train.seq_len / sizes["context"]
-    stream = tokens / sizes["tensor"] * model.d_model * 4
-    saved = stream * model.num_blocks / sizes["stage"] * (1 if model.recompute.plan != "none" else 10)
+    model, train, plan = cfg.model, cfg.train, cfg.model.recompute
     parts = pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
-    saved *= pipeline.num_ticks(sizes["stage"], parts) / parts
-    scores = tokens / parts * train.seq_len * model.num_heads / sizes["tensor"] * 4
-    chunk = train.loss_chunk or train.seq_len
-    chunk = min(chunk, train.seq_len / sizes["context"] / sizes["stage"])
-    logits = 2 * rows * chunk * model.vocab_size / sizes["tensor"] * 4
-    more = parameter_bytes if train.accumulation_steps > 1 else 0
-    scores *= kernel == "reference"
-    return int(1.5 * parameter_bytes + more + saved + scores + logits)
+    rows = train.batch_size / train.accumulation_steps / sizes["data"] / sizes["fsdp"] / parts
+    rows *= cfg.num_lanes / sizes["lane"]
+    tokens = rows * train.seq_len / sizes["context"]
+    num_blocks = model.num_blocks // sizes["stage"]
+    carry = tokens / sizes["tensor"] * model.d_model * jnp.dtype(model.stream_dtype).itemsize
+    a_row = functools.partial(
+        _block_bytes_a_row, _one_block(model, kernel), train.seq_len // sizes["context"]
+    )
+    save = "all" if plan.plan == "none" else plan.save
+    residuals, everything = (rows * a_row(name) / sizes["tensor"] for name in (save, "all"))
+
+    segments = recompute.segment_sizes(plan, num_blocks)
+    *outer, inner = recompute.kept_carries(segments, num_blocks)
+    # With everything kept, a block's input is among it.
+    inside = inner * residuals + (carry * inner if save != "all" else 0)
+    kept, segment = (outer[0] * carry, sum(outer[1:]) * carry + inside) if outer else (inside, 0)
+    kept *= pipeline.num_ticks(sizes["stage"], parts)
+    host = 0
+    if plan.offload:
+        host = (outer[0] if outer else inner) * carry
+        kept -= host
+
+    weights = _block_params(model) / sizes["tensor"] * cfg.num_lanes / sizes["lane"]
+    block = 2 * everything + weights * (jnp.dtype(model.compute_dtype).itemsize + 4)
+    chunk = min(train.loss_chunk or train.seq_len, train.seq_len / sizes["context"])
+    table = model.d_model * model.vocab_size / sizes["tensor"] * cfg.num_lanes / sizes["lane"]
+    logits = rows * parts * chunk / sizes["stage"] * model.vocab_size / sizes["tensor"]
+    return Temporaries(
+        gradients=parameter_bytes * (2 if train.accumulation_steps > 1 else 1),
+        kept=int(kept),
+        segment=int(segment),
+        block=int(block),
+        loss=int(2 * 4 * logits + (4 + 2) * table),
+        host=int(host),
+    )
+
+
+def executed_flops(cfg: config.Config, sizes: dict[str, int], kernel: str) -> float:
+    """FLOPs of one step on one device, recomputation and a pipeline's idle ticks included.
+
+    A forward pass multiplies every weight once and scores twice; the backward pass weights twice,
+    and scores four times, or, where a kernel computes them again block by block, seven. Each level
+    of segments adds one forward pass, and blocks that are computed again what `save` has not kept.
+    """
+    model, plan = cfg.model, cfg.model.recompute
+    seq_len = cfg.train.seq_len
+    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    # FLOPs a token, a block.
+    into_heads, out = 2 * model.d_model * (heads + 2 * kv_heads), 2 * model.d_model * heads
+    into_ffn, down = 4 * model.d_model * model.d_ffn, 2 * model.d_model * model.d_ffn
+    is_blockwise = kernel in ("splash", "ring")
+    product = 2 * heads * seq_len * _causal_share(kernel, seq_len)
+    forward = into_heads + out + into_ffn + down + 2 * product
+    backward = 2 * (forward - 2 * product) + (7 if is_blockwise else 4) * product
+
+    # A last product is computed again only for a norm that reads it.
+    topology = residual.topology(model)
+    norms = [topology.has(name, residual.FFN) for name in ("outer_norm", "branch_norm")]
+    again = {"products": out + down * any(norms)}
+    again["attention"] = again["products"] + into_ffn
+    if not is_blockwise:
+        # The softmax is computed again, from queries and keys.
+        again = {name: flops + product for name, flops in again.items()}
+    again |= {"carry": forward - down * (not any(norms)), "all": 0}
+    levels = len(recompute.segment_sizes(plan, model.num_blocks // sizes["stage"]))
+    a_block = forward * (1 + levels) + backward + again["all" if plan.plan == "none" else plan.save]
+
+    # Logits are computed again where they are computed in chunks.
+    local = seq_len / sizes["context"] / sizes["stage"]
+    logits = (4 if 0 < cfg.train.loss_chunk < local else 3) * 2 * model.d_model * model.vocab_size
+    parts = pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
+    idle = pipeline.num_ticks(sizes["stage"], parts) / parts
+    tokens = cfg.train.tokens_per_step * cfg.num_lanes / math.prod(sizes.values())
+    return tokens * (a_block * model.num_blocks * idle + logits)
+
+
+def _causal_share(kernel: str, seq_len: int) -> float:
+    """The part of all scores that a kernel computes."""
+    if kernel != "splash":
+        return 1.0
+    padded = splash.padded(seq_len)
+    count = padded // splash.block_size(padded)
+    return (padded / seq_len) ** 2 * (count + 1) / (2 * count)
+
+
+def _one_block(model: config.ModelConfig, kernel: str) -> config.ModelConfig:
+    """What the memory of a block depends on."""
+    return dataclasses.replace(
+        model, num_blocks=1, attention=kernel, recompute=config.RecomputeConfig(plan="none")
+    )
+
+
+@functools.cache
+def _block_bytes_a_row(model: config.ModelConfig, seq_len: int, save: str) -> int:
+    """Bytes that the backward pass of a block finds for each row of tokens beside its input.
+
+    Not a formula: JAX is asked what it would keep, for two rows and for one. What does not grow
+    with the rows are weights.
+    """
+    carries = jnp.dtype(model.stream_dtype).itemsize * seq_len * model.d_model
+
+    def kept(rows):
+        block = depth.Block(model)
+        constants = jax.tree.map(lambda x: x[0], depth.constants(model))
+
+        def function(params, x_BTD, context):
+            # A loop around it, as in the model: what does not change within is kept once.
+            body = lambda x, _: (block.apply({"params": params}, (x, None), constants, context)[0], None)  # noqa: E501
+            if save != "all":
+                names = recompute.NAMES[save]
+                body = jax.checkpoint(
+                    body, policy=jax.checkpoint_policies.save_only_these_names(*names)
+                )
+            return jax.vjp(lambda p, x: body(x, None)[0], params, x_BTD)[1]
+
+        params = jax.eval_shape(
+            lambda: lm.init(lm.LanguageModel(model), jax.random.key(0))["block"]
+        )
+        params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), params)
+        x_BTD = jax.ShapeDtypeStruct((rows, seq_len, model.d_model), model.stream_dtype)
+        context = jax.eval_shape(lambda: lm.ordered_context(jnp.zeros((rows, seq_len), jnp.int32)))
+        leaves = jax.tree.leaves(jax.eval_shape(function, params, x_BTD, context))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+    found = kept(2) - kept(1)
+    return found if save == "all" else found - carries
+
+
+@functools.cache
+def _block_params(model: config.ModelConfig) -> int:
+    """Weights of one block."""
+    return (model.num_matmul_params - model.d_model * (model.vocab_size or 0)) // model.num_blocks
 
 
 def advice(
@@ -82,14 +237,14 @@ def advice(
     """
     rows = cfg.train.batch_size // (sizes["data"] * sizes["fsdp"])
     rows //= pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
-    now = temporaries(cfg, sizes, shards.parameters, kernel)
+    now = temporaries(cfg, sizes, shards.parameters, kernel).total
     for parts in range(cfg.train.accumulation_steps + 1, rows + 1):
         if rows % parts:
             continue
         train = dataclasses.replace(cfg.train, accumulation_steps=parts)
         freed = now - temporaries(
             dataclasses.replace(cfg, train=train), sizes, shards.parameters, kernel
-        )
+        ).total
         if total - freed <= limit:
             return (
                 f"--config.train.accumulation_steps={parts} would free about "

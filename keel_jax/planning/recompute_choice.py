@@ -1,0 +1,120 @@
+"""Which plan of recomputation a step gets, where `model.recompute.plan` is "auto"."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from keel_jax import config
+from keel_jax.model import recompute
+from keel_jax.planning import chips, closed_form
+
+# What a plan may take of the memory, by a closed form that is some tenths off for temporaries.
+_MARGIN = 0.9
+# Multiplications reach about this part of a chip's peak: how much time there is to hide transfers
+# behind. A guess.
+_REACHED = 0.6
+_SAVES = ("all", "products", "attention", "carry")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A plan, and what the closed forms say of it; bytes and FLOPs are one device's."""
+
+    recompute: config.RecomputeConfig
+    # Carries a segment … and what it takes; see `closed_form.Temporaries`.
+    temporaries: closed_form.Temporaries
+    # State and batch, and temporaries.
+    total_bytes: int
+    executed_flops: float
+    # Seconds by the chip's peak, and of transfers to the host that nothing hides; relative on a
+    # chip that the table does not know.
+    seconds: float
+
+
+def candidates(cfg: config.Config, sizes: dict[str, int], chip: chips.Chip | None) -> Iterator:
+    """The plans worth a look at this depth: those of `cfg` itself unless it says "auto"."""
+    if cfg.model.recompute.plan != "auto":
+        yield cfg.model.recompute
+        return
+    blocks = cfg.model.num_blocks // sizes["stage"]
+    offloads = (False, True) if chip else (False,)
+    yield config.RecomputeConfig(plan="none")
+    for save, offload in itertools.product(_SAVES[1:], offloads):
+        yield config.RecomputeConfig(plan="block", save=save, offload=offload)
+    powers = [2**n for n in range(1, blocks.bit_length()) if 2**n < blocks]
+    levels = [(size,) for size in powers] + [(0,), (0, 0), (0, 0, 0)]
+    seen = set()
+    for level, save, offload in itertools.product(levels, _SAVES, offloads):
+        asked = config.RecomputeConfig(
+            plan="segments", segment_blocks=level, save=save, offload=offload
+        )
+        chosen = recompute.segment_sizes(asked, blocks)
+        if chosen and (chosen, save, offload) not in seen:
+            seen.add((chosen, save, offload))
+            yield dataclasses.replace(asked, segment_blocks=chosen)
+
+
+def outlook(
+    cfg: config.Config,
+    sizes: dict[str, int],
+    shards: closed_form.Shards,
+    kernel: str,
+    chip: chips.Chip | None,
+) -> Choice:
+    """What the plan that `cfg` has would take."""
+    temporaries = closed_form.temporaries(cfg, sizes, shards.parameters, kernel)
+    flops = closed_form.executed_flops(cfg, sizes, kernel)
+    # Any rate ranks plans where the real one is not known.
+    seconds = flops / (chip.flops_per_second if chip else 1e14)
+    if chip and temporaries.host:
+        one_way = temporaries.host * cfg.train.accumulation_steps / chip.host_bytes_per_second
+        # To the host in the forward pass, a third of the time at most; back in the other two.
+        room = seconds / _REACHED
+        seconds += max(0.0, one_way - room / 3) + max(0.0, one_way - room * 2 / 3)
+    return Choice(
+        cfg.model.recompute, temporaries, shards.total + temporaries.total, flops, seconds
+    )
+
+
+def choose(
+    cfg: config.Config,
+    sizes: dict[str, int],
+    shards: closed_form.Shards,
+    kernel: str,
+    chip: chips.Chip | None,
+    memory_bytes: int | None,
+) -> Choice:
+    """The plan of `cfg`; for "auto" the fastest that fits, of equally fast ones the smallest.
+
+    A pure function of its arguments: every process finds the same. If none fits, the smallest.
+
+    Args:
+      sizes: of the mesh's axes.
+      kernel: of attention.
+      memory_bytes: of one device; None, not known (a CPU): "auto" is "block".
+    """
+    options = list(candidates(cfg, sizes, chip))
+    if memory_bytes is None and cfg.model.recompute.plan == "auto":
+        options = [config.RecomputeConfig(plan="block")]
+    found = [outlook(with_plan(cfg, option), sizes, shards, kernel, chip) for option in options]
+    fitting = [c for c in found if c.total_bytes <= _MARGIN * (memory_bytes or float("inf"))]
+    if not fitting:
+        return min(found, key=lambda c: c.total_bytes)
+    return min(fitting, key=lambda c: (c.seconds, c.total_bytes))
+
+
+def with_plan(cfg: config.Config, plan: config.RecomputeConfig) -> config.Config:
+    """`cfg` with this plan of recomputation."""
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, recompute=plan))
+
+
+def describe(plan: config.RecomputeConfig, num_blocks: int) -> str:
+    """The plan in a few words."""
+    if plan.plan == "none":
+        return "none, everything is kept"
+    sizes = recompute.segment_sizes(plan, num_blocks)
+    counts = recompute.kept_carries(sizes, num_blocks)
+    told = " x ".join(map(str, counts)) + " blocks" if sizes else "each block"
+    kept = {"carry": "inputs", "all": "everything"}.get(plan.save, f"inputs and {plan.save}")
+    where = ", offloaded" if plan.offload else ""
+    return f"{plan.plan} ({told}; {kept} kept{where})"
