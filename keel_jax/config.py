@@ -67,8 +67,8 @@ class RecomputeConfig:
         config_checks.one_of("model.recompute.save", self.save, RECOMPUTE_SAVES)
         if not self.segment_blocks:
             raise ValueError(
-                "model.recompute.segment_blocks=() names no segment: (0,) lets the depth choose one "
-                "level; without segments, set model.recompute.plan=block."
+                "model.recompute.segment_blocks=() names no segment: (0,) is one level, chosen by "
+                "the depth; without segments, set model.recompute.plan=block."
             )
         for size in self.segment_blocks:
             config_checks.at_least("model.recompute.segment_blocks", size, 0)

@@ -4,7 +4,7 @@
     none            everything
     block           each block's input
     segments (s,)   each segment's input, N / s        its s blocks' inputs
-    segments (s, t) each segment's input, N / s        inputs of its s / t segments, then of t blocks
+    segments (s, t) each segment's input, N / s        inputs of s / t segments, then of t blocks
 
 "Block's input" stands for what `save` names: it may be more (NAMES), or everything. Every level of
 segments runs the forward pass once more, so memory of N falls to about 2 sqrt(N), 3 cbrt(N), for
@@ -85,7 +85,8 @@ def _best(asked: tuple[int, ...], num_blocks: int) -> tuple[float, tuple[int, ..
     else:
         # With k levels of segments the best size is about N ^ (k / (k + 1)).
         middle = num_blocks ** (len(asked) / (len(asked) + 1))
-        sizes = range(max(2, math.floor(middle / 3)), min(num_blocks - 1, math.ceil(3 * middle)) + 1)
+        most = min(num_blocks - 1, math.ceil(3 * middle))
+        sizes = range(max(2, math.floor(middle / 3)), most + 1)
     options = []
     for size in sizes:
         inside, rest = _best(asked[1:], size)

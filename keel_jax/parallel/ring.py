@@ -27,8 +27,8 @@ import typing
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 # Queries and keys a chunk, at most. 512 x 512 float32 scores of 16 heads are 16 MiB a row, and
 # a skipped chunk is at most 1/8 of a device's 4096 tokens. A guess: not measured on a TPU.

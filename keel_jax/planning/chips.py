@@ -7,8 +7,8 @@ Sources, by column, unless a line says otherwise:
   usable HBM: what the TPU compiler says it has; measured: libtpu 0.0.42, a program too large.
   DCN: scaling book: 6.25 GB/s a v5p or v5e chip, 3.125 a v4 chip and 12.5 a v6e chip;
     tpu7x: as v6e a chip, a guess.
-  Host link: about 16 GB/s a chip and direction, v6e 32; what such parts reach over PCIe, no vendor's
-    number; tpu7x: as v6e a chip, a guess.
+  Host link: about 16 GB/s a chip and direction, v6e 32; what such links reach, no vendor's number;
+    tpu7x: as v6e a chip, a guess.
   NVIDIA: data sheets of the SXM parts, without sparsity; their links are not in the plan.
 """
 

@@ -11,9 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import depth, lm, recompute, residual
+from keel_jax.model import lm, recompute, residual
 from keel_jax.model.kernels import splash
 from keel_jax.parallel import pipeline
+
+# Blocks of which JAX is asked what it keeps: a size that nothing else has.
+_FEW = 7
+_ANY = config.RecomputeConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +58,13 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 class Temporaries:
     """Bytes that a step makes and drops on one device, by what they are."""
 
-    # Float32, as the parameters; with several micro-batches, their sum as well.
+    # In the dtype in which they are multiplied; with several micro-batches, their sum in float32.
     gradients: int
+    # The matrices in that dtype, unless it is their own.
+    weights: int
     # What the plan of recomputation keeps of all blocks.
     kept: int
-    # What it keeps of the segment at work.
+    # What it keeps of the segment at work, and that segment's weights and gradients, sliced out.
     segment: int
     # What the backward pass of one block works with.
     block: int
@@ -70,7 +76,7 @@ class Temporaries:
     @property
     def total(self) -> int:
         """Of HBM: the loss comes before the first segment is worked on."""
-        return self.gradients + self.kept + max(self.segment + self.block, self.loss)
+        return self.gradients + self.weights + self.kept + max(self.segment + self.block, self.loss)
 
 
 def temporaries(
@@ -91,33 +97,33 @@ def temporaries(
     parts = pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
     rows = train.batch_size / train.accumulation_steps / sizes["data"] / sizes["fsdp"] / parts
     rows *= cfg.num_lanes / sizes["lane"]
-    tokens = rows * train.seq_len / sizes["context"]
     num_blocks = model.num_blocks // sizes["stage"]
-    carry = tokens / sizes["tensor"] * model.d_model * jnp.dtype(model.stream_dtype).itemsize
-    a_row = functools.partial(
-        _block_bytes_a_row, _one_block(model, kernel), train.seq_len // sizes["context"]
-    )
     save = "all" if plan.plan == "none" else plan.save
-    residuals, everything = (rows * a_row(name) / sizes["tensor"] for name in (save, "all"))
+    depends_on = dataclasses.replace(model, attention=kernel, recompute=_ANY, num_blocks=_FEW)
+    carry, residuals, everything = (
+        rows / sizes["tensor"] * _kept_a_row(depends_on, train.seq_len // sizes["context"], name)
+        for name in ("carry", save, "all")
+    )
 
     segments = recompute.segment_sizes(plan, num_blocks)
     *outer, inner = recompute.kept_carries(segments, num_blocks)
-    # With everything kept, a block's input is among it.
-    inside = inner * residuals + (carry * inner if save != "all" else 0)
+    inside = inner * residuals
     kept, segment = (outer[0] * carry, sum(outer[1:]) * carry + inside) if outer else (inside, 0)
-    kept *= pipeline.num_ticks(sizes["stage"], parts)
-    host = 0
-    if plan.offload:
-        host = (outer[0] if outer else inner) * carry
-        kept -= host
+    host = (outer[0] if outer else inner) * carry if plan.offload else 0
+    ticks = pipeline.num_ticks(sizes["stage"], parts)
+    kept, host = ticks * (kept - host), ticks * host
 
-    weights = _block_params(model) / sizes["tensor"] * cfg.num_lanes / sizes["lane"]
-    block = 2 * everything + weights * (jnp.dtype(model.compute_dtype).itemsize + 4)
+    itemsize = jnp.dtype(model.compute_dtype).itemsize
+    stacked = parameter_bytes * itemsize // 4
+    segment += 2 * stacked * sum(segments) / num_blocks
+    gathered = _block_params(model) / sizes["tensor"] * cfg.num_lanes / sizes["lane"]
+    block = 2 * everything + gathered * (itemsize + 4)
     chunk = min(train.loss_chunk or train.seq_len, train.seq_len / sizes["context"])
     table = model.d_model * model.vocab_size / sizes["tensor"] * cfg.num_lanes / sizes["lane"]
     logits = rows * parts * chunk / sizes["stage"] * model.vocab_size / sizes["tensor"]
     return Temporaries(
-        gradients=parameter_bytes * (2 if train.accumulation_steps > 1 else 1),
+        gradients=stacked + parameter_bytes * (train.accumulation_steps > 1),
+        weights=stacked if itemsize < 4 else 0,
         kept=int(kept),
         segment=int(segment),
         block=int(block),
@@ -174,47 +180,32 @@ def _causal_share(kernel: str, seq_len: int) -> float:
     return (padded / seq_len) ** 2 * (count + 1) / (2 * count)
 
 
-def _one_block(model: config.ModelConfig, kernel: str) -> config.ModelConfig:
-    """What the memory of a block depends on."""
-    return dataclasses.replace(
-        model, num_blocks=1, attention=kernel, recompute=config.RecomputeConfig(plan="none")
-    )
-
-
 @functools.cache
-def _block_bytes_a_row(model: config.ModelConfig, seq_len: int, save: str) -> int:
-    """Bytes that the backward pass of a block finds for each row of tokens beside its input.
+def _kept_a_row(model: config.ModelConfig, seq_len: int, save: str) -> int:
+    """Bytes that the backward pass finds of each block for a row of tokens, its input included.
 
-    Not a formula: JAX is asked what it would keep, for two rows and for one. What does not grow
-    with the rows are weights.
+    Not a formula: JAX is asked what it keeps of a loop over a few blocks.
     """
-    carries = jnp.dtype(model.stream_dtype).itemsize * seq_len * model.d_model
+    plan = config.RecomputeConfig(plan="none")
+    if save != "all":
+        plan = config.RecomputeConfig(plan="block", save=save)
+    few = dataclasses.replace(model, num_blocks=_FEW, recompute=plan)
+    module = lm.LanguageModel(few)
 
-    def kept(rows):
-        block = depth.Block(model)
-        constants = jax.tree.map(lambda x: x[0], depth.constants(model))
+    def kept(params, tokens_BT):
+        def hidden(params):
+            return module.apply({"params": params}, tokens_BT, method="hidden")
 
-        def function(params, x_BTD, context):
-            # A loop around it, as in the model: what does not change within is kept once.
-            body = lambda x, _: (block.apply({"params": params}, (x, None), constants, context)[0], None)  # noqa: E501
-            if save != "all":
-                names = recompute.NAMES[save]
-                body = jax.checkpoint(
-                    body, policy=jax.checkpoint_policies.save_only_these_names(*names)
-                )
-            return jax.vjp(lambda p, x: body(x, None)[0], params, x_BTD)[1]
+        return jax.vjp(hidden, params)[1]
 
-        params = jax.eval_shape(
-            lambda: lm.init(lm.LanguageModel(model), jax.random.key(0))["block"]
-        )
-        params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), params)
-        x_BTD = jax.ShapeDtypeStruct((rows, seq_len, model.d_model), model.stream_dtype)
-        context = jax.eval_shape(lambda: lm.ordered_context(jnp.zeros((rows, seq_len), jnp.int32)))
-        leaves = jax.tree.leaves(jax.eval_shape(function, params, x_BTD, context))
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-
-    found = kept(2) - kept(1)
-    return found if save == "all" else found - carries
+    params = jax.eval_shape(lambda: lm.init(module, jax.random.key(0)))
+    leaves = jax.tree.leaves(
+        jax.eval_shape(kept, params, jax.ShapeDtypeStruct((1, seq_len), jnp.int32))
+    )
+    # What the loop stacks, the weights that it read left out.
+    weights = {leaf.shape for leaf in jax.tree.leaves(params)}
+    stacked = [leaf for leaf in leaves if leaf.shape[:1] == (_FEW,) and leaf.shape not in weights]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in stacked) // _FEW
 
 
 @functools.cache

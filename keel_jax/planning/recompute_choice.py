@@ -21,7 +21,6 @@ class Choice:
     """A plan, and what the closed forms say of it; bytes and FLOPs are one device's."""
 
     recompute: config.RecomputeConfig
-    # Carries a segment … and what it takes; see `closed_form.Temporaries`.
     temporaries: closed_form.Temporaries
     # State and batch, and temporaries.
     total_bytes: int
@@ -29,6 +28,18 @@ class Choice:
     # Seconds by the chip's peak, and of transfers to the host that nothing hides; relative on a
     # chip that the table does not know.
     seconds: float
+    # Whether "auto" was asked for.
+    is_chosen: bool = False
+
+    def to_json(self) -> dict:
+        """The plan, and what it was expected to take."""
+        return {
+            **dataclasses.asdict(self.recompute),
+            "is_chosen": self.is_chosen,
+            "expected_temporaries_bytes": self.temporaries.total,
+            "expected_host_bytes": self.temporaries.host,
+            "expected_executed_flops": self.executed_flops,
+        }
 
 
 def candidates(cfg: config.Config, sizes: dict[str, int], chip: chips.Chip | None) -> Iterator:
@@ -93,14 +104,18 @@ def choose(
       kernel: of attention.
       memory_bytes: of one device; None, not known (a CPU): "auto" is "block".
     """
+    if cfg.model.recompute.plan != "auto":
+        return outlook(cfg, sizes, shards, kernel, chip)
     options = list(candidates(cfg, sizes, chip))
-    if memory_bytes is None and cfg.model.recompute.plan == "auto":
+    if memory_bytes is None:
         options = [config.RecomputeConfig(plan="block")]
     found = [outlook(with_plan(cfg, option), sizes, shards, kernel, chip) for option in options]
     fitting = [c for c in found if c.total_bytes <= _MARGIN * (memory_bytes or float("inf"))]
-    if not fitting:
-        return min(found, key=lambda c: c.total_bytes)
-    return min(fitting, key=lambda c: (c.seconds, c.total_bytes))
+    if fitting:
+        best = min(fitting, key=lambda c: (c.seconds, c.total_bytes))
+    else:
+        best = min(found, key=lambda c: c.total_bytes)
+    return dataclasses.replace(best, is_chosen=True)
 
 
 def with_plan(cfg: config.Config, plan: config.RecomputeConfig) -> config.Config:
@@ -108,13 +123,21 @@ def with_plan(cfg: config.Config, plan: config.RecomputeConfig) -> config.Config
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, recompute=plan))
 
 
-def describe(plan: config.RecomputeConfig, num_blocks: int) -> str:
-    """The plan in a few words."""
-    if plan.plan == "none":
-        return "none, everything is kept"
+def describe(choice: Choice, num_blocks: int) -> str:
+    """The plan in a few words, and what it is expected to take.
+
+    Args:
+      num_blocks: of one stage.
+    """
+    plan = choice.recompute
     sizes = recompute.segment_sizes(plan, num_blocks)
-    counts = recompute.kept_carries(sizes, num_blocks)
-    told = " x ".join(map(str, counts)) + " blocks" if sizes else "each block"
-    kept = {"carry": "inputs", "all": "everything"}.get(plan.save, f"inputs and {plan.save}")
-    where = ", offloaded" if plan.offload else ""
-    return f"{plan.plan} ({told}; {kept} kept{where})"
+    told = plan.plan
+    if sizes:
+        told += f" of {' of '.join(map(str, sizes))} blocks"
+    if plan.plan != "none":
+        told += f", save {plan.save}" + (", offloaded" if plan.offload else "")
+    return (
+        f"{told}{' (chosen)' if choice.is_chosen else ''}: about "
+        f"{choice.temporaries.total / 2**30:.2f} GiB of temporaries, {choice.executed_flops:.3g} "
+        "FLOPs a step on each device"
+    )

@@ -91,10 +91,12 @@ class Status:
         workdir: epath.Path,
         cfg: config.Config,
         kernel: str,
+        recompute: dict,
         clock: clock_lib.Clock,
         compilations: compilation.Counter,
     ):
         self._workdir, self._cfg, self._kernel = workdir, cfg, kernel
+        self._recompute = recompute
         self._clock, self._compilations = clock, compilations
         self._step, self._written = 0, -math.inf
 
@@ -150,6 +152,7 @@ class Status:
             "num_sublayers": cfg.model.num_sublayers,
             "num_params": lm.count_params(cfg.model),
             "attention_kernel": self._kernel,
+            "recompute": self._recompute,
             "compile_seconds": self._clock["compile"],
             "compilations": {"cached": self._compilations.hits, "new": self._compilations.misses},
             "seconds": {**self._clock.seconds, "total": self._clock.total},
