@@ -131,13 +131,15 @@ def test_the_front_drops_what_another_plan_beats():
 
 def test_advice_is_micro_batches_or_more_devices():
     cfg = conftest.tiny_config(
-        model=dict(remat="block", num_blocks=64), train=dict(batch_size=64, seq_len=64)
+        model=dict(recompute=dict(plan="block"), num_blocks=64),
+        train=dict(batch_size=64, seq_len=64),
     )
     sizes = dict.fromkeys(config.MESH_AXES, 1) | {"fsdp": 8}
     shards = closed_form.Shards(1000, 2000, 100, ())
-    now = closed_form.temporaries(cfg, sizes, 1000, "reference")
+    now = closed_form.temporaries(cfg, sizes, 1000, "reference").total
     halved = dataclasses.replace(cfg.train, accumulation_steps=2)
-    half = closed_form.temporaries(dataclasses.replace(cfg, train=halved), sizes, 1000, "reference")
+    half = dataclasses.replace(cfg, train=halved)
+    half = closed_form.temporaries(half, sizes, 1000, "reference").total
     total = 3100 + now
     advice = functools.partial(closed_form.advice, cfg, sizes, shards, "reference")
     assert "accumulation_steps=2 " in advice(total, 3100 + half)

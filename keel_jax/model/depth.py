@@ -110,7 +110,19 @@ def _as_multiplied(p: jax.Array, dtype: str) -> jax.Array:
     stacks their gradients in this dtype, too: in which they are computed and reduced, so that
     nothing is lost, and half of the memory is.
     """
-    return p.astype(dtype) if p.ndim > 2 else p
+    return _gradient_in_this_shape(p.astype(dtype) if p.ndim > 2 else p)
+
+
+@jax.custom_vjp
+def _gradient_in_this_shape(p: jax.Array) -> jax.Array:
+    """`p`. Where depth is several loops, the compiler would carry the shape in which they stack
+    gradients, [segments, blocks, …], on into the optimiser, and keep copies of what it computes."""
+    return p
+
+
+_gradient_in_this_shape.defvjp(
+    lambda p: (p, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),)
+)
 
 
 def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:

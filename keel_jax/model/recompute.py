@@ -50,8 +50,10 @@ def scan(body: Callable, carry, rows, recompute: config.RecomputeConfig):
       The last carry, and the outputs [N, …], whatever the plan.
     """
     num_blocks = len(jax.tree.leaves(rows)[0])
+    if recompute.plan == "none":
+        return jax.lax.scan(body, carry, rows)
     sizes = segment_sizes(recompute, num_blocks)
-    if recompute.plan != "none" and recompute.save != "all":
+    if recompute.save != "all":
         body = _remembering(body, NAMES[recompute.save], recompute.offload and not sizes)
     return _segments(body, carry, rows, sizes, recompute.offload)
 

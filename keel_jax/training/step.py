@@ -65,9 +65,6 @@ def train_step(
       "param_norm", "learning_rate", and "diverged".
     """
     grads, sums = _gradients(state.params, batch, cfg)
-    # Where depth is several loops the compiler would carry their shape [segments, blocks, …] into
-    # the optimiser, and keep a second copy of what it computes there.
-    grads = jax.lax.optimization_barrier(grads)
     weight = jnp.maximum(sums["weight"], 1e-6)  # a batch may hold prompts only
     grads = jax.tree.map(lambda g: g / weight, grads)
     grads, grad_norm = optim.clip(grads, cfg.optim.clip_norm)

@@ -65,7 +65,8 @@ def _scanned(plan, num_blocks):
     x = jax.random.normal(jax.random.key(1), (ROWS, WIDTH))
 
     def run(weights, probes, x):
-        return recompute.scan(_body, (x, jnp.zeros((), jnp.int32)), (weights, numbers, probes), plan)
+        carry = x, jnp.zeros((), jnp.int32)
+        return recompute.scan(_body, carry, (weights, numbers, probes), plan)
 
     def loss(*arrays):
         (x, _), told = run(*arrays)
