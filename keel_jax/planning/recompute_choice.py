@@ -25,8 +25,8 @@ class Choice:
     # State and batch, and temporaries.
     total_bytes: int
     executed_flops: float
-    # Seconds by the chip's peak, and of transfers to the host that nothing hides; relative on a
-    # chip that the table does not know.
+    # Seconds by the chip's peak, of moving what is kept, and of transfers to the host that nothing
+    # hides; relative on a chip that the table does not know.
     seconds: float
     # Whether "auto" was asked for.
     is_chosen: bool = False
@@ -77,6 +77,8 @@ def outlook(
     flops = closed_form.executed_flops(cfg, sizes, kernel)
     # Any rate ranks plans where the real one is not known.
     seconds = flops / (chip.flops_per_second if chip else 1e14)
+    if chip:
+        seconds += closed_form.kept_traffic(cfg, sizes, kernel) / chip.hbm_bytes_per_second
     if chip and temporaries.host:
         one_way = temporaries.host * cfg.train.accumulation_steps / chip.host_bytes_per_second
         # To the host in the forward pass, a third of the time at most; back in the other two.
