@@ -97,9 +97,10 @@ def choose(
     chip: chips.Chip | None,
     memory_bytes: int | None,
 ) -> Choice:
-    """The plan of `cfg`; for "auto" the fastest that fits, of equally fast ones the smallest.
+    """The plan of `cfg`; for "auto" the fastest that fits; if none does, the smallest.
 
-    A pure function of its arguments: every process finds the same. If none fits, the smallest.
+    Of equally fast ones the one that needs less of the host, then the smallest. A pure function of
+    its arguments: every process finds the same.
 
     Args:
       sizes: of the mesh's axes.
@@ -114,7 +115,7 @@ def choose(
     found = [outlook(with_plan(cfg, option), sizes, shards, kernel, chip) for option in options]
     fitting = [c for c in found if c.total_bytes <= _MARGIN * (memory_bytes or float("inf"))]
     if fitting:
-        best = min(fitting, key=lambda c: (c.seconds, c.total_bytes))
+        best = min(fitting, key=lambda c: (c.seconds, c.temporaries.host, c.total_bytes))
     else:
         best = min(found, key=lambda c: c.total_bytes)
     return dataclasses.replace(best, is_chosen=True)
