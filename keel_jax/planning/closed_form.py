@@ -18,6 +18,9 @@ from keel_jax.parallel import pipeline
 # Blocks of which JAX is asked what it keeps: a size that nothing else has.
 _FEW = 7
 _ANY = config.RecomputeConfig()
+# Products with scores that the backward passes of kernels compute which compute scores again, block
+# by block (splash for dq and for dk and dv each); the others keep them, and compute four.
+_BACKWARD_PRODUCTS = {"splash": 7, "ring": 5}
 # What the backward pass of a block works with, in parts of what it keeps if it keeps all. A TPU's
 # compiler (then the kernel is splash) fuses, and keeps much in VMEM: measured, v5e, 512 blocks of
 # the peers' shape, 0.5 to 0.6; a CPU's holds values and gradients: 64 blocks, 2.
@@ -151,8 +154,8 @@ def executed_flops(cfg: config.Config, sizes: dict[str, int], kernel: str) -> fl
     """FLOPs of one step on one device, recomputation and a pipeline's idle ticks included.
 
     A forward pass multiplies every weight once and scores twice; the backward pass weights twice,
-    and scores four times, or, where a kernel computes them again block by block, seven. Each level
-    of segments adds one forward pass, and blocks that are computed again what `save` has not kept.
+    and scores as often as the kernel does. Each level of segments adds one forward pass, and blocks
+    that are computed again what `save` has not kept.
     """
     model, plan = cfg.model, cfg.model.recompute
     seq_len = cfg.train.seq_len
@@ -160,10 +163,10 @@ def executed_flops(cfg: config.Config, sizes: dict[str, int], kernel: str) -> fl
     # FLOPs a token, a block.
     into_heads, out = 2 * model.d_model * (heads + 2 * kv_heads), 2 * model.d_model * heads
     into_ffn, down = 4 * model.d_model * model.d_ffn, 2 * model.d_model * model.d_ffn
-    is_blockwise = kernel in ("splash", "ring")
+    is_blockwise = kernel in _BACKWARD_PRODUCTS
     product = 2 * heads * seq_len * _causal_share(kernel, seq_len)
     forward = into_heads + out + into_ffn + down + 2 * product
-    backward = 2 * (forward - 2 * product) + (7 if is_blockwise else 4) * product
+    backward = 2 * (forward - 2 * product) + _BACKWARD_PRODUCTS.get(kernel, 4) * product
 
     # A last product is computed again only for a norm that reads it.
     topology = residual.topology(model)
@@ -245,11 +248,23 @@ def advice(
 ) -> str:
     """What may close the gap between `total` bytes, as compiled, and `limit`: estimated.
 
-    More micro-batches, if the closed form says that they free enough; else more devices.
+    Segments, or more micro-batches, if the closed form says that they free enough; else more
+    devices.
     """
     rows = cfg.train.batch_size // (sizes["data"] * sizes["fsdp"])
     rows //= pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
     now = temporaries(cfg, sizes, shards.parameters, kernel).total
+    for levels in ((0,), (0, 0)):
+        plan = config.RecomputeConfig(plan="segments", segment_blocks=levels)
+        model = dataclasses.replace(cfg.model, recompute=plan)
+        segmented = dataclasses.replace(cfg, model=model)
+        freed = now - temporaries(segmented, sizes, shards.parameters, kernel).total
+        if total - freed <= limit:
+            return (
+                "--config.model.recompute.plan=segments "
+                f'--config.model.recompute.segment_blocks="{levels}" would free about '
+                f"{freed / 2**30:.2f} GiB (estimated, not compiled)"
+            )
     for parts in range(cfg.train.accumulation_steps + 1, rows + 1):
         if rows % parts:
             continue
