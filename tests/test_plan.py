@@ -1,6 +1,8 @@
 """The verb: its JSON, its exit codes, its search, and what it refuses."""
 
+import ast
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -88,19 +90,25 @@ def test_a_plan_of_a_tpu_and_one_that_is_too_large(tmp_path):
 
 
 def test_a_search_finds_a_front_to_paste():
-    cfg = conftest.tiny_config(model=dict(num_blocks=2), train=dict(batch_size=4))
+    """Of meshes, micro-batches, and plans of recomputation."""
+    cfg = conftest.tiny_config(
+        model=dict(num_blocks=8, recompute=dict(plan="auto")), train=dict(batch_size=4)
+    )
     told = []
     found = plan.find(cfg, "cpu:2", 1, 2, told.append)
     assert len(told) == 2 and 1 <= len(found) <= 2
     costs, sizes = [r.cost for r in found], [r.total_bytes for r in found]
     assert costs == sorted(costs) and sizes == sorted(sizes, reverse=True)
+    assert all("--config.model.recompute.plan=" in one for one in told)
     for result in found:
         again = config.default()
         again.update(config.to_dict(cfg))
         for flag in search.overrides(cfg, result.cfg):
             name, _, text = flag.removeprefix("--config.").partition("=")
-            section, option = name.split(".")
-            again[section][option] = type(again[section][option])(text)
+            *sections, option = name.split(".")
+            section = functools.reduce(lambda door, key: door[key], sections, again)
+            kind = type(section[option])
+            section[option] = ast.literal_eval(text) if kind in (bool, tuple) else kind(text)
         assert config.from_config_dict(again) == result.cfg
 
 
