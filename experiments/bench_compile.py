@@ -21,12 +21,12 @@ from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 
 
-def measure(num_blocks: int, remat: str) -> dict:
+def measure(num_blocks: int, plan: config.RecomputeConfig) -> dict:
     """Seconds to trace and lower, to compile, and the size of the step's program."""
     door = tiny.get_config()
     door.model.vocab_size = 1024
     cfg = config.from_config_dict(door)
-    model = dataclasses.replace(cfg.model, num_blocks=num_blocks, remat=remat)
+    model = dataclasses.replace(cfg.model, num_blocks=num_blocks, recompute=plan)
     cfg = dataclasses.replace(cfg, model=model)
     mesh = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -49,11 +49,14 @@ def measure(num_blocks: int, remat: str) -> dict:
 
 def main(_):
     compilation.enable_cache("")
-    measure(2, _REMAT.value)  # imports and first-use costs
+    plan = config.RecomputeConfig(
+        plan=_PLAN.value, segment_blocks=tuple(map(int, _SEGMENT_BLOCKS.value))
+    )
+    measure(2, plan)  # imports and first-use costs
     rows = []
     print(f"{'blocks':>7} {'sub-layers':>11} {'lower s':>8} {'compile s':>10} {'instructions':>13}")
     for num_blocks in map(int, _NUM_BLOCKS.value):
-        row = measure(num_blocks, _REMAT.value)
+        row = measure(num_blocks, plan)
         rows.append(row)
         print(
             f"{row['num_blocks']:7} {row['num_sublayers']:11} {row['lower_seconds']:8.2f} "
@@ -61,12 +64,17 @@ def main(_):
             flush=True,
         )
     if _JSON.value:
-        result = {"rows": rows, "remat": _REMAT.value, **versions.describe()}
+        result = {"rows": rows, "recompute": dataclasses.asdict(plan), **versions.describe()}
         pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
     _NUM_BLOCKS = flags.DEFINE_list("num_blocks", "16,64,256,512,1024", "Depths to measure.")
-    _REMAT = flags.DEFINE_enum("remat", "block", ["none", "block"], "As in model.remat.")
+    _PLAN = flags.DEFINE_enum(
+        "plan", "segments", ["none", "block", "segments"], "As in model.recompute.plan."
+    )
+    _SEGMENT_BLOCKS = flags.DEFINE_list(
+        "segment_blocks", "0", "As in model.recompute.segment_blocks; 0: by the depth."
+    )
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
     command.run(main)

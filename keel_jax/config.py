@@ -35,10 +35,54 @@ TOPOLOGIES = (
     "complete_p",
 )
 ATTENTION_KERNELS = ("auto", "reference", "splash", "cudnn", "ring")
+RECOMPUTE_PLANS = ("auto", "none", "block", "segments")
+RECOMPUTE_SAVES = ("carry", "attention", "products", "all")
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")
 SCHEDULES = ("cosine", "wsd", "constant", "linear_ramp")
 # The square root of float32's smallest normal number, 1.1e-19: squares of anything below are 0.
 _LEAST_EPSILON = 2.0**-63
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecomputeConfig:
+    """What the backward pass finds; the rest it computes again (docs/recompute.md)."""
+
+    # One of RECOMPUTE_PLANS. "auto": what executes least and fits the chip's memory; "none": all is
+    # kept; "block": each block's input; "segments": each segment's input, and of the segment at
+    # work each block's.
+    plan: str = "auto"
+    # Blocks of a segment, then of a segment within it, and so on: (32,) or (64, 8). A 0 is chosen
+    # by the depth; (0, 0) is three loops.
+    segment_blocks: tuple[int, ...] = (0,)
+    # What is kept of a block (in segments: of those of the segment at work): "carry", its input;
+    # "attention", queries, keys, values and attention's output as well; "products", gate and up as
+    # well; "all".
+    save: str = "carry"
+    # What is kept throughout (inputs of segments or, in the plan "block", of blocks) waits in the
+    # host's memory.
+    offload: bool = False
+
+    def __post_init__(self):
+        config_checks.one_of("model.recompute.plan", self.plan, RECOMPUTE_PLANS)
+        config_checks.one_of("model.recompute.save", self.save, RECOMPUTE_SAVES)
+        if not self.segment_blocks:
+            raise ValueError(
+                "model.recompute.segment_blocks=() names no segment: (0,) is one level, chosen by "
+                "the depth; without segments, set model.recompute.plan=block."
+            )
+        for size in self.segment_blocks:
+            config_checks.at_least("model.recompute.segment_blocks", size, 0)
+        given = [size for size in self.segment_blocks if size]
+        if any(inner >= outer for outer, inner in zip(given, given[1:], strict=False)):
+            raise ValueError(
+                f"model.recompute.segment_blocks={self.segment_blocks}: the segments within a "
+                "segment have fewer blocks than it, so each number must be below the one before."
+            )
+        if self.plan == "block" and self.save == "all":
+            raise ValueError(
+                "model.recompute.save='all' keeps everything, so that model.recompute.plan='block' "
+                "has no effect: say plan=none, or save less."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,14 +131,13 @@ class ModelConfig:
     # ring where mesh.context splits sequences, else splash on TPUs, cudnn on GPUs where it can
     # compute this model, and the reference, which holds all scores, elsewhere (docs/attention.md).
     attention: str = "auto"
-    # What the backward pass recomputes: "none" or "block" (everything but each block's input).
-    remat: str = "block"
+    # What the backward pass computes again.
+    recompute: RecomputeConfig = RecomputeConfig()
 
     def __post_init__(self):
         config_checks.one_of("model.topology", self.topology, TOPOLOGIES)
         config_checks.one_of("model.final_norm", self.final_norm, ("auto", "on", "off"))
         config_checks.one_of("model.keel_first_block", self.keel_first_block, ("v2", "v1"))
-        config_checks.one_of("model.remat", self.remat, ("none", "block"))
         config_checks.one_of("model.attention", self.attention, ATTENTION_KERNELS)
         for name in ("compute_dtype", "stream_dtype"):
             config_checks.one_of(f"model.{name}", getattr(self, name), ("float32", "bfloat16"))
@@ -505,6 +548,7 @@ class Config:
     def __post_init__(self):
         config_checks.seed("seed", self.seed)
         config_checks.without_effect(self, _default_value)
+        self._check_segments()
         self._check_schedule()
         lanes, devices = self.num_lanes, self.mesh.lane * self.mesh.dcn_lane
         if devices != 1 and (lanes == 1 or lanes % devices):
@@ -512,6 +556,19 @@ class Config:
                 f"mesh.lane={devices} devices do not divide {lanes} lane(s), so that some would "
                 "repeat others' work: set mesh.lane=1, or give lanes.peak_lr or lanes.seed a "
                 "multiple of it as entries."
+            )
+
+    def _check_segments(self):
+        """A segment is a part of a stage's blocks."""
+        largest = max(self.model.recompute.segment_blocks)
+        num_stages = self.mesh.stage * self.mesh.dcn_stage
+        blocks = self.model.num_blocks // num_stages
+        if largest >= blocks and self.model.recompute.plan == "segments" and largest:
+            a_stage = f" / {num_stages} stages = {blocks}" if num_stages > 1 else ""
+            raise ValueError(
+                f"model.recompute.segment_blocks={self.model.recompute.segment_blocks} does not "
+                f"divide model.num_blocks={self.model.num_blocks}{a_stage} at all: a segment of "
+                f"{largest} blocks is all there are. Take fewer, or (0,), which fits any depth."
             )
 
     def _check_schedule(self):

@@ -21,9 +21,10 @@ from etils import epath
 from ml_collections import config_flags
 
 from keel_jax import config
+from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import topology
-from keel_jax.planning import chips, closed_form, report, search
+from keel_jax.planning import chips, closed_form, recompute_choice, report, search
 from keel_jax.runtime import command, compilation, exit_codes, files
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
@@ -60,8 +61,15 @@ def plan(cfg: config.Config, name: str, num_slices: int = 1) -> report.Report:
     mesh = target.mesh(cfg)
     state = state_lib.abstract(cfg, mesh)
     shards = closed_form.shards(state.params, state, step_lib.abstract_batch(cfg, mesh))
+    choice = recompute_choice.choose(
+        cfg, dict(mesh.shape), shards, attention.choose(cfg, mesh), target.chip,
+        chips.memory_bytes(mesh.devices.flat[0]),
+    )
+    cfg = recompute_choice.with_plan(cfg, choice.recompute)
     lowered = step_lib.lower_train_step(cfg, mesh)
-    return report.compile_and_measure(lowered, cfg, mesh, target.chip, name, num_slices, shards)
+    return report.compile_and_measure(
+        lowered, cfg, mesh, target.chip, name, num_slices, shards, choice
+    )
 
 
 def find(cfg: config.Config, name: str, num_slices: int, limit: int, tell) -> list[report.Report]:
@@ -77,10 +85,12 @@ def find(cfg: config.Config, name: str, num_slices: int, limit: int, tell) -> li
                 states[candidate.mesh] = state_lib.abstract(candidate, mesh)
             state = states[candidate.mesh]
             shards = closed_form.shards(state.params, state, batch)
-            outlook = search.outlook(candidate, mesh, target.chip, shards)
+            for plan_ in recompute_choice.candidates(candidate, dict(mesh.shape), target.chip):
+                planned = recompute_choice.with_plan(candidate, plan_)
+                outlook = search.outlook(planned, mesh, target.chip, shards)
+                candidates.append((planned, outlook))
         except ValueError:
             continue  # sizes, or a kernel, that this mesh cannot have
-        candidates.append((candidate, outlook))
     chosen = search.most_promising(candidates, target.chip, limit)
     found = []
     for index, candidate in enumerate(chosen):
@@ -158,7 +168,9 @@ if __name__ == "__main__":
     )
     _TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x4, cpu:8, …")
     _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology, over DCN.")
-    _SEARCH = flags.DEFINE_boolean("search", False, "Try meshes and microbatches; fastest first.")
+    _SEARCH = flags.DEFINE_boolean(
+        "search", False, "Try meshes, microbatches and recomputation; fastest first."
+    )
     _SEARCH_LIMIT = flags.DEFINE_integer(
         "search_limit", 6, "Plans that --search compiles.", lower_bound=1
     )

@@ -18,10 +18,11 @@ from ml_collections import config_flags
 from keel_jax import config
 from keel_jax.model import attention, lm
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.planning import chips
+from keel_jax.planning import chips, closed_form, recompute_choice
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import command, compilation, distributed, stop, watchdog
 from keel_jax.training import checkpoint, evaluation, inputs, loop, metrics, start
+from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 from keel_jax.training import workdir as workdir_lib
 
@@ -52,6 +53,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         mesh = mesh_lib.make(cfg.mesh)
         inputs.check_sizes(cfg, tokens, mesh)
         kernel = attention.choose(cfg, mesh)
+        choice = _recompute(cfg, mesh, kernel)
         workdir = workdir_lib.prepare(workdir, cfg)
 
         # The state, from wherever this run begins.
@@ -64,14 +66,16 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             state, step = start.begin(cfg, mesh, checkpoints, meta)
 
         # The programs. From here on a failure is the run's, and status.json says so.
-        status = workdir_lib.Status(workdir, cfg, kernel, clock, compilations)
+        status = workdir_lib.Status(
+            workdir, cfg, kernel, choice.to_json(), clock, compilations
+        )
         resources.enter_context(status)
         guard.on_hang = status.hung
         workdir_lib.describe(workdir, cfg, tokens.first.path / "tokenizer.model")
         status.say(step)
-        _announce(cfg, step, kernel)
+        _announce(cfg, step, kernel, choice)
         with clock.measure("compile"):
-            train_step = _compiled(cfg, mesh)
+            train_step = _compiled(recompute_choice.with_plan(cfg, choice.recompute), mesh)
             evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
 
         # What the loop tells, and to whom.
@@ -115,6 +119,18 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         return status.end(code, step, state)
 
 
+def _recompute(
+    cfg: config.Config, mesh: jax.sharding.Mesh, kernel: str
+) -> recompute_choice.Choice:
+    """What the backward pass will compute again; the lead's memory decides for all processes."""
+    state, device = state_lib.abstract(cfg, mesh), jax.local_devices()[0]
+    shards = closed_form.shards(state.params, state, step_lib.abstract_batch(cfg, mesh))
+    [mebibytes] = distributed.from_lead((chips.memory_bytes(device) or 0) >> 20)
+    return recompute_choice.choose(
+        cfg, dict(mesh.shape), shards, kernel, chips.known(device), mebibytes << 20 or None
+    )
+
+
 def _compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
     """The train step; where it came from, in one line."""
     begin = time.monotonic()
@@ -126,7 +142,7 @@ def _compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
     return train_step
 
 
-def _announce(cfg: config.Config, step: int, kernel: str):
+def _announce(cfg: config.Config, step: int, kernel: str, choice: recompute_choice.Choice):
     """What is about to run, in one line."""
     if not distributed.is_lead():
         return
@@ -139,6 +155,8 @@ def _announce(cfg: config.Config, step: int, kernel: str):
         f"{jax.devices()[0].device_kind}, attention kernel {kernel}",
         flush=True,
     )
+    blocks = m.num_blocks // (cfg.mesh.stage * cfg.mesh.dcn_stage)
+    print(f"recompute: {recompute_choice.describe(choice, blocks)}", flush=True)
 
 
 def main(_):

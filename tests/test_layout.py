@@ -142,6 +142,7 @@ def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
     evaluate.evaluate(tmp_path)
     variants = [dict(model=dict(topology=name)) for name in ("mix_ln", "keel_scaled_input")]
     variants += [dict(optim=dict(schedule="wsd", wsd_decay_fraction=0.5))]
+    variants += [dict(model=dict(recompute=dict(plan="segments")))]
     for variant in variants:
         variant_cfg = conftest.tiny_config(**variant)
         mesh = mesh_lib.make(variant_cfg.mesh)
@@ -171,6 +172,17 @@ def test_the_table_of_readers_is_true_of_optimisers(reads, name):
 def test_the_table_of_readers_is_true_of_schedules(reads, name):
     schedule.unit_schedule(config.OptimConfig(schedule=name, warmup_steps=2), 10)
     assert reads & _table("optim.schedule") == _readers("optim.schedule", name)
+
+
+@pytest.mark.parametrize("plan", ["none", "block", "segments"])
+def test_the_table_of_readers_is_true_of_plans_of_recomputation(reads, plan):
+    cfg = conftest.tiny_config(model=dict(recompute=dict(plan=plan))).model
+    model = lm.LanguageModel(cfg)
+    params = jax.eval_shape(lambda: lm.init(model, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((1, 4), "int32")
+    jax.eval_shape(lambda p, t: model.apply({"params": p}, t), params, tokens)
+    decider = "model.recompute.plan"
+    assert reads & _table(decider) == _readers(decider, plan)
 
 
 @pytest.mark.parametrize("tied", [False, True])

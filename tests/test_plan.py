@@ -1,5 +1,6 @@
 """The verb: its JSON, its exit codes, its search, and what it refuses."""
 
+import ast
 import dataclasses
 import functools
 import json
@@ -39,6 +40,7 @@ def _is_plan(value):
         assert {"kind", "axis", "count", "bytes", "network"} <= set(c)
     assert value["compile_seconds"] > 0
     assert {"mesh", "segments", "recompute"} <= set(value["plan"])
+    assert value["plan"]["recompute"]["expected_temporaries_bytes"] > 0
 
 
 def test_a_plan_of_simulated_devices(tmp_path):
@@ -88,19 +90,25 @@ def test_a_plan_of_a_tpu_and_one_that_is_too_large(tmp_path):
 
 
 def test_a_search_finds_a_front_to_paste():
-    cfg = conftest.tiny_config(model=dict(num_blocks=2), train=dict(batch_size=4))
+    """Of meshes, micro-batches, and plans of recomputation."""
+    cfg = conftest.tiny_config(
+        model=dict(num_blocks=8, recompute=dict(plan="auto")), train=dict(batch_size=4)
+    )
     told = []
     found = plan.find(cfg, "cpu:2", 1, 2, told.append)
     assert len(told) == 2 and 1 <= len(found) <= 2
     costs, sizes = [r.cost for r in found], [r.total_bytes for r in found]
     assert costs == sorted(costs) and sizes == sorted(sizes, reverse=True)
+    assert all("--config.model.recompute.plan=" in one for one in told)
     for result in found:
         again = config.default()
         again.update(config.to_dict(cfg))
         for flag in search.overrides(cfg, result.cfg):
             name, _, text = flag.removeprefix("--config.").partition("=")
-            section, option = name.split(".")
-            again[section][option] = type(again[section][option])(text)
+            *sections, option = name.split(".")
+            section = functools.reduce(lambda door, key: door[key], sections, again)
+            kind = type(section[option])
+            section[option] = ast.literal_eval(text) if kind in (bool, tuple) else kind(text)
         assert config.from_config_dict(again) == result.cfg
 
 
@@ -129,16 +137,27 @@ def test_the_front_drops_what_another_plan_beats():
     assert search.front([further, over]) == [over]
 
 
-def test_advice_is_micro_batches_or_more_devices():
+def test_advice_is_segments_or_micro_batches_or_more_devices():
     cfg = conftest.tiny_config(
-        model=dict(remat="block", num_blocks=64), train=dict(batch_size=64, seq_len=64)
+        model=dict(recompute=dict(plan="block"), num_blocks=64),
+        train=dict(batch_size=64, seq_len=64),
     )
     sizes = dict.fromkeys(config.MESH_AXES, 1) | {"fsdp": 8}
     shards = closed_form.Shards(1000, 2000, 100, ())
-    now = closed_form.temporaries(cfg, sizes, 1000, "reference")
+
+    def takes(cfg):
+        return closed_form.temporaries(cfg, sizes, 1000, "reference").total
+
+    def advice(cfg, total, limit):
+        return closed_form.advice(cfg, sizes, shards, "reference", total, limit)
+
+    segments = config.RecomputeConfig(plan="segments")
+    deep = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, recompute=segments))
+    saved = takes(cfg) - takes(deep)
+    assert "recompute.plan=segments" in advice(cfg, 3100 + saved, 3100)
+    # In segments already: half of the rows at a time.
     halved = dataclasses.replace(cfg.train, accumulation_steps=2)
-    half = closed_form.temporaries(dataclasses.replace(cfg, train=halved), sizes, 1000, "reference")
-    total = 3100 + now
-    advice = functools.partial(closed_form.advice, cfg, sizes, shards, "reference")
-    assert "accumulation_steps=2 " in advice(total, 3100 + half)
-    assert "about 16 devices" in advice(1e12, 0.5e12)
+    total = 3100 + takes(deep)
+    limit = 3100 + takes(dataclasses.replace(deep, train=halved))
+    assert "accumulation_steps=2 " in advice(deep, total, limit)
+    assert "about 16 devices" in advice(cfg, 1e12, 0.5e12)

@@ -20,7 +20,7 @@ def get_config():
     cfg.model.num_heads = 4
     cfg.model.num_kv_heads = 2
     cfg.model.compute_dtype = "float32"
-    cfg.model.remat = "none"
+    cfg.model.recompute.plan = "none"
     cfg.optim.peak_lr = 1e-2
     cfg.optim.weight_decay = 0.1
     cfg.optim.schedule = "wsd"

@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
 from keel_jax.model.kernels import cudnn, reference, splash
@@ -42,15 +43,19 @@ def attend(
     segments are the same. splash and cudnn know no index and take tokens in their order; the ring
     takes them in any.
 
+    The result is named "attention" for `recompute`; splash and the ring name with it what else
+    their backward passes need, so that they run once where it is kept.
+
     Args:
       kernel: what `choose` said, or "auto": the reference, for a model that is not on a mesh.
     """
     if kernel in ("auto", "reference"):
-        return reference.attend(
+        a_BTNH = reference.attend(
             q_BTNH, k_BSKH, v_BSKH,
             query_index_BT=query_index_BT, key_index_BS=key_index_BS,
             query_segments_BT=query_segments_BT, key_segments_BS=key_segments_BS,
         )
+        return checkpoint_name(a_BTNH, "attention")
     arguments = {
         "q": (q_BTNH, QUERY_AXES),
         "k": (k_BSKH, KEY_AXES),
@@ -63,7 +68,8 @@ def attend(
     else:
         function = {"splash": splash.attend, "cudnn": cudnn.attend}[kernel]
     values, axes = zip(*arguments.values(), strict=True)
-    return manual.over_mesh(function, axes, QUERY_AXES)(*values)
+    a_BTNH = manual.over_mesh(function, axes, QUERY_AXES)(*values)
+    return checkpoint_name(a_BTNH, "attention") if kernel == "cudnn" else a_BTNH
 
 
 def choose(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:

@@ -1,4 +1,4 @@
-"""Depth as a number: N blocks as one `nn.scan`, so that program size does not grow with N.
+"""Depth as a number: N blocks as one loop, so that program size does not grow with N.
 
 Parameters of all blocks are stacked, [N, …], at `params/block/…`, whatever the scan or the
 recomputation looks like: checkpoints know about neither.
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import layers, residual
+from keel_jax.model import layers, recompute, residual
 from keel_jax.parallel import pipeline, sharding
 
 
@@ -49,53 +49,80 @@ class Depth(nn.Module):
         `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
         """
         m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
-        if num_stages == 1 or self.is_initializing():
-            return scan_blocks(m, Block(m, name="block"), (x_BTD, cache), constants(m), context)
+        if self.is_initializing():
+            return init_blocks(Block(m, name="block"), (x_BTD, cache), constants(m), context)
+        rows = self.variables["params"]["block"], constants(m)
+        if num_stages == 1:
+            return scan_blocks(m, rows, (x_BTD, cache), context)[0]
         assert cache is None, "no decoding over stages"
 
-        def stage(arrays, x_BTD, context):
-            params, constants = arrays
-            return Stage(m).apply({"params": {"block": params}}, x_BTD, constants, context)
+        def stage(rows, x_BTD, context):
+            (x_BTD, _), _ = scan_blocks(m, rows, (x_BTD, None), context)
+            return x_BTD
 
         count = pipeline.num_microbatches(num_microbatches, num_stages)
         x_MBTD = sharding.split_rows(x_BTD, count, layers.STREAM_AXES)
         contexts = jax.tree.map(lambda x: sharding.split_rows(x, count, ("batch", "time")), context)
-        arrays = self.variables["params"]["block"], constants(m)
         x_MBTD = pipeline.run(
-            stage, arrays, x_MBTD, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
+            stage, rows, x_MBTD, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
         )
         return x_MBTD.swapaxes(0, 1).reshape(x_BTD.shape), None
 
 
-class Stage(nn.Module):
-    """As many of the blocks as it is given constants and parameters for: one pipeline stage."""
-
-    model: config.ModelConfig
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, constants, context: layers.Context) -> jax.Array:
-        block = Block(self.model, name="block")
-        return scan_blocks(self.model, block, (x_BTD, None), constants, context)[0]
-
-
-def scan_blocks(model: config.ModelConfig, block: Block, carry, constants, context):
-    """The (stream, cache) after all blocks of `constants`, whose leaves are [blocks, …]."""
-    def body(block, carry, constants, context):
-        return block(carry, constants, context), None
-
-    if model.remat == "block" and carry[1] is None:
-        # Inside a scan the loop itself keeps XLA from merging the two computations.
-        body = nn.remat(body, prevent_cse=False)
+def init_blocks(block: Block, carry, constants, context):
+    """Makes the blocks' parameters, stacked [N, …]: always one flat scan, so that they depend on no
+    plan of recomputation; the (stream, cache) after them."""
     scan = nn.scan(
-        body,
+        lambda block, carry, constants, context: (block(carry, constants, context), None),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=len(constants["block"]),
         metadata_params={nn.PARTITION_NAME: "blocks"},
     )
-    carry, _ = scan(block, carry, constants, context)
-    return carry
+    return scan(block, carry, constants, context)[0]
+
+
+def scan_blocks(model: config.ModelConfig, rows, carry, context):
+    """The (stream, cache) after all blocks of `rows`, and what each block tells, [blocks, …].
+
+    Args:
+      rows: (parameters, constants), trees whose leaves are [blocks, …]: the whole depth's, or one
+        stage's.
+    """
+
+    def body(carry, row):
+        params, constants = row
+        block = Block(model, parent=None)
+        return block.apply({"params": params}, carry, constants, context), None
+
+    if carry[1] is not None:  # decoding: no backward pass
+        return jax.lax.scan(body, carry, rows)
+    params, constants = rows
+    rows = jax.tree.map(lambda p: _as_multiplied(p, model.compute_dtype), params), constants
+    return recompute.scan(body, carry, rows, model.recompute)
+
+
+def _as_multiplied(p: jax.Array, dtype: str) -> jax.Array:
+    """The matrices [blocks, …, …] as multiplications read them; gains as they are.
+
+    A TPU's compiler casts the weights of all blocks before the loop anyway. Cast here, the loop
+    stacks their gradients in this dtype, too: in which they are computed and reduced, so that
+    nothing is lost, and half of the memory is.
+    """
+    return _gradient_in_this_shape(p.astype(dtype) if p.ndim > 2 else p)
+
+
+@jax.custom_vjp
+def _gradient_in_this_shape(p: jax.Array) -> jax.Array:
+    """`p`. Where depth is several loops, the compiler would carry the shape in which they stack
+    gradients, [segments, blocks, …], on into the optimiser, and keep copies of what it computes."""
+    return p
+
+
+_gradient_in_this_shape.defvjp(
+    lambda p: (p, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),)
+)
 
 
 def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
 from keel_jax.model import attention, residual
@@ -88,6 +89,9 @@ class Attention(nn.Module):
             v_BTKH = self._head_norm("value_norm", v_BTKH)
         q_BTNH = attention.rotate(q_BTNH, context.positions_BT, m.rope_theta)
         k_BTKH = attention.rotate(k_BTKH, context.positions_BT, m.rope_theta)
+        # Names for what recomputation may keep; see `recompute.NAMES`.
+        q_BTNH, k_BTKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BTKH, "key")
+        v_BTKH = checkpoint_name(v_BTKH, "value")
 
         if cache is None:
             kernel, k_BSKH, v_BSKH = m.attention, k_BTKH, v_BTKH
@@ -143,6 +147,7 @@ class Ffn(nn.Module):
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
         gate_BTF, up_BTF = products.columns(h_BTD, (w_gate, w_up), ("ffn", "ffn"))
+        gate_BTF, up_BTF = checkpoint_name(gate_BTF, "gate"), checkpoint_name(up_BTF, "up")
         f_BTF = sharding.constrain(jax.nn.silu(gate_BTF) * up_BTF, FFN_AXES)
         f_BTD = sharding.constrain(products.rows(f_BTF, w_down, "ffn"), STREAM_AXES)
         return residual.join(

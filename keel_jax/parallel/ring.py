@@ -28,6 +28,7 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 # Queries and keys a chunk, at most. 512 x 512 float32 scores of 16 heads are 16 MiB a row, and
 # a skipped chunk is at most 1/8 of a device's 4096 tokens. A guess: not measured on a TPU.
@@ -150,6 +151,8 @@ def _forward(ring, q_CBtKGH, queries, kv, keys):
     o_CBKGtH = o_CBKGtH / l_CBKGt[..., None]
     o_CBtKGH = jnp.moveaxis(o_CBKGtH, -2, 2).astype(q_CBtKGH.dtype)
     lse_CBKGt = m_CBKGt + jnp.log(l_CBKGt)
+    # What recomputation may keep, so that the ring turns once forward.
+    o_CBtKGH, lse_CBKGt = checkpoint_name((o_CBtKGH, lse_CBKGt), "attention")
     return o_CBtKGH, (q_CBtKGH, queries, kv, keys, o_CBtKGH, lse_CBKGt)
 
 

@@ -7,6 +7,8 @@ Sources, by column, unless a line says otherwise:
   usable HBM: what the TPU compiler says it has; measured: libtpu 0.0.42, a program too large.
   DCN: scaling book: 6.25 GB/s a v5p or v5e chip, 3.125 a v4 chip and 12.5 a v6e chip;
     tpu7x: as v6e a chip, a guess.
+  Host link: about 16 GB/s a chip and direction, v6e 32; what such links reach, no vendor's number;
+    tpu7x: as v6e a chip, a guess.
   NVIDIA: data sheets of the SXM parts, without sparsity; their links are not in the plan.
 """
 
@@ -31,18 +33,23 @@ class Chip:
     # Bytes a second that a link to a neighbour sends in one direction.
     ici_bytes_per_second_per_link: float
     dcn_bytes_per_second: float
+    # Between the device's memory and its host's, in one direction.
+    host_bytes_per_second: float
 
 
-def _tpu(tflops, usable_gib, hbm_gbs, link_gbs, dcn_gbs) -> Chip:
-    return Chip(tflops * 1e12, usable_gib * _GIB, hbm_gbs * _GB, link_gbs * _GB, dcn_gbs * _GB)
+def _tpu(tflops, usable_gib, hbm_gbs, link_gbs, dcn_gbs, host_gbs) -> Chip:
+    return Chip(
+        tflops * 1e12, usable_gib * _GIB, hbm_gbs * _GB, link_gbs * _GB, dcn_gbs * _GB,
+        host_gbs * _GB,
+    )
 
 
-_V4 = _tpu(275, 30.75, 1200, 45, 3.125)
-_V5E = _tpu(197, 15.75, 819, 45, 6.25)
-_V5P = _tpu(459, 95.74, 2765, 90, 6.25)
-_V6E = _tpu(918, 31.25, 1638, 90, 12.5)
+_V4 = _tpu(275, 30.75, 1200, 45, 3.125, 16)
+_V5E = _tpu(197, 15.75, 819, 45, 6.25, 16)
+_V5P = _tpu(459, 95.74, 2765, 90, 6.25, 16)
+_V6E = _tpu(918, 31.25, 1638, 90, 12.5, 32)
 # Two devices a chip: 2307 TFLOP/s, 192 GiB, 7380 GB/s, and its links and network between them.
-_TPU7X = _tpu(1153.5, 94.75, 3690, 45, 6.25)
+_TPU7X = _tpu(1153.5, 94.75, 3690, 45, 6.25, 16)
 # JAX's own name where a TPU is, and the one of the compiler's description.
 _CHIPS = {
     "TPU v4": _V4,
@@ -70,6 +77,19 @@ def peak_flops_per_second(device: jax.Device) -> float | None:
     """The device's bf16 peak; None if the table does not know it: no guess, and no MFU."""
     chip = _CHIPS.get(device.device_kind)
     return chip.flops_per_second if chip else _PEAKS.get(device.device_kind)
+
+
+def known(device: jax.Device) -> Chip | None:
+    """What the table has of the device, if anything."""
+    return _CHIPS.get(device.device_kind)
+
+
+def memory_bytes(device: jax.Device) -> int | None:
+    """What a program may have of the device's memory: by the table, or by the device; or None."""
+    if chip := known(device):
+        return round(chip.usable_hbm_bytes)
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    return stats and stats.get("bytes_limit")
 
 
 def chip(device: jax.Device) -> Chip | None:

@@ -11,9 +11,18 @@ import rich.console
 import rich.table
 
 from keel_jax import config
-from keel_jax.model import attention
+from keel_jax.model import attention, recompute
 from keel_jax.parallel import pipeline
-from keel_jax.planning import buffers, chips, closed_form, estimate, flops, hlo, memory
+from keel_jax.planning import (
+    buffers,
+    chips,
+    closed_form,
+    estimate,
+    flops,
+    hlo,
+    memory,
+    recompute_choice,
+)
 from keel_jax.runtime import compiler_options
 
 _GIB = memory.GIB
@@ -31,6 +40,10 @@ class Report:
     # The attention kernel.
     kernel: str
     shards: closed_form.Shards
+    # The plan of recomputation, and what it was expected to take.
+    choice: recompute_choice.Choice
+    # Bytes of the host's link in one direction, a second; None: not known.
+    host_bytes_per_second: float | None
     # Bytes; None: no limit is known (a CPU).
     limit_bytes: float | None
     # What the compiler says it needs, where it refused; the rest is then None or empty.
@@ -73,6 +86,21 @@ class Report:
     @property
     def stage_microbatches(self) -> int:
         return pipeline.num_microbatches(self.cfg.mesh.stage_microbatches, self.stages)
+
+    @property
+    def trips(self) -> tuple[int, ...]:
+        """Of the loops over a stage's blocks, outermost first."""
+        blocks = self.cfg.model.num_blocks // self.stages
+        return recompute.kept_carries(
+            recompute.segment_sizes(self.cfg.model.recompute, blocks), blocks
+        )
+
+    @property
+    def host_seconds(self) -> float | None:
+        """Of the link to the host, to it and back; nothing hides it all, and it need not show."""
+        if not (self.memory and self.host_bytes_per_second):
+            return None
+        return 2 * self.memory.host * self.cfg.train.accumulation_steps / self.host_bytes_per_second
 
     @property
     def cost(self) -> float:
@@ -121,6 +149,7 @@ class Report:
                 "largest": [dataclasses.asdict(b) for b in m.largest] if m else [],
             },
             "other_bytes": {"vmem": m.vmem, "host": m.host} if m else None,
+            "host_link_seconds": self.host_seconds,
             "flops": {
                 "model": self.model_flops,
                 "executed": self.executed.total if self.executed else None,
@@ -136,9 +165,9 @@ class Report:
             "estimate": self._estimate_json(),
             "plan": {
                 "mesh": self.mesh,
-                # The depth is one loop, whose blocks are recomputed one by one or not at all.
-                "segments": self.cfg.model.num_blocks,
-                "recompute": self.cfg.model.remat,
+                # Trips of the loops over depth, outermost first.
+                "segments": list(self.trips),
+                "recompute": self.choice.to_json(),
                 "accumulation_steps": self.cfg.train.accumulation_steps,
                 "attention_kernel": self.kernel,
                 "stage_microbatches": self.stage_microbatches,
@@ -169,6 +198,7 @@ def compile_and_measure(
     topology: str,
     num_slices: int,
     shards: closed_form.Shards,
+    choice: recompute_choice.Choice,
 ) -> Report:
     """Compiles `lowered` and reads the program that comes out, or the compiler's refusal."""
     options = compiler_options.options(mesh.devices.flat[0])
@@ -176,7 +206,8 @@ def compile_and_measure(
     common = dict(
         cfg=cfg, topology=topology, num_slices=num_slices, num_devices=mesh.size,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1}, shards=shards,
-        kernel=attention.choose(cfg, mesh),
+        kernel=attention.choose(cfg, mesh), choice=choice,
+        host_bytes_per_second=chip and chip.host_bytes_per_second,
         peak_flops_per_second=chip and chip.flops_per_second,
     )
     with tempfile.TemporaryDirectory() as directory:
@@ -234,6 +265,8 @@ def show(report: Report, console: rich.console.Console) -> None:
             f"{pipeline.bubble_fraction(report.stages, count):.1%} of the ticks, computing in vain "
             "(in the executed FLOPs)"
         )
+    blocks = model.num_blocks // report.stages
+    console.print(f"recompute: {recompute_choice.describe(report.choice, blocks)}, by closed forms")
     table = rich.table.Table(title="HBM of one device, GiB", box=rich.box.SIMPLE)
     table.add_column("")
     table.add_column("GiB", justify="right")
@@ -252,6 +285,11 @@ def show(report: Report, console: rich.console.Console) -> None:
     console.print(_verdict(report))
     if not m:
         return
+    if report.host_seconds:
+        console.print(
+            f"In the host's memory: {m.host / _GIB:.2f} GiB; its link is busy for "
+            f"{report.host_seconds:.3g} s of a step, there and back"
+        )
     table = rich.table.Table(title="Largest temporaries", box=rich.box.SIMPLE)
     for head in ("GiB", "kind", "shape", "from"):
         table.add_column(head, overflow="fold")

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator
 
 from keel_jax import config
-from keel_jax.model import attention
-from keel_jax.parallel import pipeline
-from keel_jax.planning import chips, closed_form, report
+from keel_jax.model import attention, recompute
+from keel_jax.planning import chips, closed_form, recompute_choice, report
 
 # Axes whose sizes within a slice are tried; `lane` belongs to the experiment.
 _AXES = ("stage", "data", "context", "tensor", "fsdp")
@@ -61,26 +60,20 @@ def outlook(cfg, mesh, chip: chips.Chip | None, shards: closed_form.Shards) -> O
     """Closed forms of memory, and of time: FLOPs, weights gathered, activations exchanged."""
     sizes = dict(mesh.shape)
     # Any chip ranks plans alike enough where the real one is not known.
-    flops = chip.flops_per_second if chip else 1e14
     ring = 2 * chip.ici_bytes_per_second_per_link if chip else 1e11
-    train, model = cfg.train, cfg.model
-    work = train.tokens_per_step * model.flops_per_token(train.seq_len) * 4 / 3 / mesh.size / flops
-    stages = sizes["stage"]
-    if stages > 1:
-        count = pipeline.num_microbatches(cfg.mesh.stage_microbatches, stages)
-        work /= 1 - pipeline.bubble_fraction(stages, count)
+    train, model, stages = cfg.train, cfg.model, sizes["stage"]
+    choice = recompute_choice.outlook(cfg, sizes, shards, attention.choose(cfg, mesh), chip)
     gathers = sizes["fsdp"] > 1
-    # bf16, forward and backward, and the gradients' reduction, once a micro-batch.
-    weights = 3 * shards.parameters / 2 * (sizes["fsdp"] - 1) * train.accumulation_steps
+    # bf16, once in each pass over the blocks, and the gradients' reduction; once a micro-batch.
+    blocks = model.num_blocks // stages
+    passes = 3 + len(recompute.segment_sizes(model.recompute, blocks))
+    weights = passes * shards.parameters / 2 * (sizes["fsdp"] - 1) * train.accumulation_steps
     replicas = 2 * shards.parameters * (sizes["data"] > 1)
     tokens = train.tokens_per_step / mesh.size * sizes["tensor"] * stages
     per_axis = (sizes["tensor"] > 1) * 8 + (sizes["context"] > 1) * 4
     streams = per_axis * tokens * model.d_model * 2 * model.num_blocks / stages
-    seconds = work + (gathers * weights + replicas + streams) / ring
-    temporaries = closed_form.temporaries(
-        cfg, sizes, shards.parameters, attention.choose(cfg, mesh)
-    )
-    return Outlook(shards.total + temporaries, seconds)
+    seconds = choice.seconds + (gathers * weights + replicas + streams) / ring
+    return Outlook(choice.total_bytes, seconds)
 
 
 def most_promising(

@@ -15,7 +15,7 @@ from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
 
 # Options of the model that change no parameter's shape or meaning.
-_FREE = ("remat", "attention", "compute_dtype", "stream_dtype")
+_FREE = ("recompute", "attention", "compute_dtype", "stream_dtype")
 
 
 def ended_before(

@@ -27,7 +27,7 @@ _FIXED = ("model.", "lanes.", "seed", "data.weights", "data.mask_documents",
           "train.batch_size", "train.seq_len", "train.init_from", "optim.name")
 # These change neither shapes nor, up to rounding, numbers. (What data.path holds is known by its
 # fingerprint.)
-_FREE = ("model.remat", "model.attention")
+_FREE = ("model.recompute.", "model.attention")
 
 # Seconds between two writes of status.json while a run goes on.
 _STATUS_SECONDS = 5.0
@@ -91,10 +91,12 @@ class Status:
         workdir: epath.Path,
         cfg: config.Config,
         kernel: str,
+        recompute: dict,
         clock: clock_lib.Clock,
         compilations: compilation.Counter,
     ):
         self._workdir, self._cfg, self._kernel = workdir, cfg, kernel
+        self._recompute = recompute
         self._clock, self._compilations = clock, compilations
         self._step, self._written = 0, -math.inf
 
@@ -150,6 +152,7 @@ class Status:
             "num_sublayers": cfg.model.num_sublayers,
             "num_params": lm.count_params(cfg.model),
             "attention_kernel": self._kernel,
+            "recompute": self._recompute,
             "compile_seconds": self._clock["compile"],
             "compilations": {"cached": self._compilations.hits, "new": self._compilations.misses},
             "seconds": {**self._clock.seconds, "total": self._clock.total},
@@ -190,7 +193,7 @@ def _check_unchanged(workdir, saved: config.Config, cfg: config.Config):
     changed = {
         key: values
         for key, values in config.differences(saved, cfg).items()
-        if key.startswith(_FIXED) and key not in _FREE
+        if key.startswith(_FIXED) and not key.startswith(_FREE)
     }
     if changed:
         lines = "; ".join(

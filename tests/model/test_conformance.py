@@ -22,12 +22,13 @@ from tests import reference
 
 # Small enough that LN(c x) is LN(x) to the last bit of fp32, for any c met here.
 TINY = 1e-12
+ALL_KEPT = config.RecomputeConfig(plan="none")
 
 
 def small(**overrides) -> config.ModelConfig:
     """A narrow decoder whose logits are the stream itself, given `reading_the_stream`."""
     options = dict(num_blocks=3, d_model=16, d_ffn=24, num_heads=4, num_kv_heads=2,
-                   vocab_size=16, compute_dtype="float32", remat="none", final_norm="off",
+                   vocab_size=16, compute_dtype="float32", recompute=ALL_KEPT, final_norm="off",
                    norm_epsilon=TINY)
     return config.ModelConfig(**(options | overrides))
 

@@ -21,12 +21,13 @@ KEEL_FAMILY = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_i
 # Topologies with a block that is unlike the others, or with N in their equation.
 DEPTH_DEPENDENT = (*KEEL_FAMILY, "deepnorm", "hybridnorm_star", "mix_ln", "layernorm_scaling",
                    "complete_p")
+ALL_KEPT = config.RecomputeConfig(plan="none")
 
 
 def small(**overrides) -> config.ModelConfig:
     """A decoder whose every width differs, so that no wrong axis fits by accident."""
     options = dict(num_blocks=3, d_model=16, d_ffn=24, num_heads=4, num_kv_heads=2, head_dim=6,
-                   vocab_size=23, compute_dtype="float32", remat="none")
+                   vocab_size=23, compute_dtype="float32", recompute=ALL_KEPT)
     return config.ModelConfig(**(options | overrides))
 
 
@@ -118,9 +119,9 @@ def test_positions_restart_with_every_document():
     assert np.max(want_BT) == 6
 
 
-@pytest.mark.parametrize("remat", ("none", "block"))
-def test_no_segment_ids_is_one_segment(remat):
-    model = small(remat=remat)
+@pytest.mark.parametrize("plan", ("none", "block"))
+def test_no_segment_ids_is_one_segment(plan):
+    model = small(recompute=config.RecomputeConfig(plan=plan))
     params = reference.random_params(model, 0)
     tokens_BT, _ = batch(model)
     got = np.asarray(compiled(model)(params, tokens_BT, None))

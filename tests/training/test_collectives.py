@@ -26,7 +26,7 @@ SMALL_BYTES = 64 * 1024
 def _config(mesh: dict, train=(), **model) -> config.Config:
     stages = {"stage_microbatches": 4} if "stage" in mesh else {}
     return conftest.tiny_config(
-        model=dict(num_blocks=BLOCKS, remat="block", **model),
+        model=dict(num_blocks=BLOCKS, recompute=dict(plan="block"), **model),
         train=dict(batch_size=BATCH, seq_len=16, loss_chunk=2) | dict(train),
         mesh={"fsdp": 1, **mesh, **stages},
     )

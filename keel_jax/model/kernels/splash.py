@@ -42,14 +42,13 @@ def attend(
       interpret: run the kernel's program on any device, slowly, to see what it computes.
     """
     num_tokens, num_heads, width = q_BTNH.shape[1:]
-    padded = -(-num_tokens // _LANES) * _LANES
-    kernel = _kernel(padded, num_heads, interpret)
+    kernel = _kernel(padded(num_tokens), num_heads, interpret)
 
     def rows_first(x_BTNH):
-        fill = ((0, 0), (0, padded - num_tokens), (0, 0), (0, 0))
+        fill = ((0, 0), (0, padded(num_tokens) - num_tokens), (0, 0), (0, 0))
         return jnp.pad(x_BTNH, fill).swapaxes(1, 2)
 
-    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padded - num_tokens)))
+    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padded(num_tokens) - num_tokens)))
     o_BNTH = jax.vmap(kernel)(
         rows_first(q_BTNH * jnp.asarray(width**-0.5, q_BTNH.dtype)),
         rows_first(k_BTKH),
@@ -57,6 +56,11 @@ def attend(
         kernel_lib.SegmentIds(q=segments_BT, kv=segments_BT),
     )
     return o_BNTH.swapaxes(1, 2)[:, :num_tokens]
+
+
+def padded(num_tokens: int) -> int:
+    """The length to which rows are filled up."""
+    return -(-num_tokens // _LANES) * _LANES
 
 
 def block_size(padded: int) -> int:
@@ -75,5 +79,7 @@ def _kernel(padded: int, num_heads: int, interpret: bool):
             # dq on its own: together with dk and dv it would be written once a block of keys.
             block_q_dq=size, block_kv_dq=size,
         ),
+        # Its output and what else its backward pass needs; see `attention.attend`.
+        residual_checkpoint_name="attention",
         interpret=interpret,
     )
