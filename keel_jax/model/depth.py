@@ -22,6 +22,7 @@ class Block(nn.Module):
     def __call__(self, carry, constants, context: layers.Context):
         """One step of the scan: (stream, cache) -> (stream, cache)."""
         x_BTD, cache = carry
+        x_BTD = residual.settle(x_BTD, constants, epsilon=self.model.norm_epsilon)
         x_BTD = sharding.constrain(x_BTD, layers.STREAM_AXES)
         x_BTD, cache = layers.Attention(self.model, name="attention")(
             x_BTD, constants, context, cache
@@ -80,6 +81,11 @@ class Stage(nn.Module):
 
 def scan_blocks(model: config.ModelConfig, block: Block, carry, constants, context):
     """The (stream, cache) after all blocks of `constants`, whose leaves are [blocks, …]."""
+    left_over = {}
+    if residual.topology(model).has("outer_norm", residual.FFN) and not block.is_initializing():
+        gain_ND = block.variables["params"]["ffn"]["outer_norm"]
+        constants, left_over = residual.put_off(constants, gain_ND)
+
     def body(block, carry, constants, context):
         return block(carry, constants, context), None
 
@@ -94,8 +100,8 @@ def scan_blocks(model: config.ModelConfig, block: Block, carry, constants, conte
         length=len(constants["block"]),
         metadata_params={nn.PARTITION_NAME: "blocks"},
     )
-    carry, _ = scan(block, carry, constants, context)
-    return carry
+    (x_BTD, cache), _ = scan(block, carry, constants, context)
+    return residual.settle(x_BTD, left_over, epsilon=model.norm_epsilon), cache
 
 
 def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:

@@ -10,6 +10,11 @@ program.
 
 The stream x is kept in `model.stream_dtype`, float32 by default. Each sub-layer moves Keel's
 stream by about F / alpha, and bf16 rounds that away from a few hundred sub-layers on.
+
+Between two blocks of the scan travels z = alpha x + b branch(F), and the block above begins with
+the outer norm of the one below it (`put_off`, `settle`): the same equations, cut at another place.
+A norm's derivative needs z. Where z is what the loop carries, and so what recomputation begins
+from, the FFN's last product need not be computed a third time to get it back.
 """
 
 import dataclasses
@@ -23,6 +28,8 @@ import numpy as np
 from keel_jax import config
 
 ATTENTION, FFN = 0, 1
+# Keys of a block's constants: the outer norm that the FFN below has left to this block.
+_GAIN_BELOW, _NORM_BELOW = "outer_gain_below", "outer_norm_below"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +116,8 @@ def join(
 ) -> jax.Array:
     """outer( alpha * x + b * branch(f) ), computed in float32, returned in the stream's dtype.
 
+    Without the FFN's outer norm where `put_off` has left it to the block above.
+
     Arguments as in `branch_input`; `f_BTD` is the branch's output and `gains` may hold
     "branch_norm" and "outer_norm".
     """
@@ -120,10 +129,39 @@ def join(
     z_BTD = x_BTD.astype(jnp.float32)
     if (always.alpha != 1).any():
         z_BTD = constants["alpha"][sublayer] * z_BTD
-    z_BTD = _norm_where(
-        z_BTD + f32_BTD, gains, "outer_norm", constants, always, sublayer, epsilon
-    )
+    z_BTD = z_BTD + f32_BTD
+    if sublayer == ATTENTION or _GAIN_BELOW not in constants:
+        z_BTD = _norm_where(z_BTD, gains, "outer_norm", constants, always, sublayer, epsilon)
     return z_BTD.astype(x_BTD.dtype)
+
+
+def put_off(
+    constants: Mapping[str, jax.Array], gain_ND: jax.Array
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Moves the FFN's outer norms one block up: what each block then reads, and what is left over.
+
+    Args:
+      constants: of consecutive blocks, [N, ...].
+      gain_ND: the gains of their FFNs' outer norms.
+
+    Returns:
+      The constants with which block n's `join` leaves its norm out and its `settle` applies that
+      of block n - 1, none in the first; and those for a `settle` of the last block's output.
+    """
+    is_on_N = constants["outer_norm"][:, FFN]
+    below = {
+        _GAIN_BELOW: jnp.roll(gain_ND, 1, axis=0),
+        _NORM_BELOW: jnp.roll(is_on_N, 1).at[0].set(False),
+    }
+    return {**constants, **below}, {_GAIN_BELOW: gain_ND[-1], _NORM_BELOW: is_on_N[-1]}
+
+
+def settle(x_BTD: jax.Array, constants: Mapping[str, jax.Array], *, epsilon: float) -> jax.Array:
+    """The stream after the outer norm that `put_off` has left to this block, if any."""
+    if _GAIN_BELOW not in constants:
+        return x_BTD
+    normed = _norm_if(constants[_NORM_BELOW], x_BTD, constants[_GAIN_BELOW], epsilon)
+    return normed.astype(x_BTD.dtype)
 
 
 def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
@@ -137,8 +175,17 @@ def _norm_where(x, gains, norm, constants, always, sublayer, epsilon):
     here = getattr(always, norm)[:, sublayer]
     if not here.any():
         return x
-    normed = rms_norm(x, gains[norm], epsilon)
-    return normed if here.all() else jnp.where(constants[norm][sublayer], normed, x)
+    if here.all():
+        return rms_norm(x, gains[norm], epsilon)
+    return _norm_if(constants[norm][sublayer], x, gains[norm], epsilon)
+
+
+def _norm_if(is_on: jax.Array, x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
+    """rms_norm(x) if the scalar says so, else x. Factors are chosen, [..., 1] and [D]: not [..., D].
+    """
+    x = x.astype(jnp.float32)
+    rstd = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    return jnp.where(is_on, gain, 1) * (x * jnp.where(is_on, rstd, 1))
 
 
 # --- The topologies ------------------------------------------------------------------------------
