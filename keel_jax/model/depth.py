@@ -22,7 +22,6 @@ class Block(nn.Module):
     def __call__(self, carry, constants, context: layers.Context):
         """One step of the scan: (stream, cache) -> (stream, cache)."""
         x_BTD, cache = carry
-        x_BTD = residual.settle(x_BTD, constants, epsilon=self.model.norm_epsilon)
         x_BTD = sharding.constrain(x_BTD, layers.STREAM_AXES)
         x_BTD, cache = layers.Attention(self.model, name="attention")(
             x_BTD, constants, context, cache
@@ -81,10 +80,10 @@ class Stage(nn.Module):
 
 def scan_blocks(model: config.ModelConfig, block: Block, carry, constants, context):
     """The (stream, cache) after all blocks of `constants`, whose leaves are [blocks, …]."""
-    left_over = {}
-    if residual.topology(model).has("outer_norm", residual.FFN) and not block.is_initializing():
-        gain_ND = block.variables["params"]["ffn"]["outer_norm"]
-        constants, left_over = residual.put_off(constants, gain_ND)
+    last = None
+    if not block.is_initializing():
+        constants, last = residual.put_off(constants, _outer_gains(model, block))
+        context = layers.with_turns(context, model)
 
     def body(block, carry, constants, context):
         return block(carry, constants, context), None
@@ -101,7 +100,17 @@ def scan_blocks(model: config.ModelConfig, block: Block, carry, constants, conte
         metadata_params={nn.PARTITION_NAME: "blocks"},
     )
     (x_BTD, cache), _ = scan(block, carry, constants, context)
-    return residual.settle(x_BTD, left_over, epsilon=model.norm_epsilon), cache
+    return residual.settle(x_BTD, last, model.norm_epsilon), cache
+
+
+def _outer_gains(model: config.ModelConfig, block: Block) -> dict[int, jax.Array]:
+    """The gains of the outer norms that the topology has, by sub-layer, [blocks, D]."""
+    params, topology = block.variables["params"], residual.topology(model)
+    return {
+        sublayer: params[name]["outer_norm"]
+        for sublayer, name in ((residual.ATTENTION, "attention"), (residual.FFN, "ffn"))
+        if topology.has("outer_norm", sublayer)
+    }
 
 
 def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:
