@@ -179,12 +179,9 @@ def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Arr
     x cos + (x R) sin, R taking (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are those of `turns`.
     Returns x's dtype. Its derivative is the turn back.
     """
-    # Halves of a head of 128 lie across a TPU's lanes: to bring them there costs it three passes
-    # over x. Its matrix unit does it in one, and next to nothing: exactly, for R moves numbers.
-    swapped_BTNH = jax.lax.platform_dependent(x_BTNH, tpu=_swap_by_product, default=_swap)
-    cos_BT1H, sin_BT1H = cos_BTH[:, :, None], sin_BTH[:, :, None]
-    turned_BTNH = x_BTNH.astype(jnp.float32) * cos_BT1H + swapped_BTNH * sin_BT1H
-    return turned_BTNH.astype(x_BTNH.dtype)
+    return jax.lax.platform_dependent(
+        x_BTNH, cos_BTH, sin_BTH, tpu=_turn_by_product, default=_turn
+    )
 
 
 def _rotate_forward(x_BTNH, cos_BTH, sin_BTH):
@@ -193,25 +190,47 @@ def _rotate_forward(x_BTNH, cos_BTH, sin_BTH):
 
 def _rotate_backward(saved, cotangent_BTNH):
     cos_BTH, sin_BTH = saved
-    # Positions are integers: nothing to differentiate the angles by.
-    return rotate(cotangent_BTNH, cos_BTH, -sin_BTH), None, None
+    back_BTNH = jax.lax.platform_dependent(
+        cotangent_BTNH, cos_BTH, -sin_BTH, tpu=_turn_by_product_heads_first, default=_turn
+    )
+    return back_BTNH, None, None  # positions are integers: nothing to differentiate them by
 
 
 rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
-def _swap(x_BTNH: jax.Array) -> jax.Array:
-    """x R, float32."""
+def _turn(x_BTNH, cos_BTH, sin_BTH):
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([-second, first], axis=-1)
+    swapped_BTNH = jnp.concatenate([-second, first], axis=-1)
+    return _combine(x_BTNH, swapped_BTNH, cos_BTH[:, :, None], sin_BTH[:, :, None])
 
 
-def _swap_by_product(x_BTNH: jax.Array) -> jax.Array:
-    width = x_BTNH.shape[-1]
-    identity = np.eye(width // 2)
+def _turn_by_product(x_BTNH, cos_BTH, sin_BTH):
+    """The halves of a head share a TPU's registers, where swapping them costs three passes over x.
+
+    The matrix unit does it in one, at the price of H / D of a projection: R moves numbers, so the
+    product is exact.
+    """
+    return _combine(x_BTNH, _times_r(x_BTNH), cos_BTH[:, :, None], sin_BTH[:, :, None])
+
+
+def _turn_by_product_heads_first(x_BTNH, cos_BTH, sin_BTH):
+    """The same of what the kernel's backward pass has left heads first: its product transposes."""
+    x_BNTH = x_BTNH.swapaxes(1, 2)
+    turned_BNTH = _combine(x_BNTH, _times_r(x_BNTH), cos_BTH[:, None], sin_BTH[:, None])
+    return turned_BNTH.swapaxes(1, 2)
+
+
+def _combine(x, swapped, cos, sin):
+    return (x.astype(jnp.float32) * cos + swapped * sin).astype(x.dtype)
+
+
+def _times_r(x: jax.Array) -> jax.Array:
+    """x R in float32, without rounding."""
+    identity = np.eye(x.shape[-1] // 2)
     r_HH = np.block([[np.zeros_like(identity), identity], [-identity, np.zeros_like(identity)]])
     return jnp.matmul(
-        x_BTNH, jnp.asarray(r_HH, x_BTNH.dtype),
-        # Of bf16 one pass is exact; float32 takes the passes that it needs.
+        x, jnp.asarray(r_HH, x.dtype),
+        # One pass holds bf16; float32 takes as many as it needs.
         precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
     )
