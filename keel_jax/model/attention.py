@@ -190,10 +190,8 @@ def _rotate_forward(x_BTNH, cos_BTH, sin_BTH):
 
 def _rotate_backward(saved, cotangent_BTNH):
     cos_BTH, sin_BTH = saved
-    back_BTNH = jax.lax.platform_dependent(
-        cotangent_BTNH, cos_BTH, -sin_BTH, tpu=_turn_by_product_heads_first, default=_turn
-    )
-    return back_BTNH, None, None  # positions are integers: nothing to differentiate them by
+    # Positions are integers: nothing to differentiate the angles by.
+    return rotate(cotangent_BTNH, cos_BTH, -sin_BTH), None, None
 
 
 rotate.defvjp(_rotate_forward, _rotate_backward)
@@ -202,7 +200,7 @@ rotate.defvjp(_rotate_forward, _rotate_backward)
 def _turn(x_BTNH, cos_BTH, sin_BTH):
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     swapped_BTNH = jnp.concatenate([-second, first], axis=-1)
-    return _combine(x_BTNH, swapped_BTNH, cos_BTH[:, :, None], sin_BTH[:, :, None])
+    return _combine(x_BTNH, swapped_BTNH, cos_BTH, sin_BTH)
 
 
 def _turn_by_product(x_BTNH, cos_BTH, sin_BTH):
@@ -211,26 +209,18 @@ def _turn_by_product(x_BTNH, cos_BTH, sin_BTH):
     The matrix unit does it in one, at the price of H / D of a projection: R moves numbers, so the
     product is exact.
     """
-    return _combine(x_BTNH, _times_r(x_BTNH), cos_BTH[:, :, None], sin_BTH[:, :, None])
-
-
-def _turn_by_product_heads_first(x_BTNH, cos_BTH, sin_BTH):
-    """The same of what the kernel's backward pass has left heads first: its product transposes."""
-    x_BNTH = x_BTNH.swapaxes(1, 2)
-    turned_BNTH = _combine(x_BNTH, _times_r(x_BNTH), cos_BTH[:, None], sin_BTH[:, None])
-    return turned_BNTH.swapaxes(1, 2)
-
-
-def _combine(x, swapped, cos, sin):
-    return (x.astype(jnp.float32) * cos + swapped * sin).astype(x.dtype)
-
-
-def _times_r(x: jax.Array) -> jax.Array:
-    """x R in float32, without rounding."""
-    identity = np.eye(x.shape[-1] // 2)
+    identity = np.eye(x_BTNH.shape[-1] // 2)
     r_HH = np.block([[np.zeros_like(identity), identity], [-identity, np.zeros_like(identity)]])
-    return jnp.matmul(
-        x, jnp.asarray(r_HH, x.dtype),
+    swapped_BTNH = jnp.matmul(
+        x_BTNH, jnp.asarray(r_HH, x_BTNH.dtype),
         # One pass holds bf16; float32 takes as many as it needs.
         precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
     )
+    return _combine(x_BTNH, swapped_BTNH, cos_BTH, sin_BTH)
+
+
+def _combine(x_BTNH, swapped_BTNH, cos_BTH, sin_BTH):
+    turned_BTNH = (
+        x_BTNH.astype(jnp.float32) * cos_BTH[:, :, None] + swapped_BTNH * sin_BTH[:, :, None]
+    )
+    return turned_BTNH.astype(x_BTNH.dtype)

@@ -256,6 +256,9 @@ def _norm_twice_backward(epsilon, saved, cotangents):
     x, e = gain * u, inner_gain * dh
     mean_xe = q * jnp.mean(x * e, axis=-1, keepdims=True)
     mean_xdx = jnp.mean(x * dx, axis=-1, keepdims=True) + epsilon * q * q * mean_xe
+    # Both sums first, then everything that needs them: else a TPU's compiler takes the second one
+    # with the gain's gradient, and reads the arrays once more.
+    mean_xe, mean_xdx = jax.lax.optimization_barrier((mean_xe, mean_xdx))
     d = dx + q * (e - x * q * mean_xe)
     dz = r * (gain * d - u * jnp.where(is_on, mean_xdx, 0))
     rows = tuple(range(z.ndim - 1))

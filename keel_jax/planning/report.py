@@ -14,7 +14,14 @@ from keel_jax import config
 from keel_jax.model import attention
 from keel_jax.parallel import pipeline
 from keel_jax.planning import (
-    buffers, chips, closed_form, cycles, estimate, flops, hlo, memory,
+    buffers,
+    chips,
+    closed_form,
+    cycles,
+    estimate,
+    flops,
+    hlo,
+    memory,
 )
 from keel_jax.runtime import compiler_options
 

@@ -1,12 +1,15 @@
 """Cycles by kind of work, on a program written by hand and on what the TPU compiler makes."""
 
+import re
+
 import pytest
 
 from keel_jax import config, plan
 from keel_jax.planning import cycles, hlo
 
-# Two blocks: a loop whose body has one operation of each kind, and an update outside.
-_PROGRAM = """
+# Two blocks: a loop whose body has one operation of each kind, and an update outside. Behind @
+# stand the operation's name in the traced program and its estimate.
+_TEXT = """
 HloModule step
 
 %product (a: f32[8,8], b: f32[8,8]) -> f32[8,8] {
@@ -41,11 +44,11 @@ HloModule step
   %w = f32[2,8,8]{2,1,0} get-tuple-element(%p), index=2
   %one = s32[] constant(1)
   %next = s32[] add(%n, %one)
-  %r = f32[1,8,8]{2,1,0} fusion(%w, %n), kind=kLoop, calls=%row, metadata={op_name="jit(f)/jvp(M)/depth/while/body/dynamic_slice"}, backend_config={"estimated_cycles":"3"}
-  %y = f32[8,8]{1,0} fusion(%x, %x), kind=kOutput, calls=%product, metadata={op_name="jit(f)/jvp(M)/depth/while/body/dot"}, backend_config={"estimated_cycles":"100"}
-  %z = f32[8,8]{1,0} fusion(%y), kind=kLoop, calls=%turned, metadata={op_name="jit(f)/transpose(jvp(M))/depth/while/body/transpose"}, backend_config={"estimated_cycles":"20"}
-  %v = f32[8,8]{1,0} copy(%z), backend_config={"estimated_cycles":"7"}
-  %u = f32[8,8]{1,0} fusion(%v), kind=kLoop, calls=%norm, metadata={op_name="jit(f)/transpose(jvp(M))/depth/while/body/checkpoint/rematted_computation/mul"}, backend_config={"estimated_cycles":"5"}
+  %r = f32[1,8,8]{2,1,0} fusion(%w, %n), calls=%row, @jit(f)/jvp(M)/depth/dynamic_slice@3
+  %y = f32[8,8]{1,0} fusion(%x, %x), calls=%product, @jit(f)/jvp(M)/depth/dot@100
+  %z = f32[8,8]{1,0} fusion(%y), calls=%turned, @jit(f)/transpose(jvp(M))/depth/transpose@20
+  %v = f32[8,8]{1,0} copy(%z), @@7
+  %u = f32[8,8]{1,0} fusion(%v), calls=%norm, @transpose(jvp(M))/depth/rematted_computation/mul@5
   ROOT %t = (s32[], f32[8,8], f32[2,8,8]) tuple(%next, %u, %w)
 }
 
@@ -63,10 +66,16 @@ ENTRY %main (x: f32[8,8], w: f32[2,8,8]) -> f32[8,8] {
   %start = (s32[], f32[8,8], f32[2,8,8]) tuple(%zero, %x, %w)
   %loop = (s32[], f32[8,8], f32[2,8,8]) while(%start), condition=%condition, body=%body
   %h = f32[8,8]{1,0} get-tuple-element(%loop), index=1
-  %l = f32[8,8]{1,0} fusion(%h, %h), kind=kOutput, calls=%product, metadata={op_name="jit(f)/jvp()/dot"}, backend_config={"estimated_cycles":"50"}
-  ROOT %o = f32[8,8]{1,0} fusion(%l), kind=kLoop, calls=%norm, metadata={op_name="jit(f)/mul"}, backend_config={"estimated_cycles":"11"}
+  %l = f32[8,8]{1,0} fusion(%h, %h), calls=%product, @jit(f)/jvp()/dot@50
+  ROOT %o = f32[8,8]{1,0} fusion(%l), calls=%norm, @jit(f)/mul@11
 }
 """
+
+
+_PROGRAM = re.sub(
+    r"@(.*)@(\d+)$", r'metadata={op_name="\1"}, backend_config={"estimated_cycles":"\2"}', _TEXT,
+    flags=re.MULTILINE,
+)
 
 
 def test_cycles_by_hand():
