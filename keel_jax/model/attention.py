@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
@@ -163,15 +164,69 @@ def positions_in_document(segments_BT: jax.Array) -> jax.Array:
     return index_BT - start_BT
 
 
-def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
+def turns(
+    positions_BT: jax.Array, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin) of the angles by which `rotate` turns a head; float32 [B, T, H] each.
+
+    Pair h, of H / 2, turns by position * theta^(-2h/H).
+    """
+    half = head_dim // 2
+    frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BTh = positions_BT[:, :, None].astype(jnp.float32) * frequency_h
+    angle_BTH = jnp.concatenate([angle_BTh, angle_BTh], axis=-1)
+    return jnp.cos(angle_BTH), jnp.sin(angle_BTH)
+
+
+@jax.custom_vjp
+def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Array:
     """Rotary position embedding (RoFormer, 2104.09864), pairs (h, h + H/2), in float32.
 
-    Pair h turns by position * theta^(-2h/H). Returns x's dtype.
+    x cos + (x R) sin, R taking (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are those of `turns`.
+    Returns x's dtype. Its derivative is the turn back.
     """
-    half = x_BTNH.shape[-1] // 2
-    frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_h
-    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+    return jax.lax.platform_dependent(
+        x_BTNH, cos_BTH, sin_BTH, tpu=_turn_by_product, default=_turn
+    )
+
+
+def _rotate_forward(x_BTNH, cos_BTH, sin_BTH):
+    return rotate(x_BTNH, cos_BTH, sin_BTH), (cos_BTH, sin_BTH)
+
+
+def _rotate_backward(saved, cotangent_BTNH):
+    cos_BTH, sin_BTH = saved
+    # Positions are integers: nothing to differentiate the angles by.
+    return rotate(cotangent_BTNH, cos_BTH, -sin_BTH), None, None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
+
+
+def _turn(x_BTNH, cos_BTH, sin_BTH):
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    swapped_BTNH = jnp.concatenate([-second, first], axis=-1)
+    return _combine(x_BTNH, swapped_BTNH, cos_BTH, sin_BTH)
+
+
+def _turn_by_product(x_BTNH, cos_BTH, sin_BTH):
+    """The halves of a head share a TPU's registers, where swapping them costs three passes over x.
+
+    The matrix unit does it in one, at the price of H / D of a projection: R moves numbers, so the
+    product is exact.
+    """
+    identity = np.eye(x_BTNH.shape[-1] // 2)
+    r_HH = np.block([[np.zeros_like(identity), identity], [-identity, np.zeros_like(identity)]])
+    swapped_BTNH = jnp.matmul(
+        x_BTNH, jnp.asarray(r_HH, x_BTNH.dtype),
+        # One pass holds bf16; float32 takes as many as it needs.
+        precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
+    )
+    return _combine(x_BTNH, swapped_BTNH, cos_BTH, sin_BTH)
+
+
+def _combine(x_BTNH, swapped_BTNH, cos_BTH, sin_BTH):
+    turned_BTNH = (
+        x_BTNH.astype(jnp.float32) * cos_BTH[:, :, None] + swapped_BTNH * sin_BTH[:, :, None]
+    )
+    return turned_BTNH.astype(x_BTNH.dtype)

@@ -96,11 +96,25 @@ def scan_blocks(model: config.ModelConfig, rows, carry, context):
         block = Block(model, parent=None)
         return block.apply({"params": params}, carry, constants, context), None
 
-    if carry[1] is not None:  # decoding: no backward pass
-        return jax.lax.scan(body, carry, rows)
     params, constants = rows
-    rows = jax.tree.map(lambda p: _as_multiplied(p, model.compute_dtype), params), constants
-    return recompute.scan(body, carry, rows, model.recompute)
+    constants, last = residual.put_off(constants, _outer_gains(model, params))
+    context = layers.with_turns(context, model)
+    if carry[1] is not None:  # decoding: no backward pass
+        (x_BTD, cache), told = jax.lax.scan(body, carry, (params, constants))
+    else:
+        params = jax.tree.map(lambda p: _as_multiplied(p, model.compute_dtype), params)
+        (x_BTD, cache), told = recompute.scan(body, carry, (params, constants), model.recompute)
+    return (residual.settle(x_BTD, last, model.norm_epsilon), cache), told
+
+
+def _outer_gains(model: config.ModelConfig, params) -> dict[int, jax.Array]:
+    """The gains of the outer norms that the topology has, by sub-layer, [blocks, D]."""
+    topology = residual.topology(model)
+    return {
+        sublayer: params[name]["outer_norm"]
+        for sublayer, name in ((residual.ATTENTION, "attention"), (residual.FFN, "ffn"))
+        if topology.has("outer_norm", sublayer)
+    }
 
 
 def _as_multiplied(p: jax.Array, dtype: str) -> jax.Array:

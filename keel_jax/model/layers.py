@@ -31,7 +31,7 @@ FFN_AXES = ("batch", "time", "ffn")
 
 @flax.struct.dataclass
 class Context:
-    """What every block reads beside the stream; int32 [B, T] each."""
+    """What every block reads beside the stream; int32 [B, T] each, unless it says otherwise."""
 
     # Position within the document, for RoPE.
     positions_BT: jax.Array
@@ -39,6 +39,8 @@ class Context:
     segments_BT: jax.Array
     # Index among the keys, for causality.
     index_BT: jax.Array
+    # `attention.turns` of the positions, float32 [B, T, H] each, once they are worked out.
+    turns: tuple[jax.Array, jax.Array] | None = None
 
 
 @flax.struct.dataclass
@@ -72,7 +74,7 @@ class Attention(nn.Module):
         w_out = weight(self, "out", (heads, m.d_model), ("heads_row", "stream"), scale)
         gains = residual_gains(self, residual.ATTENTION)
 
-        h_BTD = residual.branch_input(
+        x_BTD, h_BTD = residual.read(
             x_BTD, gains, constants, topology, residual.ATTENTION,
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
@@ -87,8 +89,8 @@ class Attention(nn.Module):
             k_BTKH = self._head_norm("key_norm", k_BTKH)
         if topology.qkv_norm:
             v_BTKH = self._head_norm("value_norm", v_BTKH)
-        q_BTNH = attention.rotate(q_BTNH, context.positions_BT, m.rope_theta)
-        k_BTKH = attention.rotate(k_BTKH, context.positions_BT, m.rope_theta)
+        turns = with_turns(context, m).turns
+        q_BTNH, k_BTKH = attention.rotate(q_BTNH, *turns), attention.rotate(k_BTKH, *turns)
         # Names for what recomputation may keep; see `recompute.NAMES`.
         q_BTNH, k_BTKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BTKH, "key")
         v_BTKH = checkpoint_name(v_BTKH, "value")
@@ -142,7 +144,7 @@ class Ffn(nn.Module):
         w_down = weight(self, "down", (m.d_ffn, m.d_model), ("ffn_row", "stream"), scale)
         gains = residual_gains(self, residual.FFN)
 
-        h_BTD = residual.branch_input(
+        x_BTD, h_BTD = residual.read(
             x_BTD, gains, constants, topology, residual.FFN,
             epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
         )
@@ -153,6 +155,14 @@ class Ffn(nn.Module):
         return residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.FFN, epsilon=m.norm_epsilon
         )
+
+
+def with_turns(context: Context, model: config.ModelConfig) -> Context:
+    """The context with the angles of RoPE, which the scan over depth works out once."""
+    if context.turns is not None:
+        return context
+    turns = attention.turns(context.positions_BT, model.head_dim, model.rope_theta)
+    return context.replace(turns=turns)
 
 
 def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size, seq_len):

@@ -10,9 +10,16 @@ program.
 
 The stream x is kept in `model.stream_dtype`, float32 by default. Each sub-layer moves Keel's
 stream by about F / alpha, and bf16 rounds that away from a few hundred sub-layers on.
+
+Inside the scan z = alpha x + b branch(F) travels, and each sub-layer begins with the outer norm of
+the one below it (`put_off`, `read`): the same equations, cut at another place. A norm's derivative
+needs z. Where z is what the loop carries, and so what recomputation begins from, the FFN's last
+product need not be computed a third time to get it back; and the two norms that meet there, outer
+and inner, read it once.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -23,6 +30,9 @@ import numpy as np
 from keel_jax import config
 
 ATTENTION, FFN = 0, 1
+# Keys of a block's constants, by the sub-layer that reads them: {"gain", "is_on"}, the outer norm
+# that the sub-layer below has left to it.
+_BELOW = ("outer_norm_below_attention", "outer_norm_below_ffn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +77,7 @@ def topology(model: config.ModelConfig) -> Topology:
 # --- The rule ------------------------------------------------------------------------------------
 
 
-def branch_input(
+def read(
     x_BTD: jax.Array,
     gains: Mapping[str, jax.Array],
     constants: Mapping[str, jax.Array],
@@ -76,25 +86,34 @@ def branch_input(
     *,
     epsilon: float,
     dtype: jnp.dtype,
-) -> jax.Array:
-    """beta * s * inner(x): what the branch F reads, computed in float32, returned in `dtype`.
+) -> tuple[jax.Array, jax.Array]:
+    """The stream x, and beta * s * inner(x), what the branch F reads; computed in float32.
 
     Args:
-      x_BTD: the stream.
+      x_BTD: the stream, or z, if the constants hold the outer norm below (`put_off`).
       gains: this sub-layer's parameters, each [D]: "inner_norm", "beta" where they exist.
       constants: this block's row of `Topology.constants()`, each [2].
       always: the topology; a norm that all blocks share costs no selection.
       sublayer: ATTENTION or FFN.
+
+    Returns:
+      x [B, T, D] in x_BTD's dtype, the branch's input in `dtype`.
     """
-    h_BTD = x_BTD.astype(jnp.float32)
-    h_BTD = _norm_where(
-        h_BTD, gains, "inner_norm", constants, always, sublayer, epsilon
-    )
+    stream_dtype, x_BTD = x_BTD.dtype, x_BTD.astype(jnp.float32)
+    below = constants.get(_BELOW[sublayer])
+    if below is not None and always.inner_norm[:, sublayer].all():
+        x_BTD, h_BTD = norm_twice(
+            x_BTD, below["gain"], below["is_on"], gains["inner_norm"], epsilon
+        )
+    else:
+        if below is not None:
+            x_BTD = _norm_if(below["is_on"], x_BTD, below["gain"], epsilon)
+        h_BTD = _norm_where(x_BTD, gains, "inner_norm", constants, always, sublayer, epsilon)
     if (always.input_scale != 1).any():
         h_BTD = constants["input_scale"][sublayer] * h_BTD
     if always.has_beta:
         h_BTD = gains["beta"] * h_BTD
-    return h_BTD.astype(dtype)
+    return x_BTD.astype(stream_dtype), h_BTD.astype(dtype)
 
 
 def join(
@@ -109,8 +128,10 @@ def join(
 ) -> jax.Array:
     """outer( alpha * x + b * branch(f) ), computed in float32, returned in the stream's dtype.
 
-    Arguments as in `branch_input`; `f_BTD` is the branch's output and `gains` may hold
-    "branch_norm" and "outer_norm".
+    Without the outer norm, if the constants leave it to the sub-layer above (`put_off`).
+
+    Arguments as in `read`; `f_BTD` is the branch's output and `gains` may hold "branch_norm" and
+    "outer_norm".
     """
     f32_BTD = f_BTD.astype(jnp.float32)
     if always.has("branch_norm", sublayer):
@@ -120,10 +141,52 @@ def join(
     z_BTD = x_BTD.astype(jnp.float32)
     if (always.alpha != 1).any():
         z_BTD = constants["alpha"][sublayer] * z_BTD
-    z_BTD = _norm_where(
-        z_BTD + f32_BTD, gains, "outer_norm", constants, always, sublayer, epsilon
-    )
+    z_BTD = z_BTD + f32_BTD
+    if _BELOW[_above(sublayer)] not in constants:
+        z_BTD = _norm_where(z_BTD, gains, "outer_norm", constants, always, sublayer, epsilon)
     return z_BTD.astype(x_BTD.dtype)
+
+
+# --- Outer norms, one sub-layer later ------------------------------------------------------------
+
+
+def put_off(
+    constants: Mapping[str, jax.Array], gains: Mapping[int, jax.Array]
+) -> tuple[dict, Mapping[str, jax.Array] | None]:
+    """Leaves every outer norm to the sub-layer above.
+
+    Args:
+      constants: of consecutive blocks, [N, …].
+      gains: of the outer norms that the topology has, by sub-layer, [N, D].
+
+    Returns:
+      The constants with which `join` leaves its norm out and `read` applies that of the sub-layer
+      below, none in the first one; and what `settle` applies to the last one's output.
+    """
+    moved, last = dict(constants), None
+    for sublayer, gain_ND in gains.items():
+        is_on_N = constants["outer_norm"][:, sublayer]
+        if sublayer == FFN:
+            last = {"gain": gain_ND[-1], "is_on": is_on_N[-1]}
+            gain_ND, is_on_N = jnp.roll(gain_ND, 1, axis=0), jnp.roll(is_on_N, 1).at[0].set(False)
+        moved[_BELOW[_above(sublayer)]] = {"gain": gain_ND, "is_on": is_on_N}
+    return moved, last
+
+
+def settle(x_BTD: jax.Array, last: Mapping[str, jax.Array] | None, epsilon: float) -> jax.Array:
+    """The stream after all blocks, from what the last one leaves and `put_off`."""
+    if last is None:
+        return x_BTD
+    return _norm_if(last["is_on"], x_BTD, last["gain"], epsilon).astype(x_BTD.dtype)
+
+
+def _above(sublayer: int) -> int:
+    """The sub-layer that reads what `sublayer` leaves: its block's FFN, the next one's attention.
+    """
+    return FFN if sublayer == ATTENTION else ATTENTION
+
+
+# --- The norms -----------------------------------------------------------------------------------
 
 
 def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
@@ -137,8 +200,73 @@ def _norm_where(x, gains, norm, constants, always, sublayer, epsilon):
     here = getattr(always, norm)[:, sublayer]
     if not here.any():
         return x
-    normed = rms_norm(x, gains[norm], epsilon)
-    return normed if here.all() else jnp.where(constants[norm][sublayer], normed, x)
+    if here.all():
+        return rms_norm(x, gains[norm], epsilon)
+    return _norm_if(constants[norm][sublayer], x, gains[norm], epsilon)
+
+
+def _norm_if(is_on: jax.Array, x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
+    """rms_norm(x) if the scalar says so, else x: its factors are chosen, not the arrays."""
+    x = x.astype(jnp.float32)
+    rstd, gain = _factors(is_on, x, gain, epsilon)
+    return gain * (x * rstd)
+
+
+def _factors(is_on, x, gain, epsilon) -> tuple[jax.Array, jax.Array]:
+    """(1 / sqrt(mean(x^2) + epsilon), gain) of a norm that is on, ones of one that is off."""
+    rstd = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    return jnp.where(is_on, rstd, 1), jnp.where(is_on, gain, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def norm_twice(
+    z: jax.Array, outer_gain: jax.Array, is_on: jax.Array, inner_gain: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
+    """x = outer(z) and inner(x), two RMSNorms over the last axis whose sums are of z alone.
+
+        r = 1 / sqrt(mean(z^2) + epsilon)                       x = outer_gain (r z)
+        q = 1 / sqrt(r^2 mean((outer_gain z)^2) + epsilon)      h = inner_gain (q x)
+
+    Both sums are taken in one pass over z, so h is not a pass later than x. So it is backwards:
+    with dx, dh the cotangents and e = inner_gain dh,
+
+        dx' = dx + q (e - q^2 x mean(x e)),    dz = r (outer_gain dx' - r z mean(x dx'))
+
+    where mean(x dx') = mean(x dx) + epsilon q^2 (q mean(x e)), as q^2 mean(x^2) is
+    1 - epsilon q^2. No gain divides anything, so each may be 0.
+
+    Args:
+      z: float32 [..., D].
+      outer_gain, inner_gain: [D].
+      is_on: bool, a scalar; without it x = z.
+    """
+    return _norm_twice_forward(z, outer_gain, is_on, inner_gain, epsilon)[0]
+
+
+def _norm_twice_forward(z, outer_gain, is_on, inner_gain, epsilon):
+    r, gain = _factors(is_on, z, outer_gain, epsilon)
+    q = jax.lax.rsqrt(r * r * jnp.mean((gain * z) ** 2, axis=-1, keepdims=True) + epsilon)
+    x = gain * (z * r)
+    return (x, inner_gain * (x * q)), (z, r, gain, q, is_on, inner_gain)
+
+
+def _norm_twice_backward(epsilon, saved, cotangents):
+    (z, r, gain, q, is_on, inner_gain), (dx, dh) = saved, cotangents
+    u = z * r
+    x, e = gain * u, inner_gain * dh
+    mean_xe = q * jnp.mean(x * e, axis=-1, keepdims=True)
+    mean_xdx = jnp.mean(x * dx, axis=-1, keepdims=True) + epsilon * q * q * mean_xe
+    # Both sums first, then everything that needs them: else a TPU's compiler takes the second one
+    # with the gain's gradient, and reads the arrays once more.
+    mean_xe, mean_xdx = jax.lax.optimization_barrier((mean_xe, mean_xdx))
+    d = dx + q * (e - x * q * mean_xe)
+    dz = r * (gain * d - u * jnp.where(is_on, mean_xdx, 0))
+    rows = tuple(range(z.ndim - 1))
+    outer_gradient = jnp.where(is_on, jnp.sum(u * d, axis=rows), 0)
+    return dz, outer_gradient, None, jnp.sum(x * q * dh, axis=rows)
+
+
+norm_twice.defvjp(_norm_twice_forward, _norm_twice_backward)
 
 
 # --- The topologies ------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from keel_jax.planning import (
     buffers,
     chips,
     closed_form,
+    cycles,
     estimate,
     flops,
     hlo,
@@ -57,6 +58,8 @@ class Report:
     estimate: estimate.Estimate | None
     peak_flops_per_second: float | None
     compile_seconds: float
+    # Where the compiler says that cycles go; [] where it does not.
+    cycle_parts: tuple[cycles.Part, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -88,11 +91,15 @@ class Report:
         return pipeline.num_microbatches(self.cfg.mesh.stage_microbatches, self.stages)
 
     @property
+    def blocks(self) -> int:
+        """Blocks of one device."""
+        return self.cfg.model.num_blocks // self.stages
+
+    @property
     def trips(self) -> tuple[int, ...]:
-        """Of the loops over a stage's blocks, outermost first."""
-        blocks = self.cfg.model.num_blocks // self.stages
+        """Of the loops over a device's blocks, outermost first."""
         return recompute.kept_carries(
-            recompute.segment_sizes(self.cfg.model.recompute, blocks), blocks
+            recompute.segment_sizes(self.cfg.model.recompute, self.blocks), self.blocks
         )
 
     @property
@@ -163,6 +170,12 @@ class Report:
             "advice": self.advice,
             "compile_seconds": self.compile_seconds,
             "estimate": self._estimate_json(),
+            "cycles": {
+                "source": cycles.SOURCE,
+                "total": cycles.sum_of(self.cycle_parts),
+                "per_block": cycles.sum_of(self.cycle_parts, region="blocks") / self.blocks,
+                "parts": [part.to_json() for part in self.cycle_parts],
+            } if self.cycle_parts else None,
             "plan": {
                 "mesh": self.mesh,
                 # Trips of the loops over depth, outermost first.
@@ -242,7 +255,7 @@ def compile_and_measure(
         estimate=chip and estimate.roofline(
             chip, executed.total, estimate.hbm_bytes(program), travels
         ),
-        compile_seconds=seconds,
+        compile_seconds=seconds, cycle_parts=tuple(cycles.parts(program)),
     )
 
 
@@ -303,6 +316,8 @@ def show(report: Report, console: rich.console.Console) -> None:
         table.add_row(c["kind"], c["axis"], c["network"], str(c["count"]),
                       f"{c['bytes'] / _GIB:.4f}")
     console.print(table)
+    if report.cycle_parts:
+        console.print(_cycles_table(report))
     executed = report.executed.total
     console.print(
         f"FLOPs of one device and step: model {report.model_flops:.4g}, executed {executed:.4g}, "
@@ -320,6 +335,28 @@ def show(report: Report, console: rich.console.Console) -> None:
             f"{e.exposed_ici_seconds:.3g}, DCN {e.dcn_seconds:.3g}), "
             f"{report.tokens_per_second:,.0f} tokens/s, MFU {report.mfu:.1%}"
         )
+
+
+def _cycles_table(report: Report) -> rich.table.Table:
+    """Thousands of cycles a block, by kind and pass; below, millions of the rest of the step."""
+    parts = report.cycle_parts
+    title = f"Thousands of cycles a block ({cycles.SOURCE})"
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE)
+    passes = cycles.PASSES[:3]
+    for head in ("", *passes, "all"):
+        table.add_column(head, justify="right" if head else "left")
+    thousands = lambda **wanted: (  # noqa: E731
+        f"{cycles.sum_of(parts, region='blocks', **wanted) / report.blocks / 1e3:,.0f}"
+    )
+    for kind in cycles.KINDS:
+        each = [thousands(kind=kind, pass_=pass_) for pass_ in passes]
+        table.add_row(kind, *each, thousands(kind=kind))
+    table.add_row("all", *(thousands(pass_=pass_) for pass_ in passes), thousands())
+    rest = ", ".join(
+        f"{region} {cycles.sum_of(parts, region=region) / 1e6:,.1f}" for region in cycles.REGIONS
+    )
+    table.caption = f"millions in the step: {rest}"
+    return table
 
 
 def _verdict(report: Report) -> str:

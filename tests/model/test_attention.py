@@ -69,7 +69,8 @@ def test_rotation_depends_on_the_distance_only():
     q, k = (jax.random.normal(key, (1, 1, 1, 8)) for key in jax.random.split(key))
 
     def score(t, s):
-        at = lambda x, p: attention.rotate(x, jnp.asarray([[p]]), 10_000.0)  # noqa: E731
+        turns = lambda p: attention.turns(jnp.asarray([[p]]), 8, 10_000.0)  # noqa: E731
+        at = lambda x, p: attention.rotate(x, *turns(p))  # noqa: E731
         return float((at(q, t) * at(k, s)).sum())
 
     # Far positions lose float32 digits in the angle.

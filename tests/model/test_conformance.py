@@ -230,7 +230,7 @@ def test_without_branches_the_stream_is_constant_after_block_0(num_blocks):
     ),
 )
 def test_gain_of_the_residual_path(monkeypatch, topology, alpha, num_blocks, low, high):
-    # The factor on a perturbation of block 0's output that travels along the stream alone, no
+    # The factor on a gradient that travels down to block 0's output along the stream alone, no
     # gradient through F, with |F| = |x|. (The total gradient of a random Post-LN stack does not
     # vanish, so it would show nothing.) Block 0 is silenced: it then hands on LN(e).
     model = small(topology=topology, alpha=alpha, num_blocks=num_blocks, d_model=64, d_ffn=64,
@@ -245,15 +245,17 @@ def test_gain_of_the_residual_path(monkeypatch, topology, alpha, num_blocks, low
 
     monkeypatch.setattr(residual, "join", path_only)
     x_VD = np.asarray(residual.rms_norm(params["embedding"]["table"], 1.0, TINY))
-    v_VD = np.random.default_rng(1).standard_normal(x_VD.shape)
-    v_VD -= x_VD * np.mean(x_VD * v_VD, axis=-1, keepdims=True)  # LN has no radial derivative
 
     def stream(x):
         tree = params | {"embedding": {"table": x}}
         return lm.LanguageModel(model).apply({"params": tree}, all_tokens(model))[0]
 
-    _, out_VD = jax.jvp(stream, (x_VD,), (v_VD.astype(np.float32),))
-    gain = np.linalg.norm(out_VD, axis=-1) / np.linalg.norm(v_VD, axis=-1)
+    out_VD, pull_back = jax.vjp(stream, x_VD)
+    v_VD = np.random.default_rng(1).standard_normal(x_VD.shape).astype(np.float32)
+    # LN has no radial derivative.
+    v_VD -= out_VD * np.mean(out_VD * v_VD, axis=-1, keepdims=True)
+    (back_VD,) = pull_back(v_VD)
+    gain = np.linalg.norm(back_VD, axis=-1) / np.linalg.norm(v_VD, axis=-1)
     assert low < np.exp(np.log(gain).mean()) < high
 
 

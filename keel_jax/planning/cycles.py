@@ -1,0 +1,139 @@
+"""Where the TPU compiler says that a step's cycles go: its own estimate of each operation.
+
+    cycles = sum over instructions of estimated_cycles x (times that it runs)
+
+XLA:TPU writes `estimated_cycles` beside every fusion and copy of the optimised program. The
+estimate leaves out Pallas kernels, waiting for memory or for other devices, and collectives: it
+ranks programs of the same shape and says what in them is not matrix multiplication. It predicts no
+step time. A CPU's compiler writes none.
+"""
+
+import collections
+import dataclasses
+import re
+
+from keel_jax.planning import hlo
+
+SOURCE = "XLA's estimated_cycles, without Pallas kernels, waits and collectives"
+# Of each operation, the first that holds.
+KINDS = (
+    # Holds a matrix multiplication, and whatever was fused to it.
+    "multiplication",
+    # Only moves an array into another layout.
+    "layout",
+    # Only moves rows into or out of an array of all blocks.
+    "stack",
+    # Around the attention kernel: what it reads is prepared, what it gives is summed up.
+    "attention",
+    # Everything else: norms, residuals, activations, rotation, reductions.
+    "elementwise",
+)
+PASSES = ("forward", "recompute", "backward", "update")
+REGIONS = ("blocks", "embedding and loss", "optimiser")
+
+_ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL = re.compile(r"splash|flash_attention")
+# Move nothing, or name what is moved.
+_VIEWS = frozenset(
+    "parameter constant tuple get-tuple-element bitcast reshape broadcast iota convert".split()
+)
+_LAYOUT = frozenset(("copy", "transpose"))
+_STACK = frozenset(
+    "dynamic-slice dynamic-update-slice slice add select compare clamp maximum minimum".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Cycles of one run of the program that go to one kind of work; one device's."""
+
+    region: str
+    # One of PASSES.
+    pass_: str
+    kind: str
+    cycles: int
+
+    def to_json(self) -> dict:
+        return {"region": self.region, "pass": self.pass_, "kind": self.kind,
+                "cycles": self.cycles}
+
+
+def parts(program: hlo.Program) -> list[Part]:
+    """All that has an estimate, summed by region, pass and kind, in their order; [] without any.
+    """
+    total: collections.Counter = collections.Counter()
+    for name, times in program.runs.items():
+        computation, here = program.computations[name], []
+        for instruction in computation.instructions.values():
+            if match := _ESTIMATE.search(instruction.attributes):
+                here.append((instruction, int(match[1]) * times))
+        usual = _usual(here)
+        for instruction, cycles in here:
+            region, pass_ = _place(instruction.op_name) or usual
+            total[region, pass_, _kind(program, instruction)] += cycles
+    order = [(r, p, k) for r in REGIONS for p in PASSES for k in KINDS]
+    return [Part(*key, total[key]) for key in order if total[key]]
+
+
+def sum_of(parts: list[Part], **wanted: str) -> int:
+    """Cycles of the parts whose `region`, `pass_` or `kind` are the wanted ones."""
+    return sum(
+        part.cycles for part in parts
+        if all(getattr(part, name) == value for name, value in wanted.items())
+    )
+
+
+def _usual(instructions) -> tuple[str, str]:
+    """Where most cycles of one computation go: for what the compiler left without a name."""
+    places: collections.Counter = collections.Counter()
+    for instruction, cycles in instructions:
+        if place := _place(instruction.op_name):
+            places[place] += cycles
+    return places.most_common(1)[0][0] if places else ("optimiser", "update")
+
+
+def _place(op_name: str) -> tuple[str, str] | None:
+    """(region, pass) of what JAX traced under this name; None: it does not say.
+
+    JAX writes jvp(…) around what is differentiated, transpose(…) around its backward pass and
+    rematted_computation where that computes the forward pass again.
+    """
+    if "/" not in op_name:
+        return None
+    in_blocks = "/depth/" in op_name or "block.body/" in op_name
+    if "rematted_computation" in op_name:
+        pass_ = "recompute"
+    elif "transpose(jvp" in op_name:
+        pass_ = "backward"
+    elif "jvp(" in op_name or in_blocks:
+        pass_ = "forward"
+    elif op_name.startswith("jit("):
+        return "optimiser", "update"
+    else:
+        return None
+    return ("blocks" if in_blocks else "embedding and loss"), pass_
+
+
+def _kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
+    opcodes = _opcodes(program, instruction)
+    moving = opcodes - _VIEWS
+    if moving & {"convolution", "dot"}:
+        return "multiplication"
+    if moving & _LAYOUT and moving <= _LAYOUT:
+        return "layout"
+    if moving & {"dynamic-slice", "dynamic-update-slice"} and moving <= _STACK | _LAYOUT:
+        return "stack"
+    return "attention" if _KERNEL.search(instruction.op_name) else "elementwise"
+
+
+def _opcodes(program: hlo.Program, instruction: hlo.Instruction) -> set[str]:
+    """Of the instruction, or of all that a fusion holds."""
+    inner = [name for name in hlo.called(instruction) if name in program.computations]
+    if not inner:
+        return {instruction.opcode}
+    return {
+        opcode
+        for name in inner
+        for each in program.computations[name].instructions.values()
+        for opcode in _opcodes(program, each)
+    }

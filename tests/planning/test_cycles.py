@@ -1,0 +1,123 @@
+"""Cycles by kind of work, on a program written by hand and on what the TPU compiler makes."""
+
+import re
+
+import pytest
+
+from keel_jax import config, plan
+from keel_jax.planning import cycles, hlo
+
+# Two blocks: a loop whose body has one operation of each kind, and an update outside. Behind @
+# stand the operation's name in the traced program and its estimate.
+_TEXT = """
+HloModule step
+
+%product (a: f32[8,8], b: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %b = f32[8,8]{1,0} parameter(1)
+  %c = f32[8,8]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+  ROOT %s = f32[8,8]{1,0} multiply(%c, %a)
+}
+
+%turned (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %t = f32[8,8]{0,1} transpose(%a), dimensions={1,0}
+  ROOT %b = f32[8,8]{1,0} bitcast(%t)
+}
+
+%row (a: f32[2,8,8], i: s32[]) -> f32[1,8,8] {
+  %a = f32[2,8,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %d = f32[1,8,8]{2,1,0} dynamic-slice(%a, %i, %zero, %zero), dynamic_slice_sizes={1,8,8}
+}
+
+%norm (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  ROOT %m = f32[8,8]{1,0} multiply(%a, %a)
+}
+
+%body (p: (s32[], f32[8,8], f32[2,8,8])) -> (s32[], f32[8,8], f32[2,8,8]) {
+  %p = (s32[], f32[8,8], f32[2,8,8]) parameter(0)
+  %n = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,8]{1,0} get-tuple-element(%p), index=1
+  %w = f32[2,8,8]{2,1,0} get-tuple-element(%p), index=2
+  %one = s32[] constant(1)
+  %next = s32[] add(%n, %one)
+  %r = f32[1,8,8]{2,1,0} fusion(%w, %n), calls=%row, @jit(f)/jvp(M)/depth/dynamic_slice@3
+  %y = f32[8,8]{1,0} fusion(%x, %x), calls=%product, @jit(f)/jvp(M)/depth/dot@100
+  %z = f32[8,8]{1,0} fusion(%y), calls=%turned, @jit(f)/transpose(jvp(M))/depth/transpose@20
+  %v = f32[8,8]{1,0} copy(%z), @@7
+  %u = f32[8,8]{1,0} fusion(%v), calls=%norm, @transpose(jvp(M))/depth/rematted_computation/mul@5
+  ROOT %t = (s32[], f32[8,8], f32[2,8,8]) tuple(%next, %u, %w)
+}
+
+%condition (p: (s32[], f32[8,8], f32[2,8,8])) -> pred[] {
+  %p = (s32[], f32[8,8], f32[2,8,8]) parameter(0)
+  %n = s32[] get-tuple-element(%p), index=0
+  %two = s32[] constant(2)
+  ROOT %less = pred[] compare(%n, %two), direction=LT
+}
+
+ENTRY %main (x: f32[8,8], w: f32[2,8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  %w = f32[2,8,8]{2,1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[8,8], f32[2,8,8]) tuple(%zero, %x, %w)
+  %loop = (s32[], f32[8,8], f32[2,8,8]) while(%start), condition=%condition, body=%body
+  %h = f32[8,8]{1,0} get-tuple-element(%loop), index=1
+  %l = f32[8,8]{1,0} fusion(%h, %h), calls=%product, @jit(f)/jvp()/dot@50
+  ROOT %o = f32[8,8]{1,0} fusion(%l), calls=%norm, @jit(f)/mul@11
+}
+"""
+
+
+_PROGRAM = re.sub(
+    r"@(.*)@(\d+)$", r'metadata={op_name="\1"}, backend_config={"estimated_cycles":"\2"}', _TEXT,
+    flags=re.MULTILINE,
+)
+
+
+def test_cycles_by_hand():
+    found = cycles.parts(hlo.parse(_PROGRAM))
+    assert {(p.region, p.pass_, p.kind): p.cycles for p in found} == {
+        ("blocks", "forward", "multiplication"): 2 * 100,
+        ("blocks", "forward", "stack"): 2 * 3,
+        # The copy has no name: it goes where most of the loop's cycles go.
+        ("blocks", "forward", "layout"): 2 * 7,
+        ("blocks", "backward", "layout"): 2 * 20,
+        ("blocks", "recompute", "elementwise"): 2 * 5,
+        ("embedding and loss", "forward", "multiplication"): 50,
+        ("optimiser", "update", "elementwise"): 11,
+    }
+    assert cycles.sum_of(found, region="blocks", kind="layout") == 2 * 27
+    assert cycles.sum_of(found) == 2 * 135 + 61
+
+
+def test_a_program_without_estimates_has_no_parts():
+    assert cycles.parts(hlo.parse(_PROGRAM.replace("estimated_cycles", "other"))) == []
+
+
+@pytest.mark.slow
+def test_keel_costs_what_pre_ln_costs_on_a_tpu():
+    """The peers' shape, four blocks of it: cycles a block do not depend on how many there are."""
+    found = {}
+    for topology in ("keel", "pre_ln"):
+        cfg = config.from_config_dict(dict(
+            model=dict(num_blocks=4, num_heads=8, num_kv_heads=8, d_ffn=2688, vocab_size=1024,
+                       topology=topology),
+            train=dict(num_steps=1000, batch_size=64, seq_len=2048),
+        ))
+        found[topology] = plan.plan(cfg, "v5e:4x4")
+    for report in found.values():
+        value = report.to_json()["cycles"]
+        assert value["total"] == sum(part["cycles"] for part in value["parts"])
+        of_blocks = [p for p in report.cycle_parts if p.region == "blocks"]
+        assert {p.pass_ for p in of_blocks} == {"forward", "recompute", "backward"}
+    keel, pre_ln = found["keel"], found["pre_ln"]
+    # Not one product more than Pre-LN, whose recomputation leaves out each block's last.
+    assert keel.executed.matmul == pytest.approx(pre_ln.executed.matmul, rel=1e-6)
+    per_block = {name: report.to_json()["cycles"]["per_block"] for name, report in found.items()}
+    assert per_block["keel"] < 1.05 * per_block["pre_ln"], per_block
+    moved = cycles.sum_of(keel.cycle_parts, region="blocks", pass_="backward", kind="layout")
+    assert moved / keel.blocks < 20_000
