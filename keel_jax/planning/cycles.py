@@ -9,6 +9,7 @@ step time. A CPU's compiler writes none.
 """
 
 import collections
+import collections.abc
 import dataclasses
 import re
 
@@ -32,6 +33,8 @@ PASSES = ("forward", "recompute", "backward", "update")
 REGIONS = ("blocks", "embedding and loss", "optimiser")
 
 _ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
+# A library's product on a CPU or GPU.
+_PRODUCT = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul)', re.IGNORECASE)
 _KERNEL = re.compile(r"splash|flash_attention")
 # Move nothing, or name what is moved.
 _VIEWS = frozenset(
@@ -61,18 +64,33 @@ class Part:
 def parts(program: hlo.Program) -> list[Part]:
     """All that has an estimate, summed by region, pass and kind, in their order; [] without any.
     """
+    return sum_up(program, _estimate)
+
+
+def sum_up(
+    program: hlo.Program, cost: collections.abc.Callable[[hlo.Instruction, int], int]
+) -> list[Part]:
+    """`parts`, of another measure than the compiler's estimate.
+
+    Args:
+      cost: (an instruction, how often it runs) -> what all its runs cost, 0 if it is not counted.
+    """
     total: collections.Counter = collections.Counter()
     for name, times in program.runs.items():
-        computation, here = program.computations[name], []
-        for instruction in computation.instructions.values():
-            if match := _ESTIMATE.search(instruction.attributes):
-                here.append((instruction, int(match[1]) * times))
-        usual = _usual(here)
-        for instruction, cycles in here:
+        computation = program.computations[name]
+        costs = [(each, cost(each, times)) for each in computation.instructions.values()]
+        costs = [(instruction, spent) for instruction, spent in costs if spent]
+        usual = _usual(costs)
+        for instruction, spent in costs:
             region, pass_ = _place(instruction.op_name) or usual
-            total[region, pass_, _kind(program, instruction)] += cycles
+            total[region, pass_, _kind(program, instruction)] += spent
     order = [(r, p, k) for r in REGIONS for p in PASSES for k in KINDS]
     return [Part(*key, total[key]) for key in order if total[key]]
+
+
+def _estimate(instruction: hlo.Instruction, times: int) -> int:
+    match = _ESTIMATE.search(instruction.attributes)
+    return int(match[1]) * times if match else 0
 
 
 def sum_of(parts: list[Part], **wanted: str) -> int:
@@ -83,12 +101,12 @@ def sum_of(parts: list[Part], **wanted: str) -> int:
     )
 
 
-def _usual(instructions) -> tuple[str, str]:
-    """Where most cycles of one computation go: for what the compiler left without a name."""
+def _usual(costs) -> tuple[str, str]:
+    """Where most of one computation's cost goes: for what the compiler left without a name."""
     places: collections.Counter = collections.Counter()
-    for instruction, cycles in instructions:
+    for instruction, spent in costs:
         if place := _place(instruction.op_name):
-            places[place] += cycles
+            places[place] += spent
     return places.most_common(1)[0][0] if places else ("optimiser", "update")
 
 
@@ -117,7 +135,7 @@ def _place(op_name: str) -> tuple[str, str] | None:
 def _kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
     opcodes = _opcodes(program, instruction)
     moving = opcodes - _VIEWS
-    if moving & {"convolution", "dot"}:
+    if moving & {"convolution", "dot"} or _PRODUCT.search(instruction.attributes):
         return "multiplication"
     if moving & _LAYOUT and moving <= _LAYOUT:
         return "layout"

@@ -38,8 +38,8 @@ def test_no_multiplication_is_turned_into_a_ring():
     assert all(c.axes == ("fsdp",) and c.network == "ici" for c in travels)
     # Each weight is gathered in the forward loop and in the backward one.
     assert {c.count for c in travels if c.is_async} == {cfg.model.num_blocks}
-    # The weights' count and a third more, as everything is recomputed once: but for the last product
-    # of a block, which nothing asks for; and three times the product that turns the heads.
+    # The weights' count and a third more, as everything is recomputed once: but for the last
+    # product of a block, which nothing asks for; and three times the product that turns the heads.
     # Splash's kernels take 2 products of scores forward, twice, and 3 + 4 backward, where the
     # formula has 6; one block of 512 tokens is computed in full.
     executed = flops.executed(program)
