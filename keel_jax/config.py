@@ -33,6 +33,13 @@ TOPOLOGIES = (
     "layernorm_scaling",
     "olmo2",
     "complete_p",
+    "rezero",
+    "resi_dual",
+    "siamese_norm",
+    "static_hyper_connections",
+    "hyper_connections",
+    "mhc",
+    "attention_residuals",
 )
 ATTENTION_KERNELS = ("auto", "reference", "splash", "cudnn", "ring")
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")
@@ -45,7 +52,7 @@ _LEAST_EPSILON = 2.0**-63
 class ModelConfig:
     """The decoder: its shape, its residual topology, its precision."""
 
-    # Residual topology, one of TOPOLOGIES (equations: keel_jax/model/residual.py).
+    # Residual topology, one of TOPOLOGIES (equations: docs/topologies.md).
     topology: str = "keel"
     # N, blocks; the paper's "layers" are sub-layers, L = 2N.
     num_blocks: int = 32
@@ -77,6 +84,11 @@ class ModelConfig:
     keel_first_block: str = "v2"
     # Mix-LN: fraction of the blocks, from the first, that are Post-LN.
     mix_ln_post_fraction: float = 0.25
+    # Hyper-connections: streams side by side (paper: 4).
+    hyper_streams: int = 4
+    # Attention residuals: groups of consecutive blocks over whose sums depth attends, at most; the
+    # paper calls them blocks and finds about 8 enough.
+    attn_res_groups: int = 8
     # Standard deviation of every weight's normal initialiser (paper: 0.02).
     init_std: float = 0.02
     # Matrix multiplications' input dtype.
@@ -99,7 +111,9 @@ class ModelConfig:
         for name in ("compute_dtype", "stream_dtype"):
             config_checks.one_of(f"model.{name}", getattr(self, name), ("float32", "bfloat16"))
         config_checks.at_least("model.num_blocks", self.num_blocks, 1)
-        for name in ("d_model", "d_ffn", "num_heads", "num_kv_heads"):
+        for name in (
+            "d_model", "d_ffn", "num_heads", "num_kv_heads", "hyper_streams", "attn_res_groups"
+        ):
             config_checks.at_least(f"model.{name}", getattr(self, name), 1)
         if self.vocab_size is not None:
             config_checks.at_least("model.vocab_size", self.vocab_size, 2)
@@ -144,7 +158,8 @@ class ModelConfig:
 
         6 FLOPs a weight, and 12 N S (heads x head_dim) for scores and weighted values against S
         keys (the PaLM paper's appendix B); `causal` halves the attention part, as each query sees
-        half of the keys on average. Both conventions are in use: say which.
+        half of the keys on average. Both conventions are in use: say which. What a topology of
+        several streams adds (mixing, its small products) is left out, as norms are.
         """
         keys = seq_len / 2 if causal else seq_len
         attention = 12 * self.num_blocks * self.num_heads * self.head_dim * keys
@@ -196,7 +211,8 @@ class ParamGroups:
     ffn: float = 1.0
     # Gains of the norms.
     norm: float = 1.0
-    # Learned residual scales (the paper's beta).
+    # What the residual connections learn: scales (the paper's beta), hyper-connections' weights,
+    # attention residuals' queries.
     residual: float = 1.0
     # The untied logit matrix.
     output: float = 1.0

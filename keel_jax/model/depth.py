@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import layers, residual
+from keel_jax.model import layers, residual, streams
 from keel_jax.parallel import pipeline, sharding
 
 
@@ -20,15 +20,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry, constants, context: layers.Context):
-        """One step of the scan: (stream, cache) -> (stream, cache)."""
-        x_BTD, cache = carry
-        x_BTD = sharding.constrain(x_BTD, layers.STREAM_AXES)
-        x_BTD, cache = layers.Attention(self.model, name="attention")(
-            x_BTD, constants, context, cache
+        """One step of the scan: (stream, cache) -> (stream, cache).
+
+        The stream is what the topology carries (`streams.Carry`).
+        """
+        stream, cache = carry
+        stream = _constrain(stream)
+        stream, cache = layers.Attention(self.model, name="attention")(
+            stream, constants, context, cache
         )
-        x_BTD = sharding.constrain(x_BTD, layers.STREAM_AXES)
-        x_BTD = layers.Ffn(self.model, name="ffn")(x_BTD, constants)
-        return sharding.constrain(x_BTD, layers.STREAM_AXES), cache
+        stream = layers.Ffn(self.model, name="ffn")(_constrain(stream), constants)
+        return _constrain(stream), cache
 
 
 class Depth(nn.Module):
@@ -39,32 +41,32 @@ class Depth(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BTD: jax.Array,
+        stream: streams.Carry,
         context: layers.Context,
         cache: layers.Cache | None = None,
         num_microbatches: int = 0,
-    ) -> tuple[jax.Array, layers.Cache | None]:
+    ) -> tuple[streams.Carry, layers.Cache | None]:
         """The stream after the last block; the cache, updated in place in the loop's carry.
 
         `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
         """
         m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
         if num_stages == 1 or self.is_initializing():
-            return scan_blocks(m, Block(m, name="block"), (x_BTD, cache), constants(m), context)
+            return scan_blocks(m, Block(m, name="block"), (stream, cache), constants(m), context)
         assert cache is None, "no decoding over stages"
 
-        def stage(arrays, x_BTD, context):
+        def stage(arrays, stream, context):
             params, constants = arrays
-            return Stage(m).apply({"params": {"block": params}}, x_BTD, constants, context)
+            return Stage(m).apply({"params": {"block": params}}, stream, constants, context)
 
         count = pipeline.num_microbatches(num_microbatches, num_stages)
-        x_MBTD = sharding.split_rows(x_BTD, count, layers.STREAM_AXES)
+        parts = jax.tree.map(lambda x: sharding.split_rows(x, count, layers.STREAM_AXES), stream)
         contexts = jax.tree.map(lambda x: sharding.split_rows(x, count, ("batch", "time")), context)
         arrays = self.variables["params"]["block"], constants(m)
-        x_MBTD = pipeline.run(
-            stage, arrays, x_MBTD, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
+        parts = pipeline.run(
+            stage, arrays, parts, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
         )
-        return x_MBTD.swapaxes(0, 1).reshape(x_BTD.shape), None
+        return jax.tree.map(lambda x, y: x.swapaxes(0, 1).reshape(y.shape), parts, stream), None
 
 
 class Stage(nn.Module):
@@ -73,9 +75,9 @@ class Stage(nn.Module):
     model: config.ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, constants, context: layers.Context) -> jax.Array:
+    def __call__(self, stream: streams.Carry, constants, context: layers.Context) -> streams.Carry:
         block = Block(self.model, name="block")
-        return scan_blocks(self.model, block, (x_BTD, None), constants, context)[0]
+        return scan_blocks(self.model, block, (stream, None), constants, context)[0]
 
 
 def scan_blocks(model: config.ModelConfig, block: Block, carry, constants, context):
@@ -115,3 +117,8 @@ def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:
 def constants(model: config.ModelConfig) -> dict[str, jax.Array]:
     """What each block reads of its own: the topology's constants, and its number; [N, …]."""
     return {**residual.topology(model).constants(), "block": jnp.arange(model.num_blocks)}
+
+
+def _constrain(stream: streams.Carry) -> streams.Carry:
+    """Keeps every array of the stream where streams lie."""
+    return jax.tree.map(lambda x: sharding.constrain(x, layers.STREAM_AXES), stream)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import attention, residual
+from keel_jax.model import attention, residual, streams
 from keel_jax.parallel import sharding
 
 # Logical axes of the stream between the branches, of what a branch reads, and of what the logits
@@ -56,25 +56,22 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BTD: jax.Array,
+        carry: streams.Carry,
         constants: Mapping[str, jax.Array],
         context: Context,
         cache: Cache | None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """The stream after the sub-layer, and the cache with this block's keys and values."""
-        m, topology = self.model, residual.topology(self.model)
+    ) -> tuple[streams.Carry, Cache | None]:
+        """The carry after the sub-layer, and the cache with this block's keys and values."""
+        m, topology, rule = self.model, residual.topology(self.model), streams.rule(self.model)
         heads, kv_heads, scale = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim, m.init_std
         w_query = weight(self, "query", (m.d_model, heads), ("embed", "heads"), scale)
         w_key = weight(self, "key", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
         scale *= topology.init_scale
         w_value = weight(self, "value", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
         w_out = weight(self, "out", (heads, m.d_model), ("heads_row", "stream"), scale)
-        gains = residual_gains(self, residual.ATTENTION)
+        at = residual_site(self, residual.ATTENTION, constants)
 
-        h_BTD = residual.branch_input(
-            x_BTD, gains, constants, topology, residual.ATTENTION,
-            epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
-        )
+        held, h_BTD = rule.read(carry, at)
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
         q_BTNH = split_heads(multiply(h_BTD, w_query), m.num_heads, attention.QUERY_AXES)
         k_BTKH = split_heads(multiply(h_BTD, w_key), m.num_kv_heads, attention.KEY_AXES)
@@ -112,10 +109,7 @@ class Attention(nn.Module):
         a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
         f_BTD = multiply(a_BTE, w_out)
         f_BTD = sharding.constrain(f_BTD, STREAM_AXES)
-        x_BTD = residual.join(
-            x_BTD, f_BTD, gains, constants, topology, residual.ATTENTION, epsilon=m.norm_epsilon
-        )
-        return x_BTD, cache
+        return rule.join(held, f_BTD, at), cache
 
     def _head_norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
         gain_H = norm_gain(self, name, self.model.head_dim, ("head_dim",))
@@ -128,26 +122,23 @@ class Ffn(nn.Module):
     model: config.ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, constants: Mapping[str, jax.Array]) -> jax.Array:
-        """The stream after the sub-layer."""
-        m, topology = self.model, residual.topology(self.model)
+    def __call__(
+        self, carry: streams.Carry, constants: Mapping[str, jax.Array]
+    ) -> streams.Carry:
+        """The carry after the sub-layer."""
+        m, topology, rule = self.model, residual.topology(self.model), streams.rule(self.model)
         scale = m.init_std * topology.init_scale
         w_gate = weight(self, "gate", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
         w_up = weight(self, "up", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
         w_down = weight(self, "down", (m.d_ffn, m.d_model), ("ffn_row", "stream"), scale)
-        gains = residual_gains(self, residual.FFN)
+        at = residual_site(self, residual.FFN, constants)
 
-        h_BTD = residual.branch_input(
-            x_BTD, gains, constants, topology, residual.FFN,
-            epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
-        )
+        held, h_BTD = rule.read(carry, at)
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
         f_BTF = jax.nn.silu(multiply(h_BTD, w_gate)) * multiply(h_BTD, w_up)
         f_BTF = sharding.constrain(f_BTF, FFN_AXES)
         f_BTD = sharding.constrain(multiply(f_BTF, w_down), STREAM_AXES)
-        return residual.join(
-            x_BTD, f_BTD, gains, constants, topology, residual.FFN, epsilon=m.norm_epsilon
-        )
+        return rule.join(held, f_BTD, at)
 
 
 def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size, seq_len):
@@ -183,12 +174,26 @@ def norm_gain(module: nn.Module, name: str, size: int, axes=("norm",)) -> jax.Ar
     return module.param(name, init, (size,), jnp.float32)
 
 
-def residual_gains(module: nn.Module, sublayer: int) -> dict[str, jax.Array]:
-    """The vectors [D] that the topology's rule reads in this sub-layer, by name."""
+def residual_site(
+    module: nn.Module, sublayer: int, constants: Mapping[str, jax.Array]
+) -> streams.At:
+    """This sub-layer's place for the topology's rule, with the parameters that the rule reads."""
     m, topology = module.model, residual.topology(module.model)
     names = [n for n in ("inner_norm", "outer_norm", "branch_norm") if topology.has(n, sublayer)]
     names += ["beta"] if topology.has_beta else []
-    return {name: norm_gain(module, name, m.d_model) for name in names}
+    params = {name: norm_gain(module, name, m.d_model) for name in names}
+    if topology.has_residual_scale:
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ())
+        params["residual_scale"] = module.param("residual_scale", init, (), jnp.float32)
+    own = streams.rule(m).parameters(m, sublayer, constants["block"])
+    params |= {name: rule_parameter(module, name, leaf) for name, leaf in own.items()}
+    return streams.At(m, sublayer, params, constants)
+
+
+def rule_parameter(module: nn.Module, name: str, leaf: streams.Parameter) -> jax.Array:
+    """A float32 parameter of the topology's rule, its gradient where it lies itself."""
+    init = nn.with_logical_partitioning(lambda key: jnp.asarray(leaf.value, jnp.float32), leaf.axes)
+    return sharding.constrain(module.param(name, init), leaf.axes)
 
 
 def multiply(x: jax.Array, w: jax.Array) -> jax.Array:

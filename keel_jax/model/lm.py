@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import attention, depth, layers, residual
+from keel_jax.model import attention, depth, layers, residual, streams
 from keel_jax.parallel import lookup, sharding
 
 
@@ -20,8 +20,8 @@ class LanguageModel(nn.Module):
     """A decoder-only language model with the residual topology `model.topology`.
 
     Parameters: `embedding/table` [V, D], `block/attention/…`, `block/ffn/…` [N, …],
-    `output/matrix` [D, V] unless tied, `output/norm` and `embedding/norm` where the topology has
-    them.
+    `output/matrix` [D, V] unless tied, `output/norm`, `embedding/norm` and what `streams` adds to
+    `output` where the topology has them.
     """
 
     model: config.ModelConfig
@@ -82,7 +82,7 @@ class LanguageModel(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The token table, read into the stream's dtype."""
+    """The token table, read into the stream's dtype, and into what the topology carries."""
 
     model: config.ModelConfig
 
@@ -94,23 +94,28 @@ class Embedding(nn.Module):
         if residual.topology(m).embedding_norm:
             self.norm = layers.norm_gain(self, "norm", m.d_model)
 
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array) -> streams.Carry:
         if self.is_initializing() or not sharding.has_devices_to_share():
             x_BTD = self.table[tokens_BT]
         else:
             x_BTD = lookup.rows(self.table, tokens_BT)
         if residual.topology(self.model).embedding_norm:
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
-        return sharding.constrain(x_BTD.astype(self.model.stream_dtype), layers.STREAM_AXES)
+        x_BTD = sharding.constrain(x_BTD.astype(self.model.stream_dtype), layers.STREAM_AXES)
+        return streams.rule(self.model).enter(x_BTD, self.model)
 
 
 class Output(nn.Module):
-    """The final norm, where there is one, and the untied logit matrix."""
+    """What leaves the carry, the final norm, where there is one, and the untied logit matrix."""
 
     model: config.ModelConfig
 
     def setup(self):
         m = self.model
+        leaves = streams.rule(m).output_parameters(m)
+        self.rule_params = {
+            name: layers.rule_parameter(self, name, leaf) for name, leaf in leaves.items()
+        }
         if has_final_norm(m):
             self.norm = layers.norm_gain(self, "norm", m.d_model)
         if not m.tie_embeddings:
@@ -118,7 +123,8 @@ class Output(nn.Module):
                 self, "matrix", (m.d_model, m.vocab_size), ("table_embed", "vocab"), m.init_std
             )
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, carry: streams.Carry) -> jax.Array:
+        x_BTD = streams.rule(self.model).leave(carry, self.rule_params, self.model)
         if has_final_norm(self.model):
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
         return sharding.constrain(x_BTD.astype(self.model.compute_dtype), layers.LOSS_AXES)

@@ -6,6 +6,7 @@ import math
 import jax
 
 from keel_jax import config
+from keel_jax.model import streams
 from keel_jax.parallel import pipeline
 
 
@@ -48,7 +49,7 @@ def temporaries(
 ) -> int:
     """A guess at the step's temporaries on one device of a mesh with these axis sizes.
 
-    Gradients in float32, as large as the parameters; a bf16 copy of the weights; one stream per
+    Gradients in float32, as large as the parameters; a bf16 copy of the weights; one carry per
     block (without recomputation about ten), of the pipeline's idle ticks too; scores of one block,
     if `kernel` (of attention) is the reference; logits of one chunk, twice.
     """
@@ -56,7 +57,8 @@ def temporaries(
     rows = train.batch_size / train.accumulation_steps / sizes["data"] / sizes["fsdp"]
     tokens = rows * train.seq_len / sizes["context"]
     stream = tokens / sizes["tensor"] * model.d_model * 4
-    saved = stream * model.num_blocks / sizes["stage"] * (1 if model.remat == "block" else 10)
+    carry = stream * streams.rule(model).num_arrays(model)
+    saved = carry * model.num_blocks / sizes["stage"] * (1 if model.remat == "block" else 10)
     parts = pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
     saved *= pipeline.num_ticks(sizes["stage"], parts) / parts
     scores = tokens / parts * train.seq_len * model.num_heads / sizes["tensor"] * 4

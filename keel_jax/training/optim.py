@@ -37,6 +37,10 @@ _ADAFACTOR_CLIP_RMS = 1.0
 
 _ATTENTION_MATRICES = ("query", "key", "value", "out")
 _FFN_MATRICES = ("gate", "up", "down")
+_RESIDUAL_PARAMS = (
+    "beta", "residual_scale", "depth_query",
+    "hyper_static", "hyper_bias", "hyper_dynamic", "hyper_scale",
+)
 
 
 class GroupLine(typing.NamedTuple):
@@ -160,7 +164,9 @@ def group_of(path: typing.Sequence) -> str:
     match tuple(entry.key for entry in path):
         case (*_, name) if name.endswith("norm"):
             return "norm"
-        case ("block", "attention" | "ffn", "beta"):
+        case ("block", "attention" | "ffn", name) if name in _RESIDUAL_PARAMS:
+            return "residual"
+        case ("output", "depth_query"):
             return "residual"
         case ("block", "attention", name) if name in _ATTENTION_MATRICES:
             return "attention"
