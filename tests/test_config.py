@@ -145,6 +145,8 @@ _EFFECTS = {
     "model.alpha": (3.0, dict(topology="deepnorm"), dict(topology="pre_ln")),
     "model.keel_first_block": ("v1", dict(topology="keel_scaled_input"), dict(topology="post_ln")),
     "model.mix_ln_post_fraction": (0.5, dict(topology="mix_ln"), dict(topology="keel")),
+    "model.hyper_streams": (3, dict(topology="mhc"), dict(topology="pre_ln")),
+    "model.attn_res_groups": (2, dict(topology="attention_residuals"), dict(topology="mhc")),
     "model.qk_norm": (True, dict(topology="keel"), dict(topology="hybridnorm_star")),
     "optim.beta1": (0.8, dict(name="lion"), dict(name="adafactor")),
     "optim.beta2": (0.8, dict(name="muon"), dict(name="adafactor")),

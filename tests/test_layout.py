@@ -140,7 +140,8 @@ def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
     )
     train.train(cfg, tmp_path)
     evaluate.evaluate(tmp_path)
-    variants = [dict(model=dict(topology=name)) for name in ("mix_ln", "keel_scaled_input")]
+    topologies = ("mix_ln", "keel_scaled_input", "mhc", "attention_residuals")
+    variants = [dict(model=dict(topology=name)) for name in topologies]
     variants += [dict(optim=dict(schedule="wsd", wsd_decay_fraction=0.5))]
     for variant in variants:
         variant_cfg = conftest.tiny_config(**variant)

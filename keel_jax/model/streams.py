@@ -270,9 +270,9 @@ class ManifoldHyperConnections(Rule):
         bias = jnp.concatenate([_READ_LOGIT * own, jnp.zeros(m), mix.reshape(-1)])
         num_weights = m * (m + 2)
         return {
-            "hyper_bias": Parameter((num_weights,), ("scalar",), bias),
-            "hyper_dynamic": _zeros((m, model.d_model, num_weights), ("scalar", "embed", "scalar")),
-            "hyper_scale": Parameter((3,), ("scalar",), jnp.full(3, _DYNAMIC_SCALE)),
+            "mhc_bias": Parameter((num_weights,), ("scalar",), bias),
+            "mhc_dynamic": _zeros((m, model.d_model, num_weights), ("scalar", "embed", "scalar")),
+            "mhc_scale": Parameter((3,), ("scalar",), jnp.full(3, _DYNAMIC_SCALE)),
         }
 
     def enter(self, x_BTD, model):
@@ -349,10 +349,10 @@ def mhc_weights(carry, at: At) -> tuple[jax.Array, jax.Array, jax.Array]:
     square_BT = sum(jnp.mean(x * x, axis=-1) for x in streams) / m
     dots_KBT = sum(
         jnp.einsum("btd,dk->kbt", x_BTD, w_DK)
-        for x_BTD, w_DK in zip(streams, at.params["hyper_dynamic"], strict=True)
+        for x_BTD, w_DK in zip(streams, at.params["mhc_dynamic"], strict=True)
     ) * jax.lax.rsqrt(square_BT + at.model.norm_epsilon)
-    scale_K = at.params["hyper_scale"][np.repeat([0, 1, 2], [m, m, m * m])]
-    u_KBT = scale_K[:, None, None] * dots_KBT + at.params["hyper_bias"][:, None, None]
+    scale_K = at.params["mhc_scale"][np.repeat([0, 1, 2], [m, m, m * m])]
+    u_KBT = scale_K[:, None, None] * dots_KBT + at.params["mhc_bias"][:, None, None]
     reads, writes = jax.nn.sigmoid(u_KBT[:m]), 2 * jax.nn.sigmoid(u_KBT[m : 2 * m])
     return reads, writes, sinkhorn(u_KBT[2 * m :].reshape(m, m, *u_KBT.shape[1:]))
 

@@ -39,7 +39,7 @@ _ATTENTION_MATRICES = ("query", "key", "value", "out")
 _FFN_MATRICES = ("gate", "up", "down")
 _RESIDUAL_PARAMS = (
     "beta", "residual_scale", "depth_query",
-    "hyper_static", "hyper_bias", "hyper_dynamic", "hyper_scale",
+    "hyper_static", "hyper_dynamic", "hyper_scale", "mhc_bias", "mhc_dynamic", "mhc_scale",
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from keel_jax import config
 from keel_jax.model import attention, depth, layers, lm
-from tests import conftest
+from tests import conftest, reference
 
 
 def _model_and_params(**options):
@@ -55,8 +55,11 @@ def _loss(logits_fn):
 @pytest.mark.parametrize("topology", config.TOPOLOGIES)
 def test_scan_equals_loop_in_values_and_gradients(topology):
     """Same operations in the same order: only fusion differs, hence a few float32 ulps."""
-    split = dict(mix_ln_post_fraction=0.34) if topology == "mix_ln" else {}
-    model, params = _model_and_params(topology=topology, **split)
+    options = {"mix_ln": dict(mix_ln_post_fraction=0.34),
+               # Two groups, the second smaller; and, to compile less, two streams.
+               "attention_residuals": dict(attn_res_groups=2)}
+    options |= dict.fromkeys(reference.HYPER, dict(hyper_streams=2))
+    model, params = _model_and_params(topology=topology, **options.get(topology, {}))
     tokens = _tokens()
     scan = lambda p, t: model.apply({"params": p}, t)  # noqa: E731
     loop = lambda p, t: _loop_logits(model, p, t)  # noqa: E731

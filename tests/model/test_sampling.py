@@ -7,7 +7,7 @@ import pytest
 
 from keel_jax import config
 from keel_jax.model import lm, sampling
-from tests import conftest
+from tests import conftest, reference
 
 
 def _model(**options):
@@ -20,7 +20,8 @@ def _model(**options):
 @pytest.mark.parametrize("topology", config.TOPOLOGIES)
 def test_cached_decoding_equals_the_forward_pass(topology):
     """One token at a time, after a prompt of three, against all at once."""
-    model, params = _model(topology=topology, qk_norm="hybridnorm" not in topology)
+    streams = dict(hyper_streams=2) if topology in reference.HYPER else {}
+    model, params = _model(topology=topology, qk_norm="hybridnorm" not in topology, **streams)
     tokens_BT = jax.random.randint(jax.random.key(1), (2, 9), 0, 64)
     forward = jax.jit(model.apply)({"params": params}, tokens_BT)
     cache = lm.empty_cache(model.model, 2, 9)
