@@ -40,6 +40,7 @@ TOPOLOGIES = (
     "hyper_connections",
     "mhc",
     "attention_residuals",
+    "ngpt",
 )
 ATTENTION_KERNELS = ("auto", "reference", "splash", "cudnn", "ring")
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")
@@ -72,7 +73,8 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     # RMSNorm's epsilon (paper: 1e-5).
     norm_epsilon: float = 1e-5
-    # RMSNorm on queries and keys, per head, before RoPE (hybridnorm and its star have it always).
+    # RMSNorm on queries and keys, per head, before RoPE (hybridnorm and its star have it always;
+    # ngpt has its own).
     qk_norm: bool = False
     # Logits use the embedding table.
     tie_embeddings: bool = False
@@ -89,7 +91,10 @@ class ModelConfig:
     # Attention residuals: groups of consecutive blocks over whose sums depth attends, at most; the
     # paper calls them blocks and finds about 8 enough.
     attn_res_groups: int = 8
-    # Standard deviation of every weight's normal initialiser (paper: 0.02).
+    # nGPT: how far each sub-layer first moves the stream towards its branch (paper: 0.05, of the
+    # order of 1 / blocks).
+    ngpt_rate: float = 0.05
+    # Standard deviation of every weight's normal initialiser (paper: 0.02); nGPT rescales them.
     init_std: float = 0.02
     # Matrix multiplications' input dtype.
     compute_dtype: str = "bfloat16"
@@ -120,6 +125,7 @@ class ModelConfig:
         config_checks.positive("model.norm_epsilon", self.norm_epsilon)
         config_checks.positive("model.rope_theta", self.rope_theta)
         config_checks.positive("model.init_std", self.init_std)
+        config_checks.positive("model.ngpt_rate", self.ngpt_rate)
         config_checks.fraction("model.mix_ln_post_fraction", self.mix_ln_post_fraction)
         if self.alpha is not None:
             config_checks.positive("model.alpha", self.alpha)
@@ -209,10 +215,10 @@ class ParamGroups:
     attention: float = 1.0
     # The FFN's matrices.
     ffn: float = 1.0
-    # Gains of the norms.
+    # Gains of the norms, and nGPT's scales in their place.
     norm: float = 1.0
     # What the residual connections learn: scales (the paper's beta), hyper-connections' weights,
-    # attention residuals' queries.
+    # attention residuals' queries, nGPT's step sizes.
     residual: float = 1.0
     # The untied logit matrix.
     output: float = 1.0

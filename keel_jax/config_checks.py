@@ -60,10 +60,11 @@ KEEL = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_no
 HYPER = ("static_hyper_connections", "hyper_connections", "mhc")
 # With parameters of the group `residual`.
 WITH_RESIDUAL_PARAMS = (
-    "keel_scaled_input", "keel_scaled_inner_norm", "rezero", *HYPER, "attention_residuals"
+    "keel_scaled_input", "keel_scaled_inner_norm", "rezero", *HYPER, "attention_residuals",
+    "ngpt",
 )
-# HybridNorm norms queries and keys (and values) whatever qk_norm says.
-WITH_QKV_NORM = ("hybridnorm", "hybridnorm_star")
+# These norm queries and keys whatever qk_norm says.
+WITH_OWN_QK_NORM = ("hybridnorm", "hybridnorm_star", "ngpt")
 
 # Not here: optim.warmup_steps under linear_ramp. The ramp is a warm-up as long as the run, so it
 # ignores the option, as the option's comment says; config files set it for the other schedules,
@@ -75,7 +76,8 @@ READERS = (
     _choices("model.mix_ln_post_fraction", "model.topology", "mix_ln"),
     _choices("model.hyper_streams", "model.topology", *HYPER),
     _choices("model.attn_res_groups", "model.topology", "attention_residuals"),
-    Reader("model.qk_norm", "model.topology", lambda topology: topology not in WITH_QKV_NORM,
+    _choices("model.ngpt_rate", "model.topology", "ngpt"),
+    Reader("model.qk_norm", "model.topology", lambda topology: topology not in WITH_OWN_QK_NORM,
            "every other topology; here queries and keys are always normed"),
     _choices("optim.beta1", "optim.name", "adamw", "lion", "muon"),
     _choices("optim.beta2", "optim.name", "adamw", "lion", "muon"),

@@ -16,13 +16,18 @@ from keel_jax import config
 
 # Topologies whose stream is not normalised when it leaves the last block, by their own papers.
 _NO_FINAL_NORM = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_norm",
-                  "post_ln", "deepnorm", "rezero", "resi_dual")
+                  "post_ln", "deepnorm", "rezero", "resi_dual", "ngpt")
 HYPER = ("static_hyper_connections", "hyper_connections", "mhc")
 
 
 def rms_norm(x, gain, epsilon: float):
     """x / sqrt(mean(x^2) + epsilon) * gain over the last axis (arXiv:1910.07467)."""
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon) * gain
+
+
+def unit(x):
+    """x / |x| over the last axis."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def positions(segment_ids_T):
@@ -74,7 +79,11 @@ def attention(model: config.ModelConfig, w: dict, x_BTD, segment_ids_BT):
                 v_SH = rms_norm(v_SH, w["value_norm"], model.norm_epsilon)
             q_TH = rope(q_TH, place_T, model.rope_theta)
             k_SH = rope(k_SH, place_T, model.rope_theta)
-            score_TS = np.where(visible_TS, q_TH @ k_SH.T / math.sqrt(H), -np.inf)
+            scores = q_TH @ k_SH.T / math.sqrt(H)
+            if model.topology == "ngpt":  # arXiv:2410.01131, eq. 15, 16 and 18
+                scale_H = math.sqrt(model.d_model) * w["qk_scale"][g * H:(g + 1) * H]
+                scores = (scale_H * unit(q_TH)) @ (scale_H * unit(k_SH)).T * math.sqrt(H)
+            score_TS = np.where(visible_TS, scores, -np.inf)
             weight_TS = np.exp(score_TS - score_TS.max(-1, keepdims=True))
             weight_TS /= weight_TS.sum(-1, keepdims=True)
             out[b, :, n * H:(n + 1) * H] = weight_TS @ v_SH
@@ -293,6 +302,16 @@ def block(model: config.ModelConfig, weights: dict, k: int, x, segment_ids_BT):
             post, pre = post + z / math.sqrt(2 * (k + 1)), pre + z
         return post, pre
 
+    if name == "ngpt":  # arXiv:2410.01131, eq. 10 and 11, and 20 and 21 for the FFN's scales
+        def rate(w):
+            return np.abs(w["step_size"] * (model.ngpt_rate / model.d_model ** -0.5))
+
+        x = unit(x + rate(w_attn) * (unit(attn(x)) - x))
+        gate = x @ w_ffn["gate"] * w_ffn["gate_scale"] * math.sqrt(model.d_model)
+        up = x @ w_ffn["up"] * w_ffn["up_scale"]
+        f = (up * gate * sigmoid(gate)) @ w_ffn["down"]
+        return unit(x + rate(w_ffn) * (unit(f) - x))
+
     if name in HYPER:
         x = hyper_sublayer(model, w_attn, lambda h: attn(ln("attention.inner", h)), x)
         return hyper_sublayer(model, w_ffn, lambda h: ffn(ln("ffn.inner", h)), x)
@@ -339,6 +358,8 @@ def logits(model: config.ModelConfig, params: dict, tokens_BT, segment_ids_BT=No
     if has_final_norm(model):
         x = rms_norm(x, params["output"]["norm"], model.norm_epsilon)
     matrix = params["embedding"]["table"].T if model.tie_embeddings else params["output"]["matrix"]
+    if model.topology == "ngpt":
+        matrix = matrix * math.sqrt(model.d_model) * params["output"]["logit_scale"]
     return x @ matrix
 
 
@@ -397,6 +418,9 @@ def shapes(model: config.ModelConfig) -> dict:
         "attention_residuals": {"depth_query": (N, D)},
     }.get(name, {})
     attn, ffn = attn | own, ffn | own
+    if name == "ngpt":
+        attn |= {"step_size": (N, D), "qk_scale": (N, kv_heads)}
+        ffn |= {"step_size": (N, D), "gate_scale": (N, F), "up_scale": (N, F)}
     of_output = {
         "resi_dual": ("dual_norm",),
         "siamese_norm": ("post_norm", "pre_norm"),
@@ -408,6 +432,7 @@ def shapes(model: config.ModelConfig) -> dict:
         tree["embedding"]["norm"] = (D,)
     output = dict.fromkeys(of_output, (D,))
     output |= {"norm": (D,)} if has_final_norm(model) else {}
+    output |= {"logit_scale": (V,)} if name == "ngpt" else {}
     output |= {} if model.tie_embeddings else {"matrix": (D, V)}
     return tree | ({"output": output} if output else {})
 
@@ -421,6 +446,13 @@ def random_params(model: config.ModelConfig, seed: int) -> dict:
 
     def leaf(name, shape):
         if name in ("beta", "residual_scale") or name.endswith("norm"):
+            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        if name in ("step_size", "qk_scale", "logit_scale"):
+            # Around 1 / sqrt(D), of either sign where only the size counts.
+            sign = np.sign(rng.standard_normal(shape)) if name == "step_size" else 1.0
+            size = (4 if name == "step_size" else 1) / math.sqrt(model.d_model)
+            return (size * sign * rng.uniform(0.5, 1.5, shape)).astype(np.float32)
+        if name in ("gate_scale", "up_scale"):
             return rng.uniform(0.5, 1.5, shape).astype(np.float32)
         if name == "depth_query":
             # Scores of a few units in dot products of D numbers of size 1.

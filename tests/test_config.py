@@ -147,6 +147,7 @@ _EFFECTS = {
     "model.mix_ln_post_fraction": (0.5, dict(topology="mix_ln"), dict(topology="keel")),
     "model.hyper_streams": (3, dict(topology="mhc"), dict(topology="pre_ln")),
     "model.attn_res_groups": (2, dict(topology="attention_residuals"), dict(topology="mhc")),
+    "model.ngpt_rate": (0.1, dict(topology="ngpt"), dict(topology="mhc")),
     "model.qk_norm": (True, dict(topology="keel"), dict(topology="hybridnorm_star")),
     "optim.beta1": (0.8, dict(name="lion"), dict(name="adafactor")),
     "optim.beta2": (0.8, dict(name="muon"), dict(name="adafactor")),

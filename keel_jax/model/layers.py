@@ -83,6 +83,8 @@ class Attention(nn.Module):
             v_BTKH = self._head_norm("value_norm", v_BTKH)
         q_BTNH = attention.rotate(q_BTNH, context.positions_BT, m.rope_theta)
         k_BTKH = attention.rotate(k_BTKH, context.positions_BT, m.rope_theta)
+        if topology.on_sphere:
+            q_BTNH, k_BTKH = self._on_sphere(q_BTNH, k_BTKH)
 
         if cache is None:
             kernel, k_BSKH, v_BSKH = m.attention, k_BTKH, v_BTKH
@@ -116,6 +118,21 @@ class Attention(nn.Module):
         return residual.rms_norm(x_BTNH, gain_H, self.model.norm_epsilon).astype(x_BTNH.dtype)
 
 
+    def _on_sphere(self, q_BTNH: jax.Array, k_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """nGPT's queries and keys: of length 1, times a learned scale; scores times sqrt(H).
+
+        One scale for each key head, which its query heads share (the paper has as many of either).
+        """
+        m = self.model
+        size, group = m.num_kv_heads * m.head_dim, m.num_heads // m.num_kv_heads
+        leaf = streams.sphere_scale(m, size, ("kv_heads",))
+        scale_KH = rule_parameter(self, "qk_scale", leaf).reshape(m.num_kv_heads, m.head_dim)
+        scale_KH = m.d_model**0.5 * scale_KH
+        # The kernels divide scores by sqrt(H): undone, and once more.
+        q = m.head_dim * jnp.repeat(scale_KH, group, axis=0) * residual.unit(q_BTNH)
+        return q.astype(q_BTNH.dtype), (scale_KH * residual.unit(k_BTKH)).astype(k_BTKH.dtype)
+
+
 class Ffn(nn.Module):
     """SwiGLU, down(silu(x gate) * (x up)) (2002.05202), as one sub-layer."""
 
@@ -135,10 +152,20 @@ class Ffn(nn.Module):
 
         held, h_BTD = rule.read(carry, at)
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        f_BTF = jax.nn.silu(multiply(h_BTD, w_gate)) * multiply(h_BTD, w_up)
+        gate_BTF, up_BTF = multiply(h_BTD, w_gate), multiply(h_BTD, w_up)
+        if topology.on_sphere:
+            # A unit weight times a unit stream is about 1 / sqrt(D), where silu is linear.
+            gate_BTF = self._scaled("gate_scale", gate_BTF, m.d_model**0.5)
+            up_BTF = self._scaled("up_scale", up_BTF, 1.0)
+        f_BTF = jax.nn.silu(gate_BTF) * up_BTF
         f_BTF = sharding.constrain(f_BTF, FFN_AXES)
         f_BTD = sharding.constrain(multiply(f_BTF, w_down), STREAM_AXES)
         return rule.join(held, f_BTD, at)
+
+
+    def _scaled(self, name: str, x_BTF: jax.Array, factor: float) -> jax.Array:
+        gain_F = norm_gain(self, name, self.model.d_ffn, ("ffn",))
+        return (factor * gain_F * x_BTF.astype(jnp.float32)).astype(x_BTF.dtype)
 
 
 def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size, seq_len):

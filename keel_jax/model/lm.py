@@ -15,6 +15,9 @@ from keel_jax import config
 from keel_jax.model import attention, depth, layers, residual, streams
 from keel_jax.parallel import lookup, sharding
 
+# The logical axes of a matrix's model dimension, D.
+_MODEL_AXES = ("embed", "table_embed", "stream")
+
 
 class LanguageModel(nn.Module):
     """A decoder-only language model with the residual topology `model.topology`.
@@ -78,7 +81,8 @@ class LanguageModel(nn.Module):
 
     def output_matrix(self) -> jax.Array:
         """The logits' weights, [D, V] float32."""
-        return self.embedding.table.T if self.model.tie_embeddings else self.output.matrix
+        matrix_DV = self.embedding.table.T if self.model.tie_embeddings else self.output.matrix
+        return self.output.scaled(matrix_DV)
 
 
 class Embedding(nn.Module):
@@ -118,6 +122,9 @@ class Output(nn.Module):
         }
         if has_final_norm(m):
             self.norm = layers.norm_gain(self, "norm", m.d_model)
+        if residual.topology(m).on_sphere:
+            leaf = streams.sphere_scale(m, m.vocab_size, ("vocab",))
+            self.logit_scale = layers.rule_parameter(self, "logit_scale", leaf)
         if not m.tie_embeddings:
             self.matrix = layers.weight(
                 self, "matrix", (m.d_model, m.vocab_size), ("table_embed", "vocab"), m.init_std
@@ -128,6 +135,12 @@ class Output(nn.Module):
         if has_final_norm(self.model):
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
         return sharding.constrain(x_BTD.astype(self.model.compute_dtype), layers.LOSS_AXES)
+
+    def scaled(self, matrix_DV: jax.Array) -> jax.Array:
+        """The logits' weights, each column times its learned scale where the topology has one."""
+        if not residual.topology(self.model).on_sphere:
+            return matrix_DV
+        return _scale_logits(matrix_DV, self.logit_scale)
 
 
 def ordered_context(segments_BT: jax.Array) -> layers.Context:
@@ -148,7 +161,11 @@ def logits(h: jax.Array, w_DV: jax.Array) -> jax.Array:
 
 def output_matrix(params, model: config.ModelConfig) -> jax.Array:
     """`LanguageModel.output_matrix` from the parameter tree."""
-    return params["embedding"]["table"].T if model.tie_embeddings else params["output"]["matrix"]
+    tied = model.tie_embeddings
+    matrix_DV = params["embedding"]["table"].T if tied else params["output"]["matrix"]
+    if not residual.topology(model).on_sphere:
+        return matrix_DV
+    return _scale_logits(matrix_DV, params["output"]["logit_scale"])
 
 
 def has_final_norm(model: config.ModelConfig) -> bool:
@@ -160,7 +177,25 @@ def has_final_norm(model: config.ModelConfig) -> bool:
 
 def init(model: LanguageModel, key: jax.Array):
     """Initial parameters, a plain tree of float32 arrays; a pure function of `key`."""
-    return nn.unbox(_init_boxed(model, key))
+    return project(nn.unbox(_init_boxed(model, key)), model.model)
+
+
+def project(params, model: config.ModelConfig):
+    """The parameters that the topology allows, nearest to `params`: for all but nGPT, themselves.
+
+    nGPT's matrices (2410.01131) have length 1 along the model dimension, whichever of theirs that
+    is: rows of the embedding, columns of `query` and the like, rows of `out` and `down`.
+    """
+    if not residual.topology(model).on_sphere:
+        return params
+
+    def project_leaf(leaf, axes):
+        found = [dim for dim, axis in enumerate(axes) if axis in _MODEL_AXES]
+        if not found:
+            return leaf
+        return jnp.moveaxis(residual.unit(jnp.moveaxis(leaf, found[0], -1)), -1, found[0])
+
+    return jax.tree.map(project_leaf, params, logical_axes(LanguageModel(model)))
 
 
 def logical_axes(model: LanguageModel):
@@ -194,6 +229,10 @@ def count_params(model: config.ModelConfig) -> int:
             if topology.has(norm, sublayer):
                 unused += int((~getattr(topology, norm)[:, sublayer]).sum()) * model.d_model
     return stored - unused
+
+
+def _scale_logits(matrix_DV: jax.Array, scale_V: jax.Array) -> jax.Array:
+    return matrix_DV * (matrix_DV.shape[0] ** 0.5 * scale_V)
 
 
 def _init_boxed(model: LanguageModel, key: jax.Array):

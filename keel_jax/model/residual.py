@@ -23,6 +23,8 @@ import numpy as np
 from keel_jax import config
 
 ATTENTION, FFN = 0, 1
+# Far below the square of any vector met, so that `unit` divides by its length alone.
+_LEAST_SQUARE = 1e-24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Topology:
     has_residual_scale: bool = False
     # RMSNorm on each head of queries, keys and values.
     qkv_norm: bool = False
+    # nGPT: weights, stream, queries and keys have length 1 along the model or head dimension.
+    on_sphere: bool = False
     # The stream leaves the last block un-normed, so the logits need a norm.
     final_norm: bool = False
     # RMSNorm on the embedding.
@@ -134,6 +138,12 @@ def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
     """gain * x / sqrt(mean(x^2) + epsilon) over the last axis, in float32 (arXiv:1910.07467)."""
     x = x.astype(jnp.float32)
     return gain * (x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis, in float32; 0 stays 0."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + _LEAST_SQUARE)
 
 
 def _norm_where(x, gains, norm, constants, always, sublayer, epsilon):
@@ -282,13 +292,18 @@ def _rezero(model):
     return _uniform(model.num_blocks, has_residual_scale=True)
 
 
-# Which norms and scales the sub-layers have where more than one array is carried: the equations
-# are in `streams`.
+# Which norms and scales the sub-layers have where the equation is another one, or more than one
+# array is carried: see `streams`.
 
 
 def _resi_dual(model):
     """ResiDual: the post-normed stream's outer norm."""
     return _uniform(model.num_blocks, outer=True)
+
+
+def _ngpt(model):
+    """nGPT: the branch reads the stream as it is."""
+    return _uniform(model.num_blocks, on_sphere=True)
 
 
 def _siamese_norm(model):
@@ -325,4 +340,5 @@ _TOPOLOGIES = {
     "hyper_connections": _pre_ln,
     "mhc": _pre_ln,
     "attention_residuals": _pre_ln,
+    "ngpt": _ngpt,
 }

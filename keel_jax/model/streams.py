@@ -342,6 +342,34 @@ class AttentionResiduals(Rule):
         return _attend((*memory, sum_BTD), there, params["depth_query"], model)
 
 
+class NGpt(Rule):
+    """h' = unit(h + |a| * (unit(F(h)) - h)), unit(x) = x / |x| along D.  (2410.01131)
+
+    a is learned for each of the D dimensions; it begins at a_0 = `model.ngpt_rate` and is kept as
+    a / (a_0 sqrt(D)), so that an optimiser moves it as far as it moves a weight. The rest of nGPT
+    is in `layers` (unit queries and keys with a learned scale, learned scales in the FFN), in
+    `lm.output_matrix` (one on each logit) and in `lm.project` (matrices of unit rows, at first and
+    after each optimiser step).
+
+    Recommended with it, not enforced: no weight decay, no warm-up. Decay along a row of length 1 is
+    undone by the projection, so that it only rescales the learning rate.
+    """
+
+    def parameters(self, model, sublayer, block):
+        return {"step_size": sphere_scale(model, model.d_model, ("norm",))}
+
+    def join(self, held, f_BTD, at):
+        h_BTD = held.astype(jnp.float32)
+        rate_D = jnp.abs(at.params["step_size"]) * at.model.ngpt_rate * at.model.d_model**0.5
+        moved_BTD = h_BTD + rate_D * (residual.unit(f_BTD) - h_BTD)
+        return residual.unit(moved_BTD).astype(held.dtype)
+
+
+def sphere_scale(model: config.ModelConfig, size: int, axes: tuple[str, ...]) -> Parameter:
+    """A learned scale of nGPT that begins at 1 and is kept divided by sqrt(D) (2410.01131, 2.5)."""
+    return Parameter((size,), axes, jnp.full(size, model.d_model**-0.5))
+
+
 def mhc_weights(carry, at: At) -> tuple[jax.Array, jax.Array, jax.Array]:
     """mHC's r [M, B, T], w [M, B, T] and A [M (to), M (from), B, T] of each token."""
     m = len(carry)
@@ -383,6 +411,7 @@ _RULES = {
     "hyper_connections": HyperConnections(is_dynamic=True),
     "mhc": ManifoldHyperConnections(),
     "attention_residuals": AttentionResiduals(),
+    "ngpt": NGpt(),
 }
 
 

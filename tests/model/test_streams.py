@@ -16,7 +16,7 @@ from keel_jax.model import lm, streams
 from tests import conftest, reference
 
 NEW = ("rezero", "resi_dual", "siamese_norm", "static_hyper_connections", "hyper_connections",
-       "mhc", "attention_residuals")
+       "mhc", "attention_residuals", "ngpt")
 
 
 def small(**options) -> config.ModelConfig:
@@ -87,6 +87,36 @@ def test_attention_residuals_begin_as_means():
     assert len(memory) == 3
     left = streams.rule(model).leave((memory, last), params["output"], model)
     np.testing.assert_allclose(left, np.mean([*memory, last], 0), rtol=1e-5, atol=1e-7)
+
+
+def test_ngpt_begins_on_the_sphere_and_stays():
+    """Rows of length 1 in every matrix, and so a stream of length 1 at every token."""
+    model = small(topology="ngpt")
+    params = initial(model)
+    for leaf, axis in matrices_and_model_axes(params):
+        np.testing.assert_allclose(np.linalg.norm(leaf, axis=axis), 1, rtol=1e-6)
+    for stream in carried(model, params):
+        np.testing.assert_allclose(np.linalg.norm(stream, axis=-1), 1, rtol=1e-6)
+    again = lm.project(params, model)
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_only_ngpt_is_projected():
+    params = initial(small())
+    assert lm.project(params, small()) is params
+
+
+def matrices_and_model_axes(params: dict):
+    """Every matrix, with the dimension of it that is the model's (D = 16 and no other is)."""
+    leaves = [leaf for leaf in jax.tree.leaves(params) if 16 in leaf.shape[-2:] and leaf.ndim > 1]
+    matrices = [leaf for leaf in leaves if min(leaf.shape[-2:]) >= 8]
+    assert len(matrices) == 9
+    return [(leaf, axis) for leaf, axis in zip(matrices, MODEL_AXES, strict=True)]
+
+
+# Of key, out, query, value; down, gate, up; the table and the output's matrix, in the tree's order.
+MODEL_AXES = (1, 2, 1, 1, 2, 1, 1, 1, 0)
 
 
 # --- mHC's manifold ------------------------------------------------------------------------------
