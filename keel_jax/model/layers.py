@@ -152,18 +152,18 @@ class Ffn(nn.Module):
 
         held, h_BTD = rule.read(carry, at)
         h_BTD = sharding.constrain(h_BTD, BRANCH_AXES)
-        gate_BTF, up_BTF = multiply(h_BTD, w_gate), multiply(h_BTD, w_up)
-        if topology.on_sphere:
-            # A unit weight times a unit stream is about 1 / sqrt(D), where silu is linear.
-            gate_BTF = self._scaled("gate_scale", gate_BTF, m.d_model**0.5)
-            up_BTF = self._scaled("up_scale", up_BTF, 1.0)
-        f_BTF = jax.nn.silu(gate_BTF) * up_BTF
+        # Unit weights times a unit stream are about 1 / sqrt(D), where silu would be linear.
+        gate_BTF = self._scaled("gate_scale", multiply(h_BTD, w_gate), m.d_model**0.5)
+        f_BTF = jax.nn.silu(gate_BTF) * self._scaled("up_scale", multiply(h_BTD, w_up), 1.0)
         f_BTF = sharding.constrain(f_BTF, FFN_AXES)
         f_BTD = sharding.constrain(multiply(f_BTF, w_down), STREAM_AXES)
         return rule.join(held, f_BTD, at)
 
 
     def _scaled(self, name: str, x_BTF: jax.Array, factor: float) -> jax.Array:
+        """nGPT's learned scale of hidden units; elsewhere nothing."""
+        if not residual.topology(self.model).on_sphere:
+            return x_BTF
         gain_F = norm_gain(self, name, self.model.d_ffn, ("ffn",))
         return (factor * gain_F * x_BTF.astype(jnp.float32)).astype(x_BTF.dtype)
 
