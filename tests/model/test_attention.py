@@ -34,9 +34,7 @@ def _tiny(**options):
 
 
 @pytest.mark.parametrize(
-    "topology",
-    ["keel", "pre_ln", "hybridnorm_star", "rezero", "resi_dual", "siamese_norm",
-     "static_hyper_connections", "hyper_connections", "mhc", "attention_residuals", "ngpt"],
+    "topology", ["keel", "pre_ln", "hybridnorm_star", *conftest.OTHER_RULES]
 )
 def test_causality_by_gradient(topology):
     model, params = _tiny(topology=topology)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keel_jax import config
 from keel_jax.model import attention, depth, layers, lm
 from tests import conftest, reference
 
@@ -52,7 +51,7 @@ def _loss(logits_fn):
     return lambda params, tokens: jnp.square(logits_fn(params, tokens)).mean()
 
 
-@pytest.mark.parametrize("topology", config.TOPOLOGIES)
+@pytest.mark.parametrize("topology", conftest.topologies("mhc", "attention_residuals"))
 def test_scan_equals_loop_in_values_and_gradients(topology):
     """Same operations in the same order: only fusion differs, hence a few float32 ulps."""
     options = {"mix_ln": dict(mix_ln_post_fraction=0.34),

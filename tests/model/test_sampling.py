@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keel_jax import config
 from keel_jax.model import lm, sampling
 from tests import conftest, reference
 
@@ -17,7 +16,7 @@ def _model(**options):
     return model, jax.tree.map(lambda p: p * 5 if p.ndim > 2 else p, params)
 
 
-@pytest.mark.parametrize("topology", config.TOPOLOGIES)
+@pytest.mark.parametrize("topology", conftest.topologies("attention_residuals", "ngpt"))
 def test_cached_decoding_equals_the_forward_pass(topology):
     """One token at a time, after a prompt of three, against all at once."""
     streams = dict(hyper_streams=2) if topology in reference.HYPER else {}

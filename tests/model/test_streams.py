@@ -15,9 +15,6 @@ from keel_jax import config
 from keel_jax.model import lm, streams
 from tests import conftest, reference
 
-NEW = ("rezero", "resi_dual", "siamese_norm", "static_hyper_connections", "hyper_connections",
-       "mhc", "attention_residuals", "ngpt")
-
 
 def small(**options) -> config.ModelConfig:
     return conftest.tiny_config(model=options).model
@@ -171,7 +168,11 @@ def value_and_gradients(model: config.ModelConfig):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("topology", ("siamese_norm", "mhc", "attention_residuals"))
+@pytest.mark.parametrize(
+    "topology",
+    ("siamese_norm", pytest.param("mhc", marks=pytest.mark.slow),
+     pytest.param("attention_residuals", marks=pytest.mark.slow)),
+)
 def test_recomputation_changes_no_gradient(topology):
     """A carry of a pair, of many streams, and of a memory: remat = plain."""
     options = dict(topology=topology, hyper_streams=2, attn_res_groups=2)
@@ -186,7 +187,7 @@ def _is_read(option: str, topology: str) -> bool:
     return topology in readers.get(option, (topology,))
 
 
-@pytest.mark.parametrize("topology", NEW)
+@pytest.mark.parametrize("topology", conftest.OTHER_RULES)
 def test_every_array_of_the_carry_is_a_float32_stream(topology):
     """And as many as the memory's closed form counts; also where the model computes in bfloat16."""
     model = small(topology=topology, compute_dtype="bfloat16")

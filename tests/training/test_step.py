@@ -99,23 +99,18 @@ def test_one_device_equals_eight(mesh):
 
 
 # Of the topologies that carry several streams: what they carry split over every axis, and handed
-# from stage to stage, and their own parameters split or not. All of them, in the slow part.
+# from stage to stage, and their own parameters split or not.
 _STREAMS = [
-    ("mhc", dict(fsdp=4, tensor=2)),
     ("attention_residuals", dict(stage=2, fsdp=2, tensor=2)),
-    # Its projection sums over the split model dimension.
-    ("ngpt", dict(fsdp=4, tensor=2)),
     *(
         pytest.param(topology, mesh, marks=pytest.mark.slow)
         for topology, mesh in (
-            ("ngpt", dict(stage=2, context=2, fsdp=2)),
-            ("rezero", dict(fsdp=8)),
+            ("mhc", dict(fsdp=4, tensor=2)),
+            # Its projection sums over the split model dimension.
+            ("ngpt", dict(stage=2, fsdp=2, tensor=2)),
             ("resi_dual", dict(stage=2, context=2)),
             ("siamese_norm", dict(context=4, tensor=2)),
-            ("static_hyper_connections", dict(data=2, fsdp=4)),
             ("hyper_connections", dict(stage=2, fsdp=4)),
-            ("mhc", dict(stage=2, context=2, tensor=2)),
-            ("attention_residuals", dict(fsdp=2, context=4)),
         )
     ),
 ]
@@ -145,8 +140,9 @@ def _smaller(topology) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimiser", ["adamw", "adafactor", "muon"])
-@pytest.mark.parametrize("topology", ["rezero", "mhc", "ngpt"])
+@pytest.mark.parametrize(
+    ("topology", "optimiser"), [("rezero", "adafactor"), ("mhc", "muon"), ("ngpt", "adafactor")]
+)
 def test_every_optimiser_takes_the_parameters_of_a_rule(topology, optimiser):
     """Numbers, vectors, matrices and a stack of matrices a block; in lanes."""
     cfg = conftest.tiny_config(
@@ -164,13 +160,9 @@ def test_every_optimiser_takes_the_parameters_of_a_rule(topology, optimiser):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "topology",
-    ["rezero", "resi_dual", "siamese_norm", "static_hyper_connections", "hyper_connections", "mhc",
-     "attention_residuals", "ngpt"],
-)
+@pytest.mark.parametrize("topology", conftest.OTHER_RULES)
 def test_training_lowers_the_loss(topology):
-    """On one batch, seen 20 times; Pre-LN gets from 4.16 to 3.5 here."""
+    """On one batch, seen 20 times. measured: from 4.16 nats to 3.84 (ReZero), 1.95 or less."""
     cfg = conftest.tiny_config(
         model=dict(topology=topology, **_smaller(topology)), optim=dict(warmup_steps=2),
         train=dict(num_steps=40),
@@ -181,7 +173,6 @@ def test_training_lowers_the_loss(topology):
     for _ in range(20):
         state, sums = train_step(state, batch)
         losses.append(float(sums["nats"] / sums["weight"]))
-    print(topology, losses[0], losses[-1])
     assert losses[-1] < 0.95 * losses[0], losses
 
 
