@@ -34,7 +34,9 @@ def _tiny(**options):
 
 
 @pytest.mark.parametrize(
-    "topology", ["keel", "pre_ln", "hybridnorm_star", *conftest.OTHER_RULES]
+    "topology",
+    ["keel", "pre_ln", "hybridnorm_star", "attention_residuals", "ngpt",
+     *(pytest.param(name, marks=pytest.mark.slow) for name in conftest.OTHER_RULES[:-2])],
 )
 def test_causality_by_gradient(topology):
     model, params = _tiny(topology=topology)

@@ -51,7 +51,7 @@ def _loss(logits_fn):
     return lambda params, tokens: jnp.square(logits_fn(params, tokens)).mean()
 
 
-@pytest.mark.parametrize("topology", conftest.topologies("mhc", "attention_residuals"))
+@pytest.mark.parametrize("topology", conftest.topologies("attention_residuals"))
 def test_scan_equals_loop_in_values_and_gradients(topology):
     """Same operations in the same order: only fusion differs, hence a few float32 ulps."""
     options = {"mix_ln": dict(mix_ln_post_fraction=0.34),
