@@ -33,6 +33,14 @@ TOPOLOGIES = (
     "layernorm_scaling",
     "olmo2",
     "complete_p",
+    "rezero",
+    "resi_dual",
+    "siamese_norm",
+    "static_hyper_connections",
+    "hyper_connections",
+    "mhc",
+    "attention_residuals",
+    "ngpt",
 )
 ATTENTION_KERNELS = ("auto", "reference", "splash", "cudnn", "ring")
 RECOMPUTE_PLANS = ("auto", "none", "block", "segments")
@@ -89,7 +97,7 @@ class RecomputeConfig:
 class ModelConfig:
     """The decoder: its shape, its residual topology, its precision."""
 
-    # Residual topology, one of TOPOLOGIES (equations: keel_jax/model/residual.py).
+    # Residual topology, one of TOPOLOGIES (equations: docs/topologies.md).
     topology: str = "keel"
     # N, blocks; the paper's "layers" are sub-layers, L = 2N.
     num_blocks: int = 32
@@ -109,7 +117,8 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     # RMSNorm's epsilon (paper: 1e-5).
     norm_epsilon: float = 1e-5
-    # RMSNorm on queries and keys, per head, before RoPE (hybridnorm and its star have it always).
+    # RMSNorm on queries and keys, per head, before RoPE (hybridnorm and its star have it always;
+    # ngpt has its own).
     qk_norm: bool = False
     # Logits use the embedding table.
     tie_embeddings: bool = False
@@ -121,7 +130,15 @@ class ModelConfig:
     keel_first_block: str = "v2"
     # Mix-LN: fraction of the blocks, from the first, that are Post-LN.
     mix_ln_post_fraction: float = 0.25
-    # Standard deviation of every weight's normal initialiser (paper: 0.02).
+    # Hyper-connections: streams side by side (paper: 4).
+    hyper_streams: int = 4
+    # Attention residuals: groups of consecutive blocks over whose sums depth attends, at most; the
+    # paper calls them blocks and finds about 8 enough.
+    attn_res_groups: int = 8
+    # nGPT: how far each sub-layer first moves the stream towards its branch (paper: 0.05, of the
+    # order of 1 / blocks).
+    ngpt_rate: float = 0.05
+    # Standard deviation of every weight's normal initialiser (paper: 0.02); nGPT rescales them.
     init_std: float = 0.02
     # Matrix multiplications' input dtype.
     compute_dtype: str = "bfloat16"
@@ -142,13 +159,16 @@ class ModelConfig:
         for name in ("compute_dtype", "stream_dtype"):
             config_checks.one_of(f"model.{name}", getattr(self, name), ("float32", "bfloat16"))
         config_checks.at_least("model.num_blocks", self.num_blocks, 1)
-        for name in ("d_model", "d_ffn", "num_heads", "num_kv_heads"):
+        for name in (
+            "d_model", "d_ffn", "num_heads", "num_kv_heads", "hyper_streams", "attn_res_groups"
+        ):
             config_checks.at_least(f"model.{name}", getattr(self, name), 1)
         if self.vocab_size is not None:
             config_checks.at_least("model.vocab_size", self.vocab_size, 2)
         config_checks.positive("model.norm_epsilon", self.norm_epsilon)
         config_checks.positive("model.rope_theta", self.rope_theta)
         config_checks.positive("model.init_std", self.init_std)
+        config_checks.positive("model.ngpt_rate", self.ngpt_rate)
         config_checks.fraction("model.mix_ln_post_fraction", self.mix_ln_post_fraction)
         if self.alpha is not None:
             config_checks.positive("model.alpha", self.alpha)
@@ -187,7 +207,8 @@ class ModelConfig:
 
         6 FLOPs a weight, and 12 N S (heads x head_dim) for scores and weighted values against S
         keys (the PaLM paper's appendix B); `causal` halves the attention part, as each query sees
-        half of the keys on average. Both conventions are in use: say which.
+        half of the keys on average. Both conventions are in use: say which. What a topology of
+        several streams adds (mixing, its small products) is left out, as norms are.
         """
         keys = seq_len / 2 if causal else seq_len
         attention = 12 * self.num_blocks * self.num_heads * self.head_dim * keys
@@ -237,9 +258,10 @@ class ParamGroups:
     attention: float = 1.0
     # The FFN's matrices.
     ffn: float = 1.0
-    # Gains of the norms.
+    # Gains of the norms, and nGPT's scales in their place.
     norm: float = 1.0
-    # Learned residual scales (the paper's beta).
+    # What the residual connections learn: scales (the paper's beta), hyper-connections' weights,
+    # attention residuals' queries, nGPT's step sizes.
     residual: float = 1.0
     # The untied logit matrix.
     output: float = 1.0

@@ -57,9 +57,14 @@ def _choices(option: str, decider: str, *values: str) -> Reader:
 
 
 KEEL = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_norm")
-WITH_BETA = ("keel_scaled_input", "keel_scaled_inner_norm")
-# HybridNorm norms queries and keys (and values) whatever qk_norm says.
-WITH_QKV_NORM = ("hybridnorm", "hybridnorm_star")
+HYPER = ("static_hyper_connections", "hyper_connections", "mhc")
+# With parameters of the group `residual`.
+WITH_RESIDUAL_PARAMS = (
+    "keel_scaled_input", "keel_scaled_inner_norm", "rezero", *HYPER, "attention_residuals",
+    "ngpt",
+)
+# These norm queries and keys whatever qk_norm says.
+WITH_OWN_QK_NORM = ("hybridnorm", "hybridnorm_star", "ngpt")
 
 # Not here: optim.warmup_steps under linear_ramp. The ramp is a warm-up as long as the run, so it
 # ignores the option, as the option's comment says; config files set it for the other schedules,
@@ -69,7 +74,10 @@ READERS = (
     _choices("model.alpha", "model.topology", *KEEL, "deepnorm"),
     _choices("model.keel_first_block", "model.topology", *KEEL),
     _choices("model.mix_ln_post_fraction", "model.topology", "mix_ln"),
-    Reader("model.qk_norm", "model.topology", lambda topology: topology not in WITH_QKV_NORM,
+    _choices("model.hyper_streams", "model.topology", *HYPER),
+    _choices("model.attn_res_groups", "model.topology", "attention_residuals"),
+    _choices("model.ngpt_rate", "model.topology", "ngpt"),
+    Reader("model.qk_norm", "model.topology", lambda topology: topology not in WITH_OWN_QK_NORM,
            "every other topology; here queries and keys are always normed"),
     _choices("model.recompute.segment_blocks", "model.recompute.plan", "segments"),
     _choices("model.recompute.save", "model.recompute.plan", "block", "segments"),
@@ -79,8 +87,8 @@ READERS = (
     _choices("optim.epsilon", "optim.name", "adamw", "adafactor", "muon"),
     _choices("optim.final_lr_fraction", "optim.schedule", "cosine", "wsd"),
     _choices("optim.wsd_decay_fraction", "optim.schedule", "wsd"),
-    _choices("optim.lr_multiplier.residual", "model.topology", *WITH_BETA),
-    _choices("optim.decay_multiplier.residual", "model.topology", *WITH_BETA),
+    _choices("optim.lr_multiplier.residual", "model.topology", *WITH_RESIDUAL_PARAMS),
+    _choices("optim.decay_multiplier.residual", "model.topology", *WITH_RESIDUAL_PARAMS),
     Reader("optim.lr_multiplier.output", "model.tie_embeddings", lambda tied: not tied,
            "the untied logit matrix; tied ones go by the multiplier `embedding`"),
     Reader("optim.decay_multiplier.output", "model.tie_embeddings", lambda tied: not tied,

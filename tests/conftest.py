@@ -47,6 +47,20 @@ def tiny_config(**sections) -> config.Config:
     return config.from_config_dict({**values, "seed": seed})
 
 
+# Not of the one residual rule: what they carry, or how they join it, is their own.
+OTHER_RULES = ("rezero", "resi_dual", "siamese_norm", "static_hyper_connections",
+               "hyper_connections", "mhc", "attention_residuals", "ngpt")
+
+
+def topologies(*quick: str) -> list:
+    """All of them to parametrize by; of OTHER_RULES those not in `quick` in the slow part only."""
+    slow = set(OTHER_RULES) - set(quick)
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if name in slow else name
+        for name in config.TOPOLOGIES
+    ]
+
+
 @pytest.fixture(scope="session")
 def corpus_dir(tmp_path_factory):
     """A directory of small text files."""

@@ -145,6 +145,9 @@ _EFFECTS = {
     "model.alpha": (3.0, dict(topology="deepnorm"), dict(topology="pre_ln")),
     "model.keel_first_block": ("v1", dict(topology="keel_scaled_input"), dict(topology="post_ln")),
     "model.mix_ln_post_fraction": (0.5, dict(topology="mix_ln"), dict(topology="keel")),
+    "model.hyper_streams": (3, dict(topology="mhc"), dict(topology="pre_ln")),
+    "model.attn_res_groups": (2, dict(topology="attention_residuals"), dict(topology="mhc")),
+    "model.ngpt_rate": (0.1, dict(topology="ngpt"), dict(topology="mhc")),
     "model.qk_norm": (True, dict(topology="keel"), dict(topology="hybridnorm_star")),
     "model.recompute.segment_blocks": (
         (2,), dict(recompute=dict(plan="segments")), dict(recompute=dict(plan="block"))),

@@ -140,7 +140,8 @@ def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
     )
     train.train(cfg, tmp_path)
     evaluate.evaluate(tmp_path)
-    variants = [dict(model=dict(topology=name)) for name in ("mix_ln", "keel_scaled_input")]
+    topologies = ("mix_ln", "keel_scaled_input", "mhc", "attention_residuals", "ngpt")
+    variants = [dict(model=dict(topology=name)) for name in topologies]
     variants += [dict(optim=dict(schedule="wsd", wsd_decay_fraction=0.5))]
     variants += [dict(model=dict(recompute=dict(plan="segments")))]
     for variant in variants:
@@ -196,7 +197,7 @@ def test_the_table_of_readers_is_true_of_topologies(reads, name, tied):
     # Read everywhere, to no effect where queries and keys are normed anyway.
     options = _table("model.topology") - {"model.qk_norm"}
     assert reads & options == _readers("model.topology", name) - {"model.qk_norm"}
-    normed = "query_norm" in shapes["block"]["attention"]
+    normed = bool({"query_norm", "qk_scale"} & set(shapes["block"]["attention"]))
     assert normed != ("model.qk_norm" in _readers("model.topology", name))
     options = _table("model.tie_embeddings")
     assert reads & options == _readers("model.tie_embeddings", tied)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import layers, recompute, residual
+from keel_jax.model import layers, recompute, residual, streams
 from keel_jax.parallel import pipeline, sharding
 
 
@@ -20,15 +20,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry, constants, context: layers.Context):
-        """One step of the scan: (stream, cache) -> (stream, cache)."""
-        x_BTD, cache = carry
-        x_BTD = sharding.constrain(x_BTD, layers.STREAM_AXES)
-        x_BTD, cache = layers.Attention(self.model, name="attention")(
-            x_BTD, constants, context, cache
+        """One step of the scan: (stream, cache) -> (stream, cache).
+
+        The stream is what the topology carries (`streams.Carry`).
+        """
+        stream, cache = carry
+        stream = _constrain(stream)
+        stream, cache = layers.Attention(self.model, name="attention")(
+            stream, constants, context, cache
         )
-        x_BTD = sharding.constrain(x_BTD, layers.STREAM_AXES)
-        x_BTD = layers.Ffn(self.model, name="ffn")(x_BTD, constants)
-        return sharding.constrain(x_BTD, layers.STREAM_AXES), cache
+        stream = layers.Ffn(self.model, name="ffn")(_constrain(stream), constants)
+        return _constrain(stream), cache
 
 
 class Depth(nn.Module):
@@ -39,34 +41,34 @@ class Depth(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BTD: jax.Array,
+        stream: streams.Carry,
         context: layers.Context,
         cache: layers.Cache | None = None,
         num_microbatches: int = 0,
-    ) -> tuple[jax.Array, layers.Cache | None]:
+    ) -> tuple[streams.Carry, layers.Cache | None]:
         """The stream after the last block; the cache, updated in place in the loop's carry.
 
         `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
         """
         m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
         if self.is_initializing():
-            return init_blocks(Block(m, name="block"), (x_BTD, cache), constants(m), context)
+            return init_blocks(Block(m, name="block"), (stream, cache), constants(m), context)
         rows = self.variables["params"]["block"], constants(m)
         if num_stages == 1:
-            return scan_blocks(m, rows, (x_BTD, cache), context)[0]
+            return scan_blocks(m, rows, (stream, cache), context)[0]
         assert cache is None, "no decoding over stages"
 
-        def stage(rows, x_BTD, context):
-            (x_BTD, _), _ = scan_blocks(m, rows, (x_BTD, None), context)
-            return x_BTD
+        def stage(rows, stream, context):
+            (stream, _), _ = scan_blocks(m, rows, (stream, None), context)
+            return stream
 
         count = pipeline.num_microbatches(num_microbatches, num_stages)
-        x_MBTD = sharding.split_rows(x_BTD, count, layers.STREAM_AXES)
+        parts = jax.tree.map(lambda x: sharding.split_rows(x, count, layers.STREAM_AXES), stream)
         contexts = jax.tree.map(lambda x: sharding.split_rows(x, count, ("batch", "time")), context)
-        x_MBTD = pipeline.run(
-            stage, rows, x_MBTD, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
+        parts = pipeline.run(
+            stage, rows, parts, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
         )
-        return x_MBTD.swapaxes(0, 1).reshape(x_BTD.shape), None
+        return jax.tree.map(lambda x, y: x.swapaxes(0, 1).reshape(y.shape), parts, stream), None
 
 
 def init_blocks(block: Block, carry, constants, context):
@@ -96,35 +98,27 @@ def scan_blocks(model: config.ModelConfig, rows, carry, context):
         block = Block(model, parent=None)
         return block.apply({"params": params}, carry, constants, context), None
 
-    params, constants = rows
-    constants, last = residual.put_off(constants, _outer_gains(model, params))
+    (params, constants), rule = rows, streams.rule(model)
+    constants, last = rule.put_off(constants, params, model)
     context = layers.with_turns(context, model)
     if carry[1] is not None:  # decoding: no backward pass
-        (x_BTD, cache), told = jax.lax.scan(body, carry, (params, constants))
+        (stream, cache), told = jax.lax.scan(body, carry, (params, constants))
     else:
-        params = jax.tree.map(lambda p: _as_multiplied(p, model.compute_dtype), params)
-        (x_BTD, cache), told = recompute.scan(body, carry, (params, constants), model.recompute)
-    return (residual.settle(x_BTD, last, model.norm_epsilon), cache), told
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, p: _as_multiplied(path[-1].key, p, model.compute_dtype), params
+        )
+        (stream, cache), told = recompute.scan(body, carry, (params, constants), model.recompute)
+    return (rule.settle(stream, last, model), cache), told
 
 
-def _outer_gains(model: config.ModelConfig, params) -> dict[int, jax.Array]:
-    """The gains of the outer norms that the topology has, by sub-layer, [blocks, D]."""
-    topology = residual.topology(model)
-    return {
-        sublayer: params[name]["outer_norm"]
-        for sublayer, name in ((residual.ATTENTION, "attention"), (residual.FFN, "ffn"))
-        if topology.has("outer_norm", sublayer)
-    }
-
-
-def _as_multiplied(p: jax.Array, dtype: str) -> jax.Array:
-    """The matrices [blocks, …, …] as multiplications read them; gains as they are.
+def _as_multiplied(name: str, p: jax.Array, dtype: str) -> jax.Array:
+    """The matrices [blocks, …, …] as multiplications read them; everything else as it is.
 
     A TPU's compiler casts the weights of all blocks before the loop anyway. Cast here, the loop
     stacks their gradients in this dtype, too: in which they are computed and reduced, so that
     nothing is lost, and half of the memory is.
     """
-    return _gradient_in_this_shape(p.astype(dtype) if p.ndim > 2 else p)
+    return _gradient_in_this_shape(p.astype(dtype) if name in layers.MATRICES else p)
 
 
 @jax.custom_vjp
@@ -156,3 +150,8 @@ def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:
 def constants(model: config.ModelConfig) -> dict[str, jax.Array]:
     """What each block reads of its own: the topology's constants, and its number; [N, …]."""
     return {**residual.topology(model).constants(), "block": jnp.arange(model.num_blocks)}
+
+
+def _constrain(stream: streams.Carry) -> streams.Carry:
+    """Keeps every array of the stream where streams lie."""
+    return jax.tree.map(lambda x: sharding.constrain(x, layers.STREAM_AXES), stream)

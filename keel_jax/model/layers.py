@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
-from keel_jax.model import attention, residual
+from keel_jax.model import attention, residual, streams
 from keel_jax.parallel import products, sharding
 
 # Logical axes of the stream between the branches, of what a branch reads, and of what the logits
@@ -27,6 +27,8 @@ LOSS_AXES = ("batch", "loss_time", "stream")
 # Of attention's output before its last product, and of the FFN's hidden layer; [B, T, …].
 HEADS_AXES = ("batch", "time", "heads")
 FFN_AXES = ("batch", "time", "ffn")
+# A block's weights that are read in the compute dtype, by name.
+MATRICES = ("query", "key", "value", "out", "gate", "up", "down")
 
 
 @flax.struct.dataclass
@@ -59,25 +61,22 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BTD: jax.Array,
+        carry: streams.Carry,
         constants: Mapping[str, jax.Array],
         context: Context,
         cache: Cache | None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """The stream after the sub-layer, and the cache with this block's keys and values."""
-        m, topology = self.model, residual.topology(self.model)
+    ) -> tuple[streams.Carry, Cache | None]:
+        """The carry after the sub-layer, and the cache with this block's keys and values."""
+        m, topology, rule = self.model, residual.topology(self.model), streams.rule(self.model)
         heads, kv_heads, scale = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim, m.init_std
         w_query = weight(self, "query", (m.d_model, heads), ("embed", "heads"), scale)
         w_key = weight(self, "key", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
         scale *= topology.init_scale
         w_value = weight(self, "value", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
         w_out = weight(self, "out", (heads, m.d_model), ("heads_row", "stream"), scale)
-        gains = residual_gains(self, residual.ATTENTION)
+        at = residual_site(self, residual.ATTENTION, constants)
 
-        x_BTD, h_BTD = residual.read(
-            x_BTD, gains, constants, topology, residual.ATTENTION,
-            epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
-        )
+        held, h_BTD = rule.read(carry, at)
         q_BTE, k_BTE, v_BTE = products.columns(
             h_BTD, (w_query, w_key, w_value), ("heads", "kv_heads", "kv_heads")
         )
@@ -91,6 +90,8 @@ class Attention(nn.Module):
             v_BTKH = self._head_norm("value_norm", v_BTKH)
         turns = with_turns(context, m).turns
         q_BTNH, k_BTKH = attention.rotate(q_BTNH, *turns), attention.rotate(k_BTKH, *turns)
+        if topology.on_sphere:
+            q_BTNH, k_BTKH = self._on_sphere(q_BTNH, k_BTKH)
         # Names for what recomputation may keep; see `recompute.NAMES`.
         q_BTNH, k_BTKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BTKH, "key")
         v_BTKH = checkpoint_name(v_BTKH, "value")
@@ -119,14 +120,26 @@ class Attention(nn.Module):
         )
         a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
         f_BTD = sharding.constrain(products.rows(a_BTE, w_out, "heads"), STREAM_AXES)
-        x_BTD = residual.join(
-            x_BTD, f_BTD, gains, constants, topology, residual.ATTENTION, epsilon=m.norm_epsilon
-        )
-        return x_BTD, cache
+        return rule.join(held, f_BTD, at), cache
 
     def _head_norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
         gain_H = norm_gain(self, name, self.model.head_dim, ("head_dim",))
         return residual.rms_norm(x_BTNH, gain_H, self.model.norm_epsilon).astype(x_BTNH.dtype)
+
+
+    def _on_sphere(self, q_BTNH: jax.Array, k_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """nGPT's queries and keys: of length 1, times a learned scale; scores times sqrt(H).
+
+        One scale for each key head, which its query heads share (the paper has as many of either).
+        """
+        m = self.model
+        size, group = m.num_kv_heads * m.head_dim, m.num_heads // m.num_kv_heads
+        leaf = streams.sphere_scale(m, size, ("kv_heads",))
+        scale_KH = rule_parameter(self, "qk_scale", leaf).reshape(m.num_kv_heads, m.head_dim)
+        scale_KH = m.d_model**0.5 * scale_KH
+        # The kernels divide scores by sqrt(H): undone, and once more.
+        q = m.head_dim * jnp.repeat(scale_KH, group, axis=0) * residual.unit(q_BTNH)
+        return q.astype(q_BTNH.dtype), (scale_KH * residual.unit(k_BTKH)).astype(k_BTKH.dtype)
 
 
 class Ffn(nn.Module):
@@ -135,26 +148,32 @@ class Ffn(nn.Module):
     model: config.ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, constants: Mapping[str, jax.Array]) -> jax.Array:
-        """The stream after the sub-layer."""
-        m, topology = self.model, residual.topology(self.model)
+    def __call__(
+        self, carry: streams.Carry, constants: Mapping[str, jax.Array]
+    ) -> streams.Carry:
+        """The carry after the sub-layer."""
+        m, topology, rule = self.model, residual.topology(self.model), streams.rule(self.model)
         scale = m.init_std * topology.init_scale
         w_gate = weight(self, "gate", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
         w_up = weight(self, "up", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
         w_down = weight(self, "down", (m.d_ffn, m.d_model), ("ffn_row", "stream"), scale)
-        gains = residual_gains(self, residual.FFN)
+        at = residual_site(self, residual.FFN, constants)
 
-        x_BTD, h_BTD = residual.read(
-            x_BTD, gains, constants, topology, residual.FFN,
-            epsilon=m.norm_epsilon, dtype=jnp.dtype(m.compute_dtype),
-        )
+        held, h_BTD = rule.read(carry, at)
         gate_BTF, up_BTF = products.columns(h_BTD, (w_gate, w_up), ("ffn", "ffn"))
         gate_BTF, up_BTF = checkpoint_name(gate_BTF, "gate"), checkpoint_name(up_BTF, "up")
-        f_BTF = sharding.constrain(jax.nn.silu(gate_BTF) * up_BTF, FFN_AXES)
+        # Unit weights times a unit stream are about 1 / sqrt(D), where silu would be linear.
+        f_BTF = jax.nn.silu(self._scaled("gate_scale", gate_BTF, m.d_model**0.5))
+        f_BTF = sharding.constrain(f_BTF * self._scaled("up_scale", up_BTF, 1.0), FFN_AXES)
         f_BTD = sharding.constrain(products.rows(f_BTF, w_down, "ffn"), STREAM_AXES)
-        return residual.join(
-            x_BTD, f_BTD, gains, constants, topology, residual.FFN, epsilon=m.norm_epsilon
-        )
+        return rule.join(held, f_BTD, at)
+
+    def _scaled(self, name: str, x_BTF: jax.Array, factor: float) -> jax.Array:
+        """nGPT's learned scale of hidden units; elsewhere nothing."""
+        if not residual.topology(self.model).on_sphere:
+            return x_BTF
+        gain_F = norm_gain(self, name, self.model.d_ffn, ("ffn",))
+        return (factor * gain_F * x_BTF.astype(jnp.float32)).astype(x_BTF.dtype)
 
 
 def with_turns(context: Context, model: config.ModelConfig) -> Context:
@@ -198,12 +217,26 @@ def norm_gain(module: nn.Module, name: str, size: int, axes=("norm",)) -> jax.Ar
     return module.param(name, init, (size,), jnp.float32)
 
 
-def residual_gains(module: nn.Module, sublayer: int) -> dict[str, jax.Array]:
-    """The vectors [D] that the topology's rule reads in this sub-layer, by name."""
+def residual_site(
+    module: nn.Module, sublayer: int, constants: Mapping[str, jax.Array]
+) -> streams.At:
+    """This sub-layer's place for the topology's rule, with the parameters that the rule reads."""
     m, topology = module.model, residual.topology(module.model)
     names = [n for n in ("inner_norm", "outer_norm", "branch_norm") if topology.has(n, sublayer)]
     names += ["beta"] if topology.has_beta else []
-    return {name: norm_gain(module, name, m.d_model) for name in names}
+    params = {name: norm_gain(module, name, m.d_model) for name in names}
+    if topology.has_residual_scale:
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ())
+        params["residual_scale"] = module.param("residual_scale", init, (), jnp.float32)
+    own = streams.rule(m).parameters(m, sublayer, constants["block"])
+    params |= {name: rule_parameter(module, name, leaf) for name, leaf in own.items()}
+    return streams.At(m, sublayer, params, constants)
+
+
+def rule_parameter(module: nn.Module, name: str, leaf: streams.Parameter) -> jax.Array:
+    """A float32 parameter of the topology's rule, its gradient where it lies itself."""
+    init = nn.with_logical_partitioning(lambda key: jnp.asarray(leaf.value, jnp.float32), leaf.axes)
+    return sharding.constrain(module.param(name, init), leaf.axes)
 
 
 def split_heads(x_BTE: jax.Array, num_heads: int, axes: tuple[str, ...]) -> jax.Array:

@@ -12,16 +12,19 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import attention, depth, layers, residual
+from keel_jax.model import attention, depth, layers, residual, streams
 from keel_jax.parallel import lookup, sharding
+
+# The logical axes of a matrix's model dimension, D.
+_MODEL_AXES = ("embed", "table_embed", "stream")
 
 
 class LanguageModel(nn.Module):
     """A decoder-only language model with the residual topology `model.topology`.
 
     Parameters: `embedding/table` [V, D], `block/attention/…`, `block/ffn/…` [N, …],
-    `output/matrix` [D, V] unless tied, `output/norm` and `embedding/norm` where the topology has
-    them.
+    `output/matrix` [D, V] unless tied, `output/norm`, `embedding/norm` and what `streams` adds to
+    `output` where the topology has them.
     """
 
     model: config.ModelConfig
@@ -78,11 +81,12 @@ class LanguageModel(nn.Module):
 
     def output_matrix(self) -> jax.Array:
         """The logits' weights, [D, V] float32."""
-        return self.embedding.table.T if self.model.tie_embeddings else self.output.matrix
+        matrix_DV = self.embedding.table.T if self.model.tie_embeddings else self.output.matrix
+        return self.output.scaled(matrix_DV)
 
 
 class Embedding(nn.Module):
-    """The token table, read into the stream's dtype."""
+    """The token table, read into the stream's dtype, and into what the topology carries."""
 
     model: config.ModelConfig
 
@@ -94,34 +98,49 @@ class Embedding(nn.Module):
         if residual.topology(m).embedding_norm:
             self.norm = layers.norm_gain(self, "norm", m.d_model)
 
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array) -> streams.Carry:
         if self.is_initializing() or not sharding.has_devices_to_share():
             x_BTD = self.table[tokens_BT]
         else:
             x_BTD = lookup.rows(self.table, tokens_BT)
         if residual.topology(self.model).embedding_norm:
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
-        return sharding.constrain(x_BTD.astype(self.model.stream_dtype), layers.STREAM_AXES)
+        x_BTD = sharding.constrain(x_BTD.astype(self.model.stream_dtype), layers.STREAM_AXES)
+        return streams.rule(self.model).enter(x_BTD, self.model)
 
 
 class Output(nn.Module):
-    """The final norm, where there is one, and the untied logit matrix."""
+    """What leaves the carry, the final norm, where there is one, and the untied logit matrix."""
 
     model: config.ModelConfig
 
     def setup(self):
         m = self.model
+        leaves = streams.rule(m).output_parameters(m)
+        self.rule_params = {
+            name: layers.rule_parameter(self, name, leaf) for name, leaf in leaves.items()
+        }
         if has_final_norm(m):
             self.norm = layers.norm_gain(self, "norm", m.d_model)
+        if residual.topology(m).on_sphere:
+            leaf = streams.sphere_scale(m, m.vocab_size, ("vocab",))
+            self.logit_scale = layers.rule_parameter(self, "logit_scale", leaf)
         if not m.tie_embeddings:
             self.matrix = layers.weight(
                 self, "matrix", (m.d_model, m.vocab_size), ("table_embed", "vocab"), m.init_std
             )
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, carry: streams.Carry) -> jax.Array:
+        x_BTD = streams.rule(self.model).leave(carry, self.rule_params, self.model)
         if has_final_norm(self.model):
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
         return sharding.constrain(x_BTD.astype(self.model.compute_dtype), layers.LOSS_AXES)
+
+    def scaled(self, matrix_DV: jax.Array) -> jax.Array:
+        """The logits' weights, each column times its learned scale where the topology has one."""
+        if not residual.topology(self.model).on_sphere:
+            return matrix_DV
+        return _scale_logits(matrix_DV, self.logit_scale)
 
 
 def ordered_context(segments_BT: jax.Array) -> layers.Context:
@@ -142,7 +161,11 @@ def logits(h: jax.Array, w_DV: jax.Array) -> jax.Array:
 
 def output_matrix(params, model: config.ModelConfig) -> jax.Array:
     """`LanguageModel.output_matrix` from the parameter tree."""
-    return params["embedding"]["table"].T if model.tie_embeddings else params["output"]["matrix"]
+    tied = model.tie_embeddings
+    matrix_DV = params["embedding"]["table"].T if tied else params["output"]["matrix"]
+    if not residual.topology(model).on_sphere:
+        return matrix_DV
+    return _scale_logits(matrix_DV, params["output"]["logit_scale"])
 
 
 def has_final_norm(model: config.ModelConfig) -> bool:
@@ -154,7 +177,25 @@ def has_final_norm(model: config.ModelConfig) -> bool:
 
 def init(model: LanguageModel, key: jax.Array):
     """Initial parameters, a plain tree of float32 arrays; a pure function of `key`."""
-    return nn.unbox(_init_boxed(model, key))
+    return project(nn.unbox(_init_boxed(model, key)), model.model)
+
+
+def project(params, model: config.ModelConfig):
+    """The parameters that the topology allows, nearest to `params`: for all but nGPT, themselves.
+
+    nGPT's matrices (2410.01131) have length 1 along the model dimension, whichever of theirs that
+    is: rows of the embedding, columns of `query` and the like, rows of `out` and `down`.
+    """
+    if not residual.topology(model).on_sphere:
+        return params
+
+    def project_leaf(leaf, axes):
+        found = [dim for dim, axis in enumerate(axes) if axis in _MODEL_AXES]
+        if not found:
+            return leaf
+        return jnp.moveaxis(residual.unit(jnp.moveaxis(leaf, found[0], -1)), -1, found[0])
+
+    return jax.tree.map(project_leaf, params, logical_axes(LanguageModel(model)))
 
 
 def logical_axes(model: LanguageModel):
@@ -188,6 +229,10 @@ def count_params(model: config.ModelConfig) -> int:
             if topology.has(norm, sublayer):
                 unused += int((~getattr(topology, norm)[:, sublayer]).sum()) * model.d_model
     return stored - unused
+
+
+def _scale_logits(matrix_DV: jax.Array, scale_V: jax.Array) -> jax.Array:
+    return matrix_DV * (matrix_DV.shape[0] ** 0.5 * scale_V)
 
 
 def _init_boxed(model: LanguageModel, key: jax.Array):

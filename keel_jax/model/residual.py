@@ -1,12 +1,12 @@
 """Every single-stream residual topology, side by side: one rule, and constants that select.
 
-    x' = outer( alpha * x  +  b * branch( F( beta * s * inner(x) ) ) )
+    x' = outer( alpha * x  +  a * b * branch( F( beta * s * inner(x) ) ) )
 
 F is attention or the FFN; inner, outer and branch are RMSNorms that a topology has or has not;
-alpha, b, s are fixed numbers per sub-layer, beta a learned vector. The constants are arrays
-[N, 2] (block, sub-layer: 0 attention, 1 FFN) that the scan over depth reads beside the weights.
-So an exception for block 0 or a split in the middle of the stack is data: all N blocks run one
-program.
+alpha, b, s are fixed numbers per sub-layer, beta a learned vector, a a learned number. The
+constants are arrays [N, 2] (block, sub-layer: 0 attention, 1 FFN) that the scan over depth reads
+beside the weights. So an exception for block 0 or a split in the middle of the stack is data: all N
+blocks run one program.
 
 The stream x is kept in `model.stream_dtype`, float32 by default. Each sub-layer moves Keel's
 stream by about F / alpha, and bf16 rounds that away from a few hundred sub-layers on.
@@ -33,6 +33,8 @@ ATTENTION, FFN = 0, 1
 # Keys of a block's constants, by the sub-layer that reads them: {"gain", "is_on"}, the outer norm
 # that the sub-layer below has left to it.
 _BELOW = ("outer_norm_below_attention", "outer_norm_below_ffn")
+# Far below the square of any vector met, so that `unit` divides by its length alone.
+_LEAST_SQUARE = 1e-24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,12 @@ class Topology:
     branch_norm: np.ndarray
     # A learned vector beta scales the branch's input, in every block.
     has_beta: bool = False
+    # A learned number a, initially 0, scales the branch's output, in every sub-layer.
+    has_residual_scale: bool = False
     # RMSNorm on each head of queries, keys and values.
     qkv_norm: bool = False
+    # nGPT: weights, stream, queries and keys have length 1 along the model or head dimension.
+    on_sphere: bool = False
     # The stream leaves the last block un-normed, so the logits need a norm.
     final_norm: bool = False
     # RMSNorm on the embedding.
@@ -126,18 +132,20 @@ def join(
     *,
     epsilon: float,
 ) -> jax.Array:
-    """outer( alpha * x + b * branch(f) ), computed in float32, returned in the stream's dtype.
+    """outer( alpha * x + a * b * branch(f) ), computed in float32, returned in the stream's dtype.
 
     Without the outer norm, if the constants leave it to the sub-layer above (`put_off`).
 
-    Arguments as in `read`; `f_BTD` is the branch's output and `gains` may hold "branch_norm" and
-    "outer_norm".
+    Arguments as in `read`; `f_BTD` is the branch's output and `gains` may hold "branch_norm",
+    "residual_scale" (a, a number) and "outer_norm".
     """
     f32_BTD = f_BTD.astype(jnp.float32)
     if always.has("branch_norm", sublayer):
         f32_BTD = rms_norm(f32_BTD, gains["branch_norm"], epsilon)
     if (always.branch_scale != 1).any():
         f32_BTD = constants["branch_scale"][sublayer] * f32_BTD
+    if always.has_residual_scale:
+        f32_BTD = gains["residual_scale"] * f32_BTD
     z_BTD = x_BTD.astype(jnp.float32)
     if (always.alpha != 1).any():
         z_BTD = constants["alpha"][sublayer] * z_BTD
@@ -193,6 +201,12 @@ def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
     """gain * x / sqrt(mean(x^2) + epsilon) over the last axis, in float32 (arXiv:1910.07467)."""
     x = x.astype(jnp.float32)
     return gain * (x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis, in float32; 0 stays 0."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + _LEAST_SQUARE)
 
 
 def _norm_where(x, gains, norm, constants, always, sublayer, epsilon):
@@ -397,6 +411,39 @@ def _complete_p(model):
     return _uniform(model.num_blocks, b=1 / model.num_sublayers, inner=True, final_norm=True)
 
 
+def _rezero(model):
+    """x' = x + a F(x), a learned number for each sub-layer, 0 at first.  (2003.04887)
+
+    The authors' Transformer shares one a between the two sub-layers of a block; the equation does
+    not, and neither does this. It has no norm anywhere, the final one included.
+    """
+    return _uniform(model.num_blocks, has_residual_scale=True)
+
+
+# Which norms and scales the sub-layers have where the equation is another one, or more than one
+# array is carried: see `streams`.
+
+
+def _resi_dual(model):
+    """ResiDual: the post-normed stream's outer norm."""
+    return _uniform(model.num_blocks, outer=True)
+
+
+def _ngpt(model):
+    """nGPT: the branch reads the stream as it is."""
+    return _uniform(model.num_blocks, on_sphere=True)
+
+
+def _siamese_norm(model):
+    """SiameseNorm: what the branch reads is normed, and z / sqrt(2l) joins the post-normed stream.
+
+    l is the block's number from 1.
+    """
+    siamese = _pre_ln(model)
+    siamese.branch_scale[:] = 1 / np.sqrt(2 * np.arange(1, model.num_blocks + 1))[:, None]
+    return siamese
+
+
 _TOPOLOGIES = {
     "keel": _keel,
     "keel_no_inner_norm": _keel_no_inner_norm,
@@ -413,4 +460,13 @@ _TOPOLOGIES = {
     "layernorm_scaling": _layernorm_scaling,
     "olmo2": _olmo2,
     "complete_p": _complete_p,
+    "rezero": _rezero,
+    "resi_dual": _resi_dual,
+    "siamese_norm": _siamese_norm,
+    # What their branches read is normed, and so is what leaves them: Pre-LN's constants.
+    "static_hyper_connections": _pre_ln,
+    "hyper_connections": _pre_ln,
+    "mhc": _pre_ln,
+    "attention_residuals": _pre_ln,
+    "ngpt": _ngpt,
 }

@@ -44,21 +44,22 @@ def bubble_fraction(num_stages: int, num_microbatches: int) -> float:
 def run(
     stage: Callable,
     stage_arrays,
-    x_MBT: jax.Array,
+    x_MBT,
     rows_MBT,
     *,
     x_axes: tuple[str, ...],
     out_axes: tuple[str, ...],
-) -> jax.Array:
+):
     """The stages one after another, on each microbatch; under `jax.set_mesh` with an axis `stage`.
 
     Args:
       stage: (this stage's part of `stage_arrays`, x [B, T, …], row of `rows_MBT` [B, T, …]) -> x:
         what one stage does; pure, the same program on every stage.
       stage_arrays: a tree of arrays whose first dimension is depth, a multiple of the stages.
-      x_MBT: what the first stage reads, microbatches first.
+      x_MBT: what the first stage reads: an array, or a tree of arrays, microbatches first.
       rows_MBT: a tree of arrays that every stage reads beside it, microbatches first.
-      x_axes: logical axes of one microbatch's x as the last stage leaves it, [B, T, …].
+      x_axes: logical axes of one microbatch's x as the last stage leaves it, [B, T, …]; of every
+        array of it.
       out_axes: logical axes of the result: as x_axes, but with time split over the stages too.
 
     Returns:
@@ -66,7 +67,7 @@ def run(
       can share what comes after.
     """
     num_stages = jax.sharding.get_abstract_mesh().shape[AXIS]
-    num_microbatches = x_MBT.shape[0]
+    num_microbatches = jax.tree.leaves(x_MBT)[0].shape[0]
 
     def pipe(stage_arrays, x_MBT, rows_MBT):
         index = jax.lax.axis_index(AXIS)
@@ -75,14 +76,17 @@ def run(
             # Before its first and after its last microbatch a stage repeats that one in vain.
             m = jnp.clip(t - index, 0, num_microbatches - 1)
             at = lambda x: jax.lax.dynamic_index_in_dim(x, m, keepdims=False)  # noqa: E731
-            given_BT = jnp.where(index == 0, at(x_MBT), held_BT)
+            given_BT = jax.tree.map(
+                lambda x, held: jnp.where(index == 0, at(x), held), x_MBT, held_BT
+            )
             done_BT = stage(stage_arrays, given_BT, jax.tree.map(at, rows_MBT))
             onwards = [(s, s + 1) for s in range(num_stages - 1)]
             return jax.lax.ppermute(done_BT, AXIS, onwards), done_BT
 
         ticks = jnp.arange(num_ticks(num_stages, num_microbatches))
-        _, done = jax.lax.scan(tick, jnp.zeros_like(x_MBT[0]), ticks)
-        return done[None, num_stages - 1 :]
+        nothing_BT = jax.tree.map(lambda x: jnp.zeros_like(x[0]), x_MBT)
+        _, done = jax.lax.scan(tick, nothing_BT, ticks)
+        return jax.tree.map(lambda x: x[None, num_stages - 1 :], done)
 
     by_stage, everywhere = sharding.spec(("blocks",)), sharding.spec(())
     done_SMBT = jax.shard_map(
@@ -93,7 +97,7 @@ def run(
         # The check knows no vmap with an spmd_axis_name (lanes) around a partly manual mesh.
         check_vma=False,
     )(stage_arrays, x_MBT, rows_MBT)
-    return _share_out(done_SMBT, x_axes, out_axes)
+    return jax.tree.map(lambda x: _share_out(x, x_axes, out_axes), done_SMBT)
 
 
 def _share_out(done_SMBT, x_axes, out_axes):

@@ -37,6 +37,12 @@ _ADAFACTOR_CLIP_RMS = 1.0
 
 _ATTENTION_MATRICES = ("query", "key", "value", "out")
 _FFN_MATRICES = ("gate", "up", "down")
+# nGPT's, in place of gains.
+_SCALES = ("qk_scale", "gate_scale", "up_scale", "logit_scale")
+_RESIDUAL_PARAMS = (
+    "beta", "residual_scale", "depth_query", "step_size",
+    "hyper_static", "hyper_dynamic", "hyper_scale", "mhc_bias", "mhc_dynamic", "mhc_scale",
+)
 
 
 class GroupLine(typing.NamedTuple):
@@ -158,9 +164,11 @@ def group_of(path: typing.Sequence) -> str:
         default would decay a gain, or send it to Muon, in silence.
     """
     match tuple(entry.key for entry in path):
-        case (*_, name) if name.endswith("norm"):
+        case (*_, name) if name.endswith("norm") or name in _SCALES:
             return "norm"
-        case ("block", "attention" | "ffn", "beta"):
+        case ("block", "attention" | "ffn", name) if name in _RESIDUAL_PARAMS:
+            return "residual"
+        case ("output", "depth_query"):
             return "residual"
         case ("block", "attention", name) if name in _ATTENTION_MATRICES:
             return "attention"

@@ -78,7 +78,7 @@ def train_step(
     diverged = state.diverged | ~finite
     stepped = state.replace(
         step=state.step + 1,
-        params=optim.apply(state.params, updates, learning_rate),
+        params=lm.project(optim.apply(state.params, updates, learning_rate), cfg.model),
         opt_state=opt_state,
     )
     new_state = jax.tree.map(lambda new, old: jnp.where(diverged, old, new), stepped, state)

@@ -28,10 +28,16 @@ def _tiny(**options):
     model = lm.LanguageModel(cfg)
     params = lm.init(model, jax.random.key(0))
     # Weights of 0.02 give influences near the rounding of a product of many; larger ones do not.
+    # And what begins at 0, such as ReZero's scales, shall speak.
+    params = jax.tree.map(lambda p: p + 0.1 if not p.any() else p, params)
     return model, jax.tree.map(lambda p: p * 10 if p.ndim > 2 else p, params)
 
 
-@pytest.mark.parametrize("topology", ["keel", "pre_ln", "hybridnorm_star"])
+@pytest.mark.parametrize(
+    "topology",
+    ["keel", "pre_ln", "hybridnorm_star", "attention_residuals", "ngpt",
+     *(pytest.param(name, marks=pytest.mark.slow) for name in conftest.OTHER_RULES[:-2])],
+)
 def test_causality_by_gradient(topology):
     model, params = _tiny(topology=topology)
     seen = _influence(model, params, jnp.zeros((1, 9), jnp.int32))

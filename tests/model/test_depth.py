@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keel_jax import config
 from keel_jax.model import attention, depth, layers, lm
-from tests import conftest
+from tests import conftest, reference
 
 
 def _model_and_params(**options):
@@ -52,11 +51,14 @@ def _loss(logits_fn):
     return lambda params, tokens: jnp.square(logits_fn(params, tokens)).mean()
 
 
-@pytest.mark.parametrize("topology", config.TOPOLOGIES)
+@pytest.mark.parametrize("topology", conftest.topologies("attention_residuals"))
 def test_scan_equals_loop_in_values_and_gradients(topology):
     """Same operations in the same order: only fusion differs, hence a few float32 ulps."""
-    split = dict(mix_ln_post_fraction=0.34) if topology == "mix_ln" else {}
-    model, params = _model_and_params(topology=topology, **split)
+    options = {"mix_ln": dict(mix_ln_post_fraction=0.34),
+               # Two groups, the second smaller; and, to compile less, two streams.
+               "attention_residuals": dict(attn_res_groups=2)}
+    options |= dict.fromkeys(reference.HYPER, dict(hyper_streams=2))
+    model, params = _model_and_params(topology=topology, **options.get(topology, {}))
     tokens = _tokens()
     scan = lambda p, t: model.apply({"params": p}, t)  # noqa: E731
     loop = lambda p, t: _loop_logits(model, p, t)  # noqa: E731

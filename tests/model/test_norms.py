@@ -99,15 +99,16 @@ def test_two_norms_over_lanes():
 
 
 @pytest.mark.parametrize("stream_dtype", ("float32", "bfloat16"))
-@pytest.mark.parametrize("remat", ("none", "block"))
-def test_norms_put_off_are_the_plain_model(monkeypatch, stream_dtype, remat):
+@pytest.mark.parametrize("plan", ("none", "block"))
+def test_norms_put_off_are_the_plain_model(monkeypatch, stream_dtype, plan):
     """A whole Keel with each outer norm one sub-layer later, and as its equation is written.
 
     A bf16 stream is rounded at other places: half a unit in 2^-8 each, sixteen times.
     """
     model = config.ModelConfig(
         num_blocks=4, d_model=32, d_ffn=48, num_heads=4, num_kv_heads=2, vocab_size=32,
-        compute_dtype="float32", stream_dtype=stream_dtype, remat=remat,
+        compute_dtype="float32", stream_dtype=stream_dtype,
+        recompute=config.RecomputeConfig(plan=plan),
     )
     params = reference.random_params(model, 3)
     tokens = jax.random.randint(jax.random.key(0), (2, 8), 0, 32)
@@ -132,7 +133,8 @@ def test_the_backward_pass_computes_no_product_a_third_time():
     def num_products(topology):
         model = config.ModelConfig(
             num_blocks=3, d_model=32, d_ffn=48, num_heads=4, num_kv_heads=2, vocab_size=32,
-            compute_dtype="float32", remat="block", topology=topology, attention="reference",
+            compute_dtype="float32", topology=topology, attention="reference",
+            recompute=config.RecomputeConfig(plan="block"),
         )
         params = reference.random_params(model, 0)
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keel_jax import config
+from keel_jax import config_checks
 from keel_jax.model import lm, sampling
-from tests import conftest
+from tests import conftest, reference
 
 
 def _model(**options):
@@ -17,10 +17,12 @@ def _model(**options):
     return model, jax.tree.map(lambda p: p * 5 if p.ndim > 2 else p, params)
 
 
-@pytest.mark.parametrize("topology", config.TOPOLOGIES)
+@pytest.mark.parametrize("topology", conftest.topologies("attention_residuals", "ngpt"))
 def test_cached_decoding_equals_the_forward_pass(topology):
     """One token at a time, after a prompt of three, against all at once."""
-    model, params = _model(topology=topology, qk_norm="hybridnorm" not in topology)
+    streams = dict(hyper_streams=2) if topology in reference.HYPER else {}
+    qk_norm = topology not in config_checks.WITH_OWN_QK_NORM
+    model, params = _model(topology=topology, qk_norm=qk_norm, **streams)
     tokens_BT = jax.random.randint(jax.random.key(1), (2, 9), 0, 64)
     forward = jax.jit(model.apply)({"params": params}, tokens_BT)
     cache = lm.empty_cache(model.model, 2, 9)

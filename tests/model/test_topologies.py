@@ -20,7 +20,7 @@ TOLERANCE = 5e-5
 KEEL_FAMILY = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_norm")
 # Topologies with a block that is unlike the others, or with N in their equation.
 DEPTH_DEPENDENT = (*KEEL_FAMILY, "deepnorm", "hybridnorm_star", "mix_ln", "layernorm_scaling",
-                   "complete_p")
+                   "complete_p", "siamese_norm")
 ALL_KEPT = config.RecomputeConfig(plan="none")
 
 
@@ -91,6 +91,18 @@ def test_mix_ln_fraction(fraction):
     assert_agrees(small(topology="mix_ln", mix_ln_post_fraction=fraction))
 
 
+@pytest.mark.parametrize("topology", reference.HYPER)
+@pytest.mark.parametrize("num_streams", (1, 3))
+def test_hyper_connections_of_any_width(topology, num_streams):
+    assert_agrees(small(topology=topology, num_blocks=2, hyper_streams=num_streams))
+
+
+@pytest.mark.parametrize("num_groups", (1, 2, 3))
+def test_groups_of_attention_residuals(num_groups):
+    # Of 5 blocks: 5; 3 and 2; 2, 2 and 1.
+    assert_agrees(small(topology="attention_residuals", num_blocks=5, attn_res_groups=num_groups))
+
+
 @pytest.mark.parametrize(
     "options",
     (
@@ -102,6 +114,8 @@ def test_mix_ln_fraction(fraction):
         dict(final_norm="on"),
         dict(final_norm="off", topology="pre_ln"),
         dict(final_norm="off", topology="peri_ln"),
+        dict(final_norm="on", topology="rezero"),
+        dict(tie_embeddings=True, topology="resi_dual"),
         dict(num_kv_heads=1),
         dict(num_kv_heads=4),
         dict(rope_theta=30.0),

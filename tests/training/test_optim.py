@@ -18,6 +18,8 @@ from keel_jax.training import schedule
 # for another, and N between them, so that plain Adafactor's "two largest axes" picks it.
 N, D, HQ, HKV, H, F, V = 9, 8, 12, 6, 3, 16, 20
 NUM_STEPS = 4
+_RESIDUAL = ("beta", "step_size", "residual_scale", "depth_query", "hyper_static", "hyper_dynamic",
+             "hyper_scale", "mhc_bias", "mhc_dynamic", "mhc_scale")
 # Same arithmetic, other fusion and summation order, relative to a leaf's largest element. Measured:
 # 1.2e-7 at most for the first three, on either jax. Newton-Schulz multiplies the smallest singular
 # values by 3.44^5 = 480, and with them the rounding of batched against single matrix products:
@@ -55,12 +57,20 @@ def _model_shapes():
     """Every parameter that the model may have."""
     shapes = _shapes()
     gains = {name: (N, D) for name in ("inner_norm", "outer_norm", "branch_norm", "beta")}
+    gains |= {name: (N, D) for name in ("post_norm", "pre_norm", "depth_query", "step_size")}
+    gains |= {"residual_scale": (N,), "hyper_static": (N, 4, 6), "hyper_dynamic": (N, D, 6),
+              "hyper_scale": (N, 2), "mhc_bias": (N, 24), "mhc_dynamic": (N, 4, D, 24),
+              "mhc_scale": (N, 3)}
+    scales = {"gate_scale": (N, F), "up_scale": (N, F)}
     heads = {name: (N, H) for name in ("query_norm", "key_norm", "value_norm")}
     kv = {"key": (N, D, HKV), "value": (N, D, HKV)}
     shapes["block"] = {
-        "attention": {"query": (N, D, HQ), **kv, "out": (N, HQ, D), **heads, **gains},
-        "ffn": {"gate": (N, D, F), "up": (N, D, F), "down": (N, F, D), **gains},
+        "attention": {"query": (N, D, HQ), **kv, "out": (N, HQ, D), **heads, **gains,
+                      "qk_scale": (N, HKV)},
+        "ffn": {"gate": (N, D, F), "up": (N, D, F), "down": (N, F, D), **gains, **scales},
     }
+    shapes["output"] |= {name: (D,) for name in ("dual_norm", "post_norm", "depth_query")}
+    shapes["output"]["logit_scale"] = (V,)
     to_struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     return jax.tree.map(to_struct, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
@@ -113,7 +123,7 @@ def _reference_run(transform, params, grads):
 
 
 def _is_gain(name):
-    return name.endswith("norm") or name == "beta"
+    return name.endswith(("norm", "_scale")) or name == "beta"
 
 
 def _reference_transform(optim, muon):
@@ -228,7 +238,9 @@ def test_without_gradient_only_decay_moves_a_parameter_and_tiny_gradients_are_sa
 def test_gains_and_residual_scales_do_not_decay_by_default():
     lines = optim_lib.describe_groups(_model_shapes(), config.OptimConfig(weight_decay=0.01))
     for line in lines:
-        assert line.weight_decay == (0.0 if _is_gain(line.path.split("/")[-1]) else 0.01), line
+        name = line.path.split("/")[-1]
+        decays = not (_is_gain(name) or name in _RESIDUAL)
+        assert line.weight_decay == (0.01 if decays else 0.0), line
 
 
 def test_every_parameter_has_its_group():
@@ -237,15 +249,17 @@ def test_every_parameter_has_its_group():
     for line in lines:
         names.setdefault(line.group, set()).add(line.path)
     block = lambda sublayer, *leaves: {f"block/{sublayer}/{leaf}" for leaf in leaves}  # noqa: E731
-    norms = ("inner_norm", "outer_norm", "branch_norm")
+    norms = ("inner_norm", "outer_norm", "branch_norm", "post_norm", "pre_norm")
     assert names == {
         "embedding": {"embedding/table"},
         "output": {"output/matrix"},
         "attention": block("attention", "query", "key", "value", "out"),
         "ffn": block("ffn", "gate", "up", "down"),
-        "residual": {"block/attention/beta", "block/ffn/beta"},
-        "norm": {"embedding/norm", "output/norm"} | block("ffn", *norms)
-        | block("attention", *norms, "query_norm", "key_norm", "value_norm"),
+        "residual": block("attention", *_RESIDUAL) | block("ffn", *_RESIDUAL)
+        | {"output/depth_query"},
+        "norm": {f"output/{name}" for name in ("norm", "dual_norm", "post_norm", "logit_scale")}
+        | {"embedding/norm"} | block("ffn", *norms, "gate_scale", "up_scale")
+        | block("attention", *norms, "qk_scale", "query_norm", "key_norm", "value_norm"),
     }  # fmt: skip
 
 

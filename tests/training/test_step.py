@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from keel_jax import config
+from keel_jax.model import lm
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
-from tests import conftest
+from tests import conftest, reference
 
 
 def _batch(abstract, seed=0):
@@ -95,6 +96,84 @@ def test_one_device_equals_eight(mesh):
         train=dict(loss_chunk=3, batch_size=16),
     )
     _assert_close(_train(cfg, num_devices=8), _alone(cfg))
+
+
+# Of the topologies that carry several streams: what they carry split over every axis, and handed
+# from stage to stage, and their own parameters split or not.
+_STREAMS = [
+    ("attention_residuals", dict(stage=2, fsdp=2, tensor=2)),
+    *(
+        pytest.param(topology, mesh, marks=pytest.mark.slow)
+        for topology, mesh in (
+            ("mhc", dict(fsdp=4, tensor=2)),
+            # Its projection sums over the split model dimension.
+            ("ngpt", dict(stage=2, fsdp=2, tensor=2)),
+            ("resi_dual", dict(stage=2, context=2)),
+            ("siamese_norm", dict(context=4, tensor=2)),
+            ("hyper_connections", dict(stage=2, fsdp=4)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("topology", "mesh"), _STREAMS)
+def test_one_device_equals_eight_with_several_streams(topology, mesh):
+    cfg = conftest.tiny_config(
+        model=dict(num_blocks=4, topology=topology, **_smaller(topology)), optim=_LINEAR,
+        mesh={"data": -1, "fsdp": 1, "stage_microbatches": 4 * ("stage" in mesh), **mesh},
+        train=dict(batch_size=16),
+    )
+    state, sums = _train(cfg, num_devices=8)
+    _assert_close((state, sums), _alone(cfg))
+    # nGPT's steps end on the sphere; the others are free.
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6),
+        state.params, jax.device_get(lm.project(state.params, cfg.model)),
+    )
+
+
+def _smaller(topology) -> dict:
+    """Options that leave less to compile."""
+    if topology in reference.HYPER:
+        return dict(hyper_streams=2)
+    return dict(attn_res_groups=2) if topology == "attention_residuals" else {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "optimiser"), [("rezero", "adafactor"), ("mhc", "muon"), ("ngpt", "adafactor")]
+)
+def test_every_optimiser_takes_the_parameters_of_a_rule(topology, optimiser):
+    """Numbers, vectors, matrices and a stack of matrices a block; in lanes."""
+    cfg = conftest.tiny_config(
+        model=dict(num_blocks=2, topology=topology, **_smaller(topology)),
+        optim=dict(name=optimiser, warmup_steps=0), lanes=dict(seed=(1, 2)),
+    )
+    before = jax.device_get(state_lib.create(cfg, mesh_lib.make(cfg.mesh, jax.devices()[:1])))
+    after, _ = _train(cfg, num_steps=2)
+    assert not after.diverged.any()
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(before.params), jax.tree.leaves(after.params),
+        strict=True,
+    ):
+        assert np.isfinite(new).all() and np.any(old != new), jax.tree_util.keystr(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", conftest.OTHER_RULES)
+def test_training_lowers_the_loss(topology):
+    """On one batch, seen 20 times. measured: from 4.16 nats to 3.84 (ReZero), 1.95 or less."""
+    cfg = conftest.tiny_config(
+        model=dict(topology=topology, **_smaller(topology)), optim=dict(warmup_steps=2),
+        train=dict(num_steps=40),
+    )
+    mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
+    state, train_step = state_lib.create(cfg, mesh), step_lib.compile_train_step(cfg, mesh)
+    batch, losses = _batch(step_lib.abstract_batch(cfg, mesh)), []
+    for _ in range(20):
+        state, sums = train_step(state, batch)
+        losses.append(float(sums["nats"] / sums["weight"]))
+    assert losses[-1] < 0.95 * losses[0], losses
 
 
 @pytest.mark.parametrize(
