@@ -9,7 +9,6 @@ import rich.progress
 from absl import flags
 from etils import epath
 
-from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import command, compilation, distributed
 from keel_jax.training import checkpoint, evaluation, inputs, metrics

@@ -1,4 +1,6 @@
-"""Makes a trained model deeper: `python -m keel_jax.grow --workdir=OLD --output=NEW --num_blocks=M`.
+"""Makes a trained model deeper.
+
+    python -m keel_jax.grow --workdir=OLD --output=NEW --num_blocks=M [--method=identity]
 
 NEW gets the grown weights, the config, the tokenizer and the ancestry; nothing else is touched.
 It is not a run: `evaluate` and `generate` take it as --workdir, and a run starts from it in a

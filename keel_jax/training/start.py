@@ -88,7 +88,7 @@ def begin(
 
 
 def _initial_params(cfg, mesh, meta, like):
-    """The weights that `train.init_from` names, for every lane, laid out as `like`; their origin."""
+    """The weights that `train.init_from` names, for every lane, laid out as `like`; their way."""
     workdir, step = parse_checkpoint(cfg.train.init_from)
     theirs = checkpoint.load_config(workdir).model
     changed = {
