@@ -31,11 +31,12 @@ def serve(name: str, shape: step_contenders.Shape, tell) -> None:
     """Builds the contender, takes its first step, then as many as each line of stdin says."""
     compilation.enable_cache("")
     memory_before = peak_bytes()
-    begin = time.monotonic()
+    begin, cpu_begin = time.monotonic(), time.process_time()
     contender = CONTENDERS[name](shape)
     loss = contender.step()
     tell(
         first_step_seconds=time.monotonic() - begin,
+        first_step_cpu_seconds=time.process_time() - cpu_begin,
         compile_seconds=contender.compile_seconds,
         first_loss=loss,
     )
