@@ -6,8 +6,8 @@ NEW gets the grown weights, the config, the tokenizer and the ancestry; nothing 
 It is not a run: `evaluate` and `generate` take it as --workdir, and a run starts from it in a
 directory of its own, with a new optimiser:
 
-    python -m keel_jax.train --config=FILE --config.model.num_blocks=M \
-        --config.train.init_from=NEW --workdir=RUN
+    python -m keel_jax.train --config=FILE --workdir=RUN
+        --config.model.num_blocks=M --config.train.init_from=NEW
 
 Methods (what each keeps, and what alpha should be: docs/growing.md):
   identity    M - N new blocks that add nothing yet, between the old ones: the function is kept
