@@ -4,9 +4,11 @@ Step seconds, peak memory and compile seconds of this project's step, of the sam
 loop in Flax, of a plain scan with recomputation, and of transformers' Llama on PyTorch
 (`pip install -e .[bench]`), at several depths and one shape. Each contender is a process of its
 own, so that the memory is its own; all of one depth live at once, and take their steps in turn, so
-that a busy machine slows all of them. Ratios are to be read, seconds are the machine's. What comes
-before the first step's end, building and compiling, is told in seconds of CPU time too (of all
-threads), the ratio is theirs: it is not taken in turn.
+that a busy machine slows all of them. Ratios are to be read, seconds are the machine's.
+
+Each number of seconds stands beside the CPU time of all threads, which other work on the machine
+stretches less. What comes before the first step's end, building and compiling, is not taken in
+turn: its ratio is that of CPU times.
 
 A contender whose first step takes longer than --limit_seconds is stopped and left out at greater
 depths: that is told, as compile time is what a Python loop pays with.
@@ -104,7 +106,8 @@ def measure(shape: dict, names: list[str], rounds: int, steps: int, limit: float
             for worker in workers:
                 told[worker.name].append(worker.take(steps))
         for name, answers in told.items():
-            rows[name]["step_seconds"] = statistics.median(a["step_seconds"] for a in answers)
+            for key in ("step_seconds", "step_cpu_seconds"):
+                rows[name][key] = statistics.median(answer[key] for answer in answers)
             rows[name]["process_bytes"] = answers[-1]["process_bytes"]
             rows[name]["device_bytes"] = answers[-1]["device_bytes"]
     finally:
@@ -119,7 +122,8 @@ def with_ratios(rows: list[dict]) -> list[dict]:
     return [
         row | {
             f"{key}_ratio": row[f"{key}"] / reference[f"{key}"]
-            for key in ("step_seconds", "process_bytes", "device_bytes", "first_step_cpu_seconds")
+            for key in ("step_seconds", "step_cpu_seconds", "process_bytes", "device_bytes",
+                        "first_step_cpu_seconds")
             if row.get(key) and reference.get(key)
         }
         for row in rows
@@ -139,6 +143,7 @@ def describe(row: dict) -> str:
 
     return (
         f"{head} {row['step_seconds']:9.3f} {ratio('step_seconds')} "
+        f"{row['step_cpu_seconds']:9.3f} {ratio('step_cpu_seconds')} "
         f"{row[memory] / 2**20:9.0f} {ratio(memory)} "
         f"{f'{compiled:9.1f}' if compiled is not None else '        -'} "
         f"{row['first_step_seconds']:9.1f} {row['first_step_cpu_seconds']:9.1f} "
@@ -157,7 +162,8 @@ def main(_):
             told = " and no ".join(modules)
             print(f"{name} is left out: no {told} here; pip install -e .[bench]")
     print(
-        f"{'blocks':>7} {'contender':>16} {'step s':>9} {'ratio':>6} {'peak MiB':>9} {'ratio':>6} "
+        f"{'blocks':>7} {'contender':>16} {'step s':>9} {'ratio':>6} {'CPU s':>9} {'ratio':>6} "
+        f"{'peak MiB':>9} {'ratio':>6} "
         f"{'compile s':>9} {'first s':>9} {'CPU s':>9} {'ratio':>6}"
     )
     all_rows = []

@@ -41,11 +41,12 @@ def serve(name: str, shape: step_contenders.Shape, tell) -> None:
         first_loss=loss,
     )
     for line in sys.stdin:
-        begin = time.monotonic()
+        begin, cpu_begin = time.monotonic(), time.process_time()
         for _ in range(int(line)):
             contender.step()
         tell(
             step_seconds=(time.monotonic() - begin) / int(line),
+            step_cpu_seconds=(time.process_time() - cpu_begin) / int(line),
             process_bytes=peak_bytes() - memory_before,
             device_bytes=contender.device_peak_bytes(),
         )

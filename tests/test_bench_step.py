@@ -36,14 +36,15 @@ def test_the_plain_stacks_are_the_same_function():
 def test_ratios_are_to_keel_jax_and_a_stopped_contender_has_none():
     same = dict(num_blocks=4, device_bytes=None, compile_seconds=None, first_step_seconds=5.0)
     rows = bench_step.with_ratios([
-        dict(same, contender="keel_jax", step_seconds=2.0, process_bytes=100,
-             first_step_cpu_seconds=4.0),
-        dict(same, contender="plain scan", step_seconds=3.0, process_bytes=50,
-             first_step_cpu_seconds=2.0),
+        dict(same, contender="keel_jax", step_seconds=2.0, step_cpu_seconds=3.0,
+             process_bytes=100, first_step_cpu_seconds=4.0),
+        dict(same, contender="plain scan", step_seconds=3.0, step_cpu_seconds=6.0,
+             process_bytes=50, first_step_cpu_seconds=2.0),
         dict(contender="unrolled Flax", num_blocks=4, stopped_after_seconds=9.0),
     ])
     assert rows[0]["step_seconds_ratio"] == 1
-    assert rows[1]["step_seconds_ratio"] == 1.5 and rows[1]["process_bytes_ratio"] == 0.5
+    assert rows[1]["step_seconds_ratio"] == 1.5 and rows[1]["step_cpu_seconds_ratio"] == 2
+    assert rows[1]["process_bytes_ratio"] == 0.5
     assert rows[1]["first_step_cpu_seconds_ratio"] == 0.5
     lines = [bench_step.describe(row) for row in rows]
     assert "1.50" in lines[1] and "no first step within 9 s" in lines[2]
@@ -64,6 +65,7 @@ def test_contenders_start_step_in_turn_and_end():
     for row in rows:
         assert row["first_loss"] == pytest.approx(math.log(64), rel=0.05)
         assert row["compile_seconds"] > 0 and row["step_seconds"] > 0
+        assert row["step_cpu_seconds"] > 0 and row["first_step_cpu_seconds"] > 0
         assert row["process_bytes"] > 0 and row["device_bytes"] is None
     [stopped] = bench_step.measure(SHAPE, names[:1], rounds=1, steps=1, limit=0.01)
     assert stopped["stopped_after_seconds"] == 0.01 and "step_seconds" not in stopped
