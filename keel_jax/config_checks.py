@@ -117,6 +117,11 @@ def without_effect(config, default):
             )
 
 
+def is_read(option: str, decider: str, value) -> bool:
+    """Whether `option` is read where `decider` has this value."""
+    return all(r.reads(value) for r in READERS if (r.option, r.decider) == (option, decider))
+
+
 def _get(tree, name: str):
     for part in name.split("."):
         tree = getattr(tree, part)

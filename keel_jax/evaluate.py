@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 
 import jax
@@ -10,7 +9,6 @@ import rich.progress
 from absl import flags
 from etils import epath
 
-from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import command, compilation, distributed
 from keel_jax.training import checkpoint, evaluation, inputs, metrics
@@ -56,7 +54,7 @@ def evaluate(
     model = dataclasses.replace(cfg.model, attention="auto")
     cfg = dataclasses.replace(cfg, model=model, data=data, train=train)
     if mesh is None:
-        mesh = mesh_lib.make(_mesh_for(cfg.model))
+        mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
     params, meta = checkpoint.load_params(workdir, mesh, step)
     tokens = inputs.open_inputs(cfg.data)
     if tokens.first.tokenizer_fingerprint != meta.tokenizer_fingerprint:
@@ -83,13 +81,6 @@ def evaluate(
         "num_tokens": split.num_targets,
         "step": meta.step,
     }
-
-
-def _mesh_for(model: config.ModelConfig) -> config.MeshConfig:
-    """As many shards as every matrix allows; the other devices, and slices, share the rows."""
-    slice_devices = len(mesh_lib.split_slices(jax.devices())[0])
-    fsdp = math.gcd(slice_devices, model.d_model, model.d_ffn, model.num_heads * model.head_dim)
-    return config.MeshConfig(data=-1, fsdp=fsdp)
 
 
 def main(_):

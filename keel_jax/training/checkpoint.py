@@ -117,6 +117,19 @@ class Checkpoints:
         with jax.transfer_guard("allow"), self._told():
             self._manager.save(meta.step, args=args)
 
+    def save_weights(self, params, meta: Meta) -> None:
+        """Writes weights alone, which `train.init_from` reads, and waits until they are on disk.
+
+        Raises:
+          OSError: they could not be written.
+        """
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(dataclasses.asdict(meta))
+        )
+        with self._told():
+            self._manager.save(meta.step, args=args)
+        self.wait()
+
     def check(self) -> None:
         """Raises what a finished background write failed with; never waits for a running one.
 
@@ -148,7 +161,17 @@ class Checkpoints:
             ) from error
 
     def restore(self, abstract: state_lib.TrainState) -> tuple[state_lib.TrainState, Meta]:
-        """The newest checkpoint, laid out as `abstract` says (any mesh)."""
+        """The newest checkpoint, laid out as `abstract` says (any mesh).
+
+        Raises:
+          ValueError: it holds weights alone.
+        """
+        if not (self.directory / str(self.latest_step()) / "progress").exists():
+            raise ValueError(
+                f"{self.directory.parent} holds weights alone, written by keel_jax.grow, and no "
+                "run to go on with: give the run another --workdir, and start it from there with "
+                f"--config.train.init_from={self.directory.parent}."
+            )
         progress = _as_dict(dataclasses.replace(abstract, params=None))
         found = self._manager.restore(
             self.latest_step(),
@@ -193,6 +216,13 @@ def load_config(workdir: epath.PathLike) -> config.Config:
     return config.from_dict(saved)
 
 
+def holder(workdir: epath.PathLike) -> epath.Path:
+    """The directory that holds the checkpoints of `workdir`: another one's if that is a lane."""
+    workdir = epath.Path(workdir)
+    lane = files.read_json(workdir / LANE_FILE)
+    return workdir / lane["checkpoints_in"] if lane else workdir
+
+
 def load_params(
     workdir: epath.PathLike, mesh: jax.sharding.Mesh, step: int | None = None
 ) -> tuple[dict, Meta]:
@@ -203,15 +233,14 @@ def load_params(
     """
     workdir = epath.Path(workdir)
     lane = files.read_json(workdir / LANE_FILE)
-    holder = workdir / lane["checkpoints_in"] if lane else workdir
-    cfg = load_config(holder)
+    cfg = load_config(holder(workdir))
     if cfg.num_lanes > 1 and lane is None:
         raise ValueError(
             f"{workdir} holds {cfg.num_lanes} lanes; name one of them: {workdir}/lanes/000 …"
         )
-    if not (holder / DIRECTORY).exists():
+    if not (holder(workdir) / DIRECTORY).exists():
         raise ValueError(f"{workdir} holds no checkpoint yet.")
-    with Checkpoints(holder) as checkpoints:
+    with Checkpoints(holder(workdir)) as checkpoints:
         params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
     if lane:
         params = state_lib.lane_of(params, lane["lane"], cfg.num_lanes)

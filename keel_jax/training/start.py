@@ -10,7 +10,7 @@ from etils import epath
 
 from keel_jax import config
 from keel_jax.runtime import distributed, exit_codes
-from keel_jax.training import checkpoint, transfer
+from keel_jax.training import ancestry, checkpoint, transfer
 from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
 
@@ -73,10 +73,11 @@ def begin(
         weights of `train.init_from` do not fit the model.
     """
     if checkpoints.latest_step() is None:
-        state = state_lib.create(cfg, mesh)
+        state, ancestors = state_lib.create(cfg, mesh), []
         if cfg.train.init_from:
-            params = _initial_params(cfg, mesh, meta, state.params)
+            params, ancestors = _initial_params(cfg, mesh, meta, state.params)
             state = dataclasses.replace(state, params=params)
+        ancestry.record(checkpoints.directory.parent, ancestors)
         return state, 0
     state, found = checkpoints.restore(state_lib.abstract(cfg, mesh))
     _check_same_data(checkpoints.directory, found, meta)
@@ -87,7 +88,7 @@ def begin(
 
 
 def _initial_params(cfg, mesh, meta, like):
-    """The weights that `train.init_from` names, for every lane, laid out as `like`."""
+    """The weights that `train.init_from` names, for every lane, laid out as `like`; their way."""
     workdir, step = parse_checkpoint(cfg.train.init_from)
     theirs = checkpoint.load_config(workdir).model
     changed = {
@@ -106,6 +107,7 @@ def _initial_params(cfg, mesh, meta, like):
             f"{found.tokenizer_fingerprint[:12]}, data.path was made with "
             f"{meta.tokenizer_fingerprint[:12]}: prepare the data with that run's tokenizer.model."
         )
+    ancestors = [*ancestry.read(workdir), ancestry.entry("init_from", workdir, found.step, theirs)]
     if cfg.num_lanes > 1:
         spread = jax.jit(
             lambda tree: jax.tree.map(
@@ -113,8 +115,8 @@ def _initial_params(cfg, mesh, meta, like):
             ),
             out_shardings=jax.tree.map(lambda p: p.sharding, like),
         )
-        return spread(params)
-    return params
+        params = spread(params)
+    return params, ancestors
 
 
 def parse_checkpoint(path: str) -> tuple[epath.Path, int | None]:

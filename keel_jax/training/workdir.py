@@ -4,6 +4,7 @@
     status.json       where the run stands          metrics.jsonl   one object a logged step
     tokenizer.model   a copy, so that samples need no data
     checkpoints/      see training/checkpoint.py    tensorboard/    the same metrics, and traces
+    ancestry.json     of a run with train.init_from: where its weights came from
     lanes/000/ …      with several lanes: each lane's config, metrics and status
 """
 
@@ -18,7 +19,7 @@ from keel_jax import config
 from keel_jax.model import lm, residual
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import compilation, distributed, exit_codes, files, versions
-from keel_jax.training import checkpoint, transfer
+from keel_jax.training import ancestry, checkpoint, transfer
 from keel_jax.training import state as state_lib
 
 # A change of any of these on a started run would make its weights, its optimiser state or its
@@ -99,6 +100,7 @@ class Status:
         self._recompute = recompute
         self._clock, self._compilations = clock, compilations
         self._step, self._written = 0, -math.inf
+        self._ancestry = ancestry.read(workdir)
 
     def __enter__(self) -> "Status":
         return self
@@ -153,6 +155,7 @@ class Status:
             "num_params": lm.count_params(cfg.model),
             "attention_kernel": self._kernel,
             "recompute": self._recompute,
+            "ancestry": self._ancestry,
             "compile_seconds": self._clock["compile"],
             "compilations": {"cached": self._compilations.hits, "new": self._compilations.misses},
             "seconds": {**self._clock.seconds, "total": self._clock.total},

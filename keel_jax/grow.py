@@ -1,0 +1,168 @@
+"""Makes a trained model deeper.
+
+    python -m keel_jax.grow --workdir=OLD --output=NEW --num_blocks=M [--method=identity]
+
+NEW gets the grown weights, the config, the tokenizer and the ancestry; nothing else is touched.
+It is not a run: `evaluate` and `generate` take it as --workdir, and a run starts from it in a
+directory of its own, with a new optimiser:
+
+    python -m keel_jax.train --config=FILE --workdir=RUN
+        --config.model.num_blocks=M --config.train.init_from=NEW
+
+Methods (what each keeps, and what alpha should be: docs/growing.md):
+  identity    M - N new blocks that add nothing yet, between the old ones: the function is kept
+  interleave  every block repeated in place
+  stack       the stack repeated
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+from absl import flags
+from etils import epath
+
+from keel_jax import config
+from keel_jax.model import growth as growth_lib
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.runtime import command, distributed, files, versions
+from keel_jax.training import ancestry, checkpoint
+from keel_jax.training import state as state_lib
+
+
+def grow(
+    workdir: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    num_blocks: int,
+    method: str,
+    position: str = "spread",
+    keep_alpha: bool = False,
+    step: int | None = None,
+) -> dict:
+    """Writes the model of `workdir`, grown, to the new or empty directory `output`.
+
+    At its peak it holds the grown weights, and one leaf of the old ones, once.
+
+    Args:
+      workdir: of a run, of one of its lanes, or an earlier `output`.
+      method, position, keep_alpha: see `growth.plan`.
+      step: the checkpoint; None: the newest.
+
+    Returns:
+      What `ancestry.json` says of it.
+
+    Raises:
+      ValueError: no such checkpoint, a growth that is none or that the topology does not allow,
+        or an `output` that holds something.
+      OSError: it could not be written; `output` then lacks its config.json, and no verb takes it.
+    """
+    workdir, output = epath.Path(workdir), epath.Path(output)
+    cfg = checkpoint.load_config(workdir)
+    growth = growth_lib.plan(
+        cfg.model, num_blocks, method, position=position, keep_alpha=keep_alpha
+    )
+    _claim(output)
+    mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
+    params, meta = checkpoint.load_params(workdir, mesh, step)
+    grown_cfg = dataclasses.replace(cfg, model=growth.new)
+    params = _grown(params, growth, state_lib.abstract(grown_cfg, mesh).params)
+
+    alpha, alpha_after = growth.alphas
+    how = {"position": position} if method == "identity" else {}
+    told = ancestry.entry(
+        "grow", workdir, meta.step, cfg.model,
+        num_blocks_after=num_blocks,
+        method=method,
+        **how,
+        keeps_function=growth.keeps_function,
+        alpha=alpha,
+        alpha_after=alpha_after,
+        tokens=meta.step * cfg.train.tokens_per_step,
+        versions=versions.describe()["packages"],
+    )
+    with checkpoint.Checkpoints(output, keep=1) as checkpoints:
+        checkpoints.save_weights(params, meta)
+    ancestry.record(output, [*ancestry.read(workdir), told])
+    if distributed.is_lead():
+        tokenizer = workdir / "tokenizer.model"
+        (output / tokenizer.name).write_bytes(tokenizer.read_bytes())
+        # The last one, without which no verb takes the directory.
+        files.write_json(output / "config.json", config.to_dict(grown_cfg))
+    return told
+
+
+def _claim(output: epath.Path):
+    """Creates the directory; refuses one that holds something. A collective."""
+    names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    [is_taken] = distributed.from_lead(bool(names))
+    if is_taken:
+        raise ValueError(
+            f"--output={output} holds other things ({', '.join(names[:3])}): choose a new or empty "
+            "directory."
+        )
+    files.make_writable_directory(output)
+
+
+def _grown(params, growth: growth_lib.Growth, like):
+    """The new tree, laid out as `like`; leaf by leaf, and each old one is let go of at once."""
+
+    def run(make, leaf, wanted):
+        grown = jax.block_until_ready(jax.jit(make, out_shardings=wanted.sharding)(leaf))
+        leaf.delete()
+        return grown
+
+    return growth_lib.grow(growth, params, like, run)
+
+
+def main(_):
+    with distributed.program(distributed.from_flags()):
+        _grow()
+
+
+def _grow():
+    if flags.FLAGS["position"].present and _METHOD.value != "identity":
+        raise ValueError(
+            f"--position={_POSITION.value} has no effect with --method={_METHOD.value}, which "
+            "copies every block: leave it out, or take --method=identity."
+        )
+    told = grow(
+        _WORKDIR.value,
+        _OUTPUT.value,
+        num_blocks=_NUM_BLOCKS.value,
+        method=_METHOD.value,
+        position=_POSITION.value,
+        keep_alpha=_ALPHA.value == "keep",
+        step=_STEP.value,
+    )
+    if not distributed.is_lead():
+        return
+    if _JSON.value:
+        files.write_json(pathlib.Path(_JSON.value), told)
+    fixed = f" --config.model.alpha={told['alpha_after']:g}" if _ALPHA.value == "keep" else ""
+    print(
+        f"{told['source']}, step {told['step']}: {told['num_blocks']} blocks grown to "
+        f"{told['num_blocks_after']} ({told['method']}), alpha {told['alpha']:g} -> "
+        f"{told['alpha_after']:g}, function {'kept' if told['keeps_function'] else 'changed'}"
+        f" -> {_OUTPUT.value}\n"
+        f"train it with --config.model.num_blocks={told['num_blocks_after']}{fixed} "
+        f"--config.train.init_from={_OUTPUT.value}"
+    )
+
+
+if __name__ == "__main__":
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+    _OUTPUT = flags.DEFINE_string("output", None, "New or empty directory.", required=True)
+    _NUM_BLOCKS = flags.DEFINE_integer("num_blocks", None, "M, its new depth.", required=True)
+    _METHOD = flags.DEFINE_enum("method", "identity", growth_lib.METHODS, "See above.")
+    _POSITION = flags.DEFINE_enum(
+        "position", "spread", growth_lib.POSITIONS,
+        "Where identity puts new blocks: between the old ones, or after the last.",
+    )
+    _ALPHA = flags.DEFINE_enum(
+        "alpha", "new", ["new", "keep"], "The stream's weight: as the new depth asks, or the old."
+    )
+    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+    _JSON = flags.DEFINE_string("json", None, "Also write what was done to this file.")
+    distributed.define_flags()
+    command.run(main)

@@ -1,0 +1,47 @@
+"""Where a run's first weights came from: `ancestry.json`, oldest ancestor first.
+
+A list of objects, each one step of the way: "action" ("init_from" or "grow"), "source" (the work
+directory that the weights were read from), "step" (of that checkpoint), "num_blocks" (its depth),
+and for "grow" what was done. The list is carried from directory to directory, so the last one tells
+the whole way even where the earlier ones are gone.
+"""
+
+import os
+
+from etils import epath
+
+from keel_jax import config
+from keel_jax.runtime import distributed, files
+from keel_jax.training import checkpoint
+
+FILE = "ancestry.json"
+
+
+def read(workdir: epath.PathLike) -> list[dict]:
+    """The ancestors of the weights in `workdir`, of a run or of one of its lanes; often none."""
+    return files.read_json(checkpoint.holder(workdir) / FILE) or []
+
+
+def entry(
+    action: str, source: epath.PathLike, step: int, model: config.ModelConfig, **more
+) -> dict:
+    """One step of the way: `model` as it was at `step` in `source`."""
+    source = os.fspath(source)
+    return {
+        "action": action,
+        "source": source if "://" in source else os.path.abspath(source),
+        "step": step,
+        "num_blocks": model.num_blocks,
+        **more,
+    }
+
+
+def record(workdir: epath.PathLike, entries: list[dict]) -> None:
+    """Writes them; none leaves no file, not even one of a start that came to nothing."""
+    if not distributed.is_lead():
+        return
+    path = epath.Path(workdir) / FILE
+    if entries:
+        files.write_json(path, entries)
+    else:
+        path.unlink(missing_ok=True)
