@@ -20,8 +20,17 @@ from keel_jax.model import attention, lm
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips
 from keel_jax.runtime import clock as clock_lib
-from keel_jax.runtime import command, compilation, distributed, stop, watchdog
-from keel_jax.training import checkpoint, evaluation, inputs, loop, metrics, start
+from keel_jax.runtime import command, compilation, distributed, exit_codes, stop, watchdog
+from keel_jax.training import (
+    checkpoint,
+    evaluation,
+    inputs,
+    loop,
+    metrics,
+    observation,
+    start,
+    telemetry,
+)
 from keel_jax.training import step as step_lib
 from keel_jax.training import workdir as workdir_lib
 
@@ -72,11 +81,14 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         _announce(cfg, step, kernel)
         with clock.measure("compile"):
             train_step = _compiled(cfg, mesh)
+            is_on = cfg.telemetry.every_steps
+            look = observation.compile_statistics(cfg, mesh) if is_on else None
             evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
 
         # What the loop tells, and to whom.
         lanes = workdir_lib.lane_directories(workdir, cfg)
         logs = resources.enter_context(metrics.Logs(lanes, step))
+        recorder = telemetry.Recorder(cfg, look, lanes, step, logs, clock)
         progress = metrics.Progress(cfg.train.num_steps, step, visible=distributed.is_lead())
         resources.enter_context(progress)
         [is_evaluated] = distributed.from_lead(metrics.is_evaluated(lanes[0], step))
@@ -101,6 +113,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             save=save,
             write=logs.write,
             on_logged=on_logged,
+            telemetry=recorder,
             progress=progress,
             stop_asked=stop_request.asked,
             bytes_per_token=tokens.bytes_per_token,
@@ -112,6 +125,8 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             code, step, state = training.run(state, step)
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
+        if code in (exit_codes.DONE, exit_codes.DIVERGED):  # others are in a hurry
+            recorder.draw()
         return status.end(code, step, state)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import attention, residual
+from keel_jax.model import attention, residual, telemetry
 from keel_jax.parallel import sharding
 
 # Logical axes of the stream between the branches, of what a branch reads, and of what the logits
@@ -60,8 +60,12 @@ class Attention(nn.Module):
         constants: Mapping[str, jax.Array],
         context: Context,
         cache: Cache | None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """The stream after the sub-layer, and the cache with this block's keys and values."""
+    ) -> tuple[jax.Array, Cache | None, dict | None]:
+        """The stream after the sub-layer, the cache with this block's keys and values, telemetry.
+
+        The last is None in a program without probes.
+        """
+        x_BTD = telemetry.probe(x_BTD, constants, residual.ATTENTION)
         m, topology = self.model, residual.topology(self.model)
         heads, kv_heads, scale = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim, m.init_std
         w_query = weight(self, "query", (m.d_model, heads), ("embed", "heads"), scale)
@@ -112,10 +116,14 @@ class Attention(nn.Module):
         a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
         f_BTD = multiply(a_BTE, w_out)
         f_BTD = sharding.constrain(f_BTD, STREAM_AXES)
-        x_BTD = residual.join(
+        y_BTD = residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.ATTENTION, epsilon=m.norm_epsilon
         )
-        return x_BTD, cache
+        told = telemetry.observe(
+            x_BTD, f_BTD, y_BTD, gains, constants, topology, residual.ATTENTION,
+            epsilon=m.norm_epsilon,
+        )
+        return y_BTD, cache, told
 
     def _head_norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
         gain_H = norm_gain(self, name, self.model.head_dim, ("head_dim",))
@@ -128,8 +136,11 @@ class Ffn(nn.Module):
     model: config.ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, constants: Mapping[str, jax.Array]) -> jax.Array:
-        """The stream after the sub-layer."""
+    def __call__(
+        self, x_BTD: jax.Array, constants: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict | None]:
+        """The stream after the sub-layer, and telemetry, None in a program without probes."""
+        x_BTD = telemetry.probe(x_BTD, constants, residual.FFN)
         m, topology = self.model, residual.topology(self.model)
         scale = m.init_std * topology.init_scale
         w_gate = weight(self, "gate", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
@@ -145,9 +156,14 @@ class Ffn(nn.Module):
         f_BTF = jax.nn.silu(multiply(h_BTD, w_gate)) * multiply(h_BTD, w_up)
         f_BTF = sharding.constrain(f_BTF, FFN_AXES)
         f_BTD = sharding.constrain(multiply(f_BTF, w_down), STREAM_AXES)
-        return residual.join(
+        y_BTD = residual.join(
             x_BTD, f_BTD, gains, constants, topology, residual.FFN, epsilon=m.norm_epsilon
         )
+        told = telemetry.observe(
+            x_BTD, f_BTD, y_BTD, gains, constants, topology, residual.FFN,
+            epsilon=m.norm_epsilon,
+        )
+        return y_BTD, told
 
 
 def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size, seq_len):

@@ -112,9 +112,7 @@ def join(
     Arguments as in `branch_input`; `f_BTD` is the branch's output and `gains` may hold
     "branch_norm" and "outer_norm".
     """
-    f32_BTD = f_BTD.astype(jnp.float32)
-    if always.has("branch_norm", sublayer):
-        f32_BTD = rms_norm(f32_BTD, gains["branch_norm"], epsilon)
+    f32_BTD = branch_output(f_BTD, gains, always, sublayer, epsilon=epsilon)
     if (always.branch_scale != 1).any():
         f32_BTD = constants["branch_scale"][sublayer] * f32_BTD
     z_BTD = x_BTD.astype(jnp.float32)
@@ -124,6 +122,21 @@ def join(
         z_BTD + f32_BTD, gains, "outer_norm", constants, always, sublayer, epsilon
     )
     return z_BTD.astype(x_BTD.dtype)
+
+
+def branch_output(
+    f_BTD: jax.Array,
+    gains: Mapping[str, jax.Array],
+    always: Topology,
+    sublayer: int,
+    *,
+    epsilon: float,
+) -> jax.Array:
+    """branch(f) in float32; arguments as in `join`."""
+    f32_BTD = f_BTD.astype(jnp.float32)
+    if always.has("branch_norm", sublayer):
+        f32_BTD = rms_norm(f32_BTD, gains["branch_norm"], epsilon)
+    return f32_BTD
 
 
 def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
