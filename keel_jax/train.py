@@ -80,9 +80,10 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         status.say(step)
         _announce(cfg, step, kernel)
         with clock.measure("compile"):
-            train_step = _compiled(cfg, mesh)
-            is_on = cfg.telemetry.every_steps
-            look = observation.compile_statistics(cfg, mesh) if is_on else None
+            train_step = _compiled("step", step_lib.compile_train_step, cfg, mesh)
+            look = None
+            if cfg.telemetry.every_steps:
+                look = _compiled("telemetry", observation.compile_statistics, cfg, mesh)
             evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
 
         # What the loop tells, and to whom.
@@ -130,15 +131,15 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         return status.end(code, step, state)
 
 
-def _compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
-    """The train step; where it came from, in one line."""
+def _compiled(name: str, compile_program, cfg: config.Config, mesh: jax.sharding.Mesh):
+    """A program of the run; where it came from, in one line."""
     begin = time.monotonic()
     with compilation.Counter() as counter:
-        train_step = step_lib.compile_train_step(cfg, mesh)
+        program = compile_program(cfg, mesh)
     source = "from the cache" if counter.hits and not counter.misses else "compiled anew"
     if distributed.is_lead():
-        print(f"compiled step: {source} in {time.monotonic() - begin:.1f} s", flush=True)
-    return train_step
+        print(f"compiled {name}: {source} in {time.monotonic() - begin:.1f} s", flush=True)
+    return program
 
 
 def _announce(cfg: config.Config, step: int, kernel: str):

@@ -21,12 +21,12 @@ _GROWING = ("stream_rms", "branch_rms", "branch_ratio", "rotation_radians", "cot
             "gradient_rms", "update_rms", "param_rms")
 
 
-def report(records: Mapping[str, np.ndarray], nats: float, grad_norm: float) -> dict:
+def report(records: Mapping[str, np.ndarray], loss: float, grad_norm: float) -> dict:
     """The divergence in the last record, as it is written to divergence.json.
 
     Args:
       records: of `telemetry.load`; the last one is of the diverging step.
-      nats: the step's loss sum.
+      loss: the step's, in nats a token.
       grad_norm: the step's gradient norm.
 
     Returns:
@@ -37,13 +37,13 @@ def report(records: Mapping[str, np.ndarray], nats: float, grad_norm: float) -> 
     """
     found = {
         "step": int(records["step"][-1]),
-        "loss_is_finite": math.isfinite(nats),
+        "loss_is_finite": math.isfinite(loss),
         "grad_norm_is_finite": math.isfinite(grad_norm),
         "forward": _first_bad(_forward(records), _leaving(records)),
         "backward": _first_bad(_backward(records)),
         "grew": _grown(records),
     }
-    return found | {"text": _text(found, nats, grad_norm, records)}
+    return found | {"text": _text(found, loss, grad_norm, records)}
 
 
 def num_blocks(records: Mapping[str, np.ndarray]) -> int:
@@ -146,10 +146,10 @@ def _grown(records) -> list[dict]:
     return sorted(found, key=lambda line: -line["factor"])[:_NUM_GROWN]
 
 
-def _text(found: dict, nats: float, grad_norm: float, records) -> str:
+def _text(found: dict, loss: float, grad_norm: float, records) -> str:
     forward, backward = found["forward"], found["backward"]
     lines = [
-        f"Diverged in step {found['step']} (loss sum {nats:.3g}, gradient norm {grad_norm:.3g}; "
+        f"Diverged in step {found['step']} (loss {loss:.4g}, gradient norm {grad_norm:.3g}; "
         f"{num_blocks(records)} blocks, counted from 0)."
     ]
     if forward:

@@ -113,9 +113,10 @@ def profile(records: Mapping[str, np.ndarray], family: str) -> figure.Figure:
                 style = "-" if number < 10 else "--"
                 panel.plot(values[index], style, color=f"C{number % 10}", label=name, linewidth=1)
             panel.set(title=f"step {records['step'][index]}", xlabel="block")
-    values = [values[shown] for values in members.values()]
-    if FAMILIES[family].is_log and any((_finite(part) > 0).any() for part in values):
-        for panel in panels:
+    for panel in panels:
+        if not FAMILIES[family].is_log:
+            panel.set_ylim(-0.02, 1.02)  # a share
+        elif any(len(_positive(values[shown])) for values in members.values()):
             panel.set_yscale("log", nonpositive="mask")
     panels[0].set_ylabel(family)
     panels[-1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -152,15 +153,15 @@ def _num_blocks(members: Mapping[str, np.ndarray]) -> int:
     return next(iter(members.values())).shape[1]
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
+def _positive(values: np.ndarray) -> np.ndarray:
+    """What a logarithmic scale can show; infinity it cannot."""
+    return values[np.isfinite(values) & (values > 0)]
 
 
 def _norm(parts: Sequence[np.ndarray], is_log: bool) -> colors.Normalize:
-    """From the least to the greatest finite (and, for a logarithm, positive) value."""
-    values = np.concatenate([_finite(part) for part in parts])
-    if is_log and (values > 0).any():
-        values = values[values > 0]
-        return colors.LogNorm(values.min(), max(values.max(), values.min() * 1.001), clip=True)
-    low = values.min() if len(values) else 0.0
-    return colors.Normalize(low, max(values.max(), low + 1e-9) if len(values) else 1.0)
+    """Logarithmic, from the least to the greatest finite number above 0; or of shares."""
+    positive = np.concatenate([_positive(part) for part in parts])
+    if not is_log or not len(positive):
+        return colors.Normalize(0, 1)
+    low, high = positive.min(), positive.max()
+    return colors.LogNorm(low, max(high, low * 1.001), clip=True)

@@ -9,6 +9,7 @@ written anew with each record, whole or not at all. `load` reads all of them.
 
 import collections.abc
 import io
+import math
 
 import jax
 import numpy as np
@@ -56,14 +57,17 @@ class Store:
     def __init__(self, workdir: epath.PathLike, start_step: int):
         self._workdir = epath.Path(workdir)
         self._chunk: dict[str, np.ndarray] = {}
+        kept = []
         for path in _files(workdir):
-            chunk = _read(path)
-            kept = chunk["step"] <= start_step
-            if not kept.any():
+            if int(path.stem) > start_step:
                 path.unlink()
-                continue
-            self._chunk = {name: array[kept] for name, array in chunk.items()}
-            if not kept.all():
+            else:
+                kept.append(path)
+        if kept:  # only the last can reach beyond
+            chunk = _read(kept[-1])
+            is_kept = chunk["step"] <= start_step
+            self._chunk = {name: array[is_kept] for name, array in chunk.items()}
+            if not is_kept.all():
                 self._write()
 
     def append(self, step: int, record: dict[str, np.ndarray]) -> None:
@@ -152,7 +156,8 @@ class Recorder:
         if self._look is None or not self._stores:
             return
         directory = self._directories[lane]
-        report = divergence.report(load(directory), sums["nats"], sums["grad_norm"])
+        loss = sums["nats"] / (sums["weight"] or math.nan)
+        report = divergence.report(load(directory), loss, sums["grad_norm"])
         assert report["step"] == step, (report["step"], step)
         files.write_json(directory / DIVERGENCE, report)
         name = f"lane {lane}: " if self._cfg.num_lanes > 1 else ""
