@@ -17,7 +17,7 @@ import optax
 
 from keel_jax import config
 from keel_jax.model import residual, telemetry
-from keel_jax.parallel import sharding
+from keel_jax.parallel import pipeline, sharding
 from keel_jax.runtime import compiler_options
 from keel_jax.training import optim
 from keel_jax.training import state as state_lib
@@ -42,16 +42,11 @@ def statistics(state: state_lib.TrainState, batch: dict, cfg: config.Config) -> 
     grads, sums, told = step_lib.over_micro_batches(gradient, batch, cfg)
     told = jax.tree.map(lambda x: x / cfg.train.accumulation_steps, told)
     grads = step_lib.mean_gradients(grads, sums)
-    clipped, _ = optim.clip(grads, cfg.optim.clip_norm)
-    updates, opt_state = optim.make(cfg.optim).update(clipped, state.opt_state, state.params)
-    learning_rate = step_lib.learning_rate_of(state, cfg)
-    added = jax.tree.map(lambda update: learning_rate * update, updates)
     return {
         **_sublayers(told, cfg.model, state.params),
         **_per_leaf("gradient_rms", grads),
-        **_per_leaf("update_rms", added),
         **_per_leaf("param_rms", state.params),
-        **_adam(opt_state, cfg.optim),
+        **_optimiser(state, grads, cfg),
     }
 
 
@@ -94,6 +89,46 @@ def _per_leaf(name: str, tree) -> dict:
         f"{name}/{'/'.join(entry.key for entry in path)}": telemetry.rms(leaf, 1)
         for path, leaf in jax.tree.leaves_with_path(tree["block"])
     }
+
+
+def _optimiser(state: state_lib.TrainState, grads, cfg: config.Config) -> dict:
+    """What the optimiser makes of the gradients, a few blocks at a time.
+
+    The step writes updates and moments over what it was given. Here nothing may be overwritten,
+    and all at once they would take memory that the step does not need. So a loop takes one block
+    of each pipeline stage (which every optimiser of ours treats as if it were alone).
+    """
+    factor = optim.clip_factor(optax.tree.norm(grads), cfg.optim.clip_norm)
+    learning_rate = step_lib.learning_rate_of(state, cfg)
+    num_stages = sharding.mesh_sizes()[pipeline.AXIS]
+
+    def look(arrays):
+        grads, opt_state, params = arrays
+        grads = jax.tree.map(lambda g: g * factor, grads)
+        updates, opt_state = optim.make(cfg.optim).update(grads, opt_state, params)
+        added = jax.tree.map(lambda update: learning_rate * update, updates)
+        return {**_per_leaf("update_rms", added), **_adam(opt_state, cfg.optim)}
+
+    def is_like_params(node):
+        return isinstance(node, dict) and set(node) == set(state.params)
+
+    # Of trees like the parameters' only the blocks, which are stacked. Beside them are counts.
+    stacked = jax.tree.map(
+        lambda node: {"block": node["block"]} if is_like_params(node) else node,
+        (grads, state.opt_state, state.params), is_leaf=is_like_params,
+    )
+
+    def one_of_each_stage(leaf, index):
+        if leaf.ndim == 0:
+            return leaf
+        leaf = leaf.reshape(num_stages, -1, *leaf.shape[1:])
+        return jax.lax.dynamic_index_in_dim(leaf, index, axis=1, keepdims=False)
+
+    def some(_, index):
+        return None, look(jax.tree.map(lambda leaf: one_of_each_stage(leaf, index), stacked))
+
+    _, seen = jax.lax.scan(some, None, jnp.arange(cfg.model.num_blocks // num_stages))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), seen)
 
 
 def _adam(opt_state, options: config.OptimConfig) -> dict:

@@ -13,6 +13,7 @@ from keel_jax import config
 from keel_jax.model import depth, layers, lm, residual, telemetry
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.training import divergence, loss, observation, plots
+from keel_jax.training import optim as optim_lib
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 from keel_jax.training import telemetry as store_lib
@@ -203,12 +204,17 @@ def test_effective_alpha_is_that_of_the_gains():
     assert np.ptp(expected[1:]) > 0.1
 
 
+@functools.cache
+def _step():
+    cfg = _config()
+    return step_lib.compile_train_step(cfg, _mesh(cfg))
+
+
 def test_updates_are_what_the_step_adds_and_adam_is_looked_at_after_it():
     cfg = _config()
     mesh = _mesh(cfg)
-    state = _state(cfg, mesh)
+    state, step = _state(cfg, mesh), _step()
     before = jax.device_get(state.params)["block"]
-    step = step_lib.compile_train_step(cfg, mesh)
     after, _ = step(state, test_step._batch(step_lib.abstract_batch(cfg, mesh)))
     after = jax.device_get(after)
     seen = _alone()
@@ -231,15 +237,26 @@ def test_updates_are_what_the_step_adds_and_adam_is_looked_at_after_it():
 
 
 @pytest.mark.parametrize(("name", "looks"), [("lion", False), ("adafactor", False), ("muon", True)])
-def test_adams_epsilon_is_looked_at_where_adam_is(name, looks):
-    """Muon's gains are Adam's; shapes suffice."""
-    optim = {} if name == "lion" else dict(epsilon=1e-3)
-    cfg = conftest.tiny_config(optim=dict(name=name, **optim))
+def test_every_optimiser_is_looked_at_block_by_block(name, looks):
+    """A block at a time is all blocks at once; and Adam's epsilon where Adam is: Muon's gains."""
+    optim = dict(name=name, warmup_steps=0, clip_norm=0.1)
+    optim |= {} if name == "lion" else dict(epsilon=1e-3)
+    cfg = conftest.tiny_config(optim=optim)
     mesh = _mesh(cfg)
-    found = observation.jit_statistics(cfg, mesh).eval_shape(
-        state_lib.abstract(cfg, mesh), step_lib.abstract_batch(cfg, mesh)
-    )
-    assert ("adam_below_epsilon" in found) == looks
+    state = _state(cfg, mesh)
+    grads = jax.tree.map(lambda p: jnp.sin(40 * p), state.params)
+    # A step's moments are not zero.
+    _, opt_state = optim_lib.make(cfg.optim).update(grads, state.opt_state, state.params)
+    state = dataclasses.replace(state, opt_state=opt_state)
+    seen = jax.jit(lambda state: observation._optimiser(state, grads, cfg))(state)
+    assert ("adam_below_epsilon" in seen) == looks
+    clipped, _ = optim_lib.clip(grads, 0.1)
+    updates, _ = optim_lib.make(cfg.optim).update(clipped, opt_state, state.params)
+    rate = step_lib.learning_rate_of(state, cfg)
+    added = observation._per_leaf("update_rms", jax.tree.map(lambda u: rate * u, updates))
+    assert set(added) == set(seen) - {"adam_below_epsilon"}
+    for leaf, expected in added.items():
+        np.testing.assert_allclose(seen[leaf], expected, rtol=1e-4, err_msg=leaf)
 
 
 # --- The layouts ---------------------------------------------------------------------------------
@@ -281,6 +298,13 @@ def test_off_is_nothing_in_the_program_and_on_is_another_program():
             state_lib.abstract(cfg, mesh), step_lib.abstract_batch(cfg, mesh)
         ).as_text()
     assert "atan2" in look and "atan2" not in texts[0]
+
+
+def test_a_look_takes_no_more_memory_than_a_step():
+    """It may not write over the state, and makes no second one."""
+    look, step = (program.memory_analysis() for program in (_program()[0], _step()))
+    assert look.temp_size_in_bytes <= 1.02 * step.temp_size_in_bytes
+    assert look.output_size_in_bytes < 0.05 * step.output_size_in_bytes
 
 
 # --- What is kept --------------------------------------------------------------------------------
