@@ -112,20 +112,22 @@ def _optimiser(state: state_lib.TrainState, grads, cfg: config.Config) -> dict:
     def is_like_params(node):
         return isinstance(node, dict) and set(node) == set(state.params)
 
-    # Of trees like the parameters' only the blocks, which are stacked. Beside them are counts.
-    stacked = jax.tree.map(
-        lambda node: {"block": node["block"]} if is_like_params(node) else node,
-        (grads, state.opt_state, state.params), is_leaf=is_like_params,
-    )
+    def one_of_each_stage(node, index):
+        """Of trees like the parameters' the blocks, which are stacked; numbers as they are."""
+        if not is_like_params(node):
+            return node
 
-    def one_of_each_stage(leaf, index):
-        if leaf.ndim == 0:
-            return leaf
-        leaf = leaf.reshape(num_stages, -1, *leaf.shape[1:])
-        return jax.lax.dynamic_index_in_dim(leaf, index, axis=1, keepdims=False)
+        def take(leaf):
+            leaf = leaf.reshape(num_stages, -1, *leaf.shape[1:])
+            return jax.lax.dynamic_index_in_dim(leaf, index, axis=1, keepdims=False)
+
+        return {"block": jax.tree.map(take, node["block"])}
 
     def some(_, index):
-        return None, look(jax.tree.map(lambda leaf: one_of_each_stage(leaf, index), stacked))
+        arrays = (grads, state.opt_state, state.params)
+        return None, look(jax.tree.map(
+            lambda node: one_of_each_stage(node, index), arrays, is_leaf=is_like_params
+        ))
 
     _, seen = jax.lax.scan(some, None, jnp.arange(cfg.model.num_blocks // num_stages))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), seen)
