@@ -61,7 +61,8 @@ def test_a_diverging_step_is_recorded_and_explained(run):
     # A norm makes 0 of what it cannot square, so the loss is that of equal logits.
     assert report["loss_is_finite"] and not report["grad_norm_is_finite"]
     assert report["backward"]["block"] == 1
-    assert report["grew"][0]["factor"] > 1e20
+    # From 0.02 to infinity at once.
+    assert report["grew"] == [] and "No number that is still finite has grown." in report["text"]
 
 
 def test_tensorboard_shows_one_heat_map_and_one_profile_of_each_statistic(run):

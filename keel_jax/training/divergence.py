@@ -174,4 +174,6 @@ def _text(found: dict, loss: float, grad_norm: float, records) -> str:
         ]
     elif len(records["step"]) == 1:
         lines.append("No step before it was recorded.")
+    else:
+        lines.append("No number that is still finite has grown.")
     return "\n".join(lines)
