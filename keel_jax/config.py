@@ -458,6 +458,18 @@ class LanesConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """What is recorded of every sub-layer (docs/telemetry.md)."""
+
+    # Steps between two records, each of which costs one more forward and backward pass; the first,
+    # the last and a diverging step are recorded too. 0: off, divergences are not explained either.
+    every_steps: int = 100
+
+    def __post_init__(self):
+        config_checks.at_least("telemetry.every_steps", self.every_steps, 0)
+
+
 # The mesh's axes, outermost first: neighbours along the last are neighbours on the chip's links.
 MESH_AXES = ("lane", "stage", "data", "fsdp", "context", "tensor")
 
@@ -563,6 +575,7 @@ class Config:
     train: TrainConfig = TrainConfig(num_steps=1000)
     lanes: LanesConfig = LanesConfig()
     mesh: MeshConfig = MeshConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     # Seed of the initial weights and of the data order.
     seed: int = 0

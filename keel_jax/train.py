@@ -20,8 +20,17 @@ from keel_jax.model import attention, lm
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips, closed_form, recompute_choice
 from keel_jax.runtime import clock as clock_lib
-from keel_jax.runtime import command, compilation, distributed, stop, watchdog
-from keel_jax.training import checkpoint, evaluation, inputs, loop, metrics, start
+from keel_jax.runtime import command, compilation, distributed, exit_codes, stop, watchdog
+from keel_jax.training import (
+    checkpoint,
+    evaluation,
+    inputs,
+    loop,
+    metrics,
+    observation,
+    start,
+    telemetry,
+)
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 from keel_jax.training import workdir as workdir_lib
@@ -75,12 +84,17 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         status.say(step)
         _announce(cfg, step, kernel, choice)
         with clock.measure("compile"):
-            train_step = _compiled(recompute_choice.with_plan(cfg, choice.recompute), mesh)
+            planned = recompute_choice.with_plan(cfg, choice.recompute)
+            train_step = _compiled("step", step_lib.compile_train_step, planned, mesh)
+            look = None
+            if cfg.telemetry.every_steps:
+                look = _compiled("telemetry", observation.compile_statistics, planned, mesh)
             evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
 
         # What the loop tells, and to whom.
         lanes = workdir_lib.lane_directories(workdir, cfg)
         logs = resources.enter_context(metrics.Logs(lanes, step))
+        recorder = telemetry.Recorder(cfg, look, lanes, step, logs, clock)
         progress = metrics.Progress(cfg.train.num_steps, step, visible=distributed.is_lead())
         resources.enter_context(progress)
         [is_evaluated] = distributed.from_lead(metrics.is_evaluated(lanes[0], step))
@@ -105,6 +119,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             save=save,
             write=logs.write,
             on_logged=on_logged,
+            telemetry=recorder,
             progress=progress,
             stop_asked=stop_request.asked,
             bytes_per_token=tokens.bytes_per_token,
@@ -116,6 +131,8 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             code, step, state = training.run(state, step)
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
+        if code in (exit_codes.DONE, exit_codes.DIVERGED):  # others are in a hurry
+            recorder.draw()
         return status.end(code, step, state)
 
 
@@ -131,15 +148,15 @@ def _recompute(
     )
 
 
-def _compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
-    """The train step; where it came from, in one line."""
+def _compiled(name: str, compile_program, cfg: config.Config, mesh: jax.sharding.Mesh):
+    """A program of the run; where it came from, in one line."""
     begin = time.monotonic()
     with compilation.Counter() as counter:
-        train_step = step_lib.compile_train_step(cfg, mesh)
+        program = compile_program(cfg, mesh)
     source = "from the cache" if counter.hits and not counter.misses else "compiled anew"
     if distributed.is_lead():
-        print(f"compiled step: {source} in {time.monotonic() - begin:.1f} s", flush=True)
-    return train_step
+        print(f"compiled {name}: {source} in {time.monotonic() - begin:.1f} s", flush=True)
+    return program
 
 
 def _announce(cfg: config.Config, step: int, kernel: str, choice: recompute_choice.Choice):

@@ -39,6 +39,8 @@ def tiny_config(**sections) -> config.Config:
         "mesh": {},
         "data": {},
         "lanes": {},
+        # A second program to compile; tests of telemetry switch it on.
+        "telemetry": dict(every_steps=0),
         "runtime": {},
     }
     seed = sections.pop("seed", 0)

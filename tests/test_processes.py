@@ -16,7 +16,7 @@ import pytest
 from keel_jax import config, evaluate, train
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import checkpoint, metrics
+from keel_jax.training import checkpoint, metrics, telemetry
 from tests import conftest, processes
 
 NUM_STEPS = 5
@@ -179,10 +179,13 @@ def test_every_axis_over_four_processes(sizes, token_dir, cache_dir, tmp_path):
 
 @pytest.mark.slow
 def test_lanes_over_processes(token_dir, cache_dir, tmp_path):
-    """A lane per process, one of which diverges; stopped and continued by one process."""
+    """A lane per process, one of which diverges; stopped and continued by one process.
+
+    Each process looks at the steps that are due and at the diverging one, which is not.
+    """
     cfg = _config(
         token_dir, cache_dir, lanes=dict(peak_lr=(1e-2, 1e30), seed=(3, 4)),
-        mesh=dict(lane=2, fsdp=1),
+        mesh=dict(lane=2, fsdp=1), telemetry=dict(every_steps=4),
     )
     _train(cfg, tmp_path / "one", num_processes=1, devices_each=2)
     _train(cfg, tmp_path / "two", num_processes=2)
@@ -191,6 +194,13 @@ def test_lanes_over_processes(token_dir, cache_dir, tmp_path):
         assert _numbers(two) == _numbers(one)
         assert _status(two)["state"] == _status(one)["state"] == state
         assert _status(two)["step"] == _status(one)["step"]
+        seen = [telemetry.load(workdir) for workdir in (one, two)]
+        assert seen[0]["step"].tolist() == ([1, 4, 5] if state == "done" else [1, 3])
+        assert set(seen[0]) == set(seen[1])
+        for name, values in seen[0].items():
+            np.testing.assert_allclose(seen[1][name], values, rtol=1e-4, atol=1e-9, err_msg=name)
+        reports = [files.read_json(workdir / telemetry.DIVERGENCE) for workdir in (one, two)]
+        assert reports[0] == reports[1] and (reports[0] is None) == (state == "done")
     longer = _with_steps(cfg, NUM_STEPS + 1)
     _train(longer, tmp_path / "two", num_processes=2)
     assert metrics.read(tmp_path / "two/lanes/000")[-1]["step"] == NUM_STEPS + 1

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import layers, recompute, residual, streams
+from keel_jax.model import layers, recompute, residual, streams, telemetry
 from keel_jax.parallel import pipeline, sharding
 
 
@@ -20,17 +20,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry, constants, context: layers.Context):
-        """One step of the scan: (stream, cache) -> (stream, cache).
+        """One step of the scan: (stream, cache) -> (stream, cache), and what telemetry stacks.
 
         The stream is what the topology carries (`streams.Carry`).
         """
         stream, cache = carry
-        stream = _constrain(stream)
-        stream, cache = layers.Attention(self.model, name="attention")(
-            stream, constants, context, cache
+        stream, cache, attention_told = layers.Attention(self.model, name="attention")(
+            _constrain(stream), constants, context, cache
         )
-        stream = layers.Ffn(self.model, name="ffn")(_constrain(stream), constants)
-        return _constrain(stream), cache
+        stream, ffn_told = layers.Ffn(self.model, name="ffn")(_constrain(stream), constants)
+        return (_constrain(stream), cache), telemetry.stack(attention_told, ffn_told)
 
 
 class Depth(nn.Module):
@@ -45,37 +44,48 @@ class Depth(nn.Module):
         context: layers.Context,
         cache: layers.Cache | None = None,
         num_microbatches: int = 0,
-    ) -> tuple[streams.Carry, layers.Cache | None]:
+        probes_N2: jax.Array | None = None,
+    ) -> tuple[streams.Carry, layers.Cache | None, dict | None]:
         """The stream after the last block; the cache, updated in place in the loop's carry.
 
         `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
+        With probes (`telemetry.probes`), thirdly the blocks' telemetry, each [N, 2]; else None.
         """
         m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
         if self.is_initializing():
-            return init_blocks(Block(m, name="block"), (stream, cache), constants(m), context)
-        rows = self.variables["params"]["block"], constants(m)
+            stream, cache = init_blocks(
+                Block(m, name="block"), (stream, cache), constants(m), context
+            )
+            return stream, cache, None
+        probes = {} if probes_N2 is None else {telemetry.PROBE: probes_N2}
+        rows = self.variables["params"]["block"], constants(m) | probes
         if num_stages == 1:
-            return scan_blocks(m, rows, (stream, cache), context)[0]
+            (stream, cache), told = scan_blocks(m, rows, (stream, cache), context)
+            return stream, cache, told
         assert cache is None, "no decoding over stages"
 
         def stage(rows, stream, context):
-            (stream, _), _ = scan_blocks(m, rows, (stream, None), context)
-            return stream
+            (stream, _), told = scan_blocks(m, rows, (stream, None), context)
+            return stream, told
 
         count = pipeline.num_microbatches(num_microbatches, num_stages)
         parts = jax.tree.map(lambda x: sharding.split_rows(x, count, layers.STREAM_AXES), stream)
         contexts = jax.tree.map(lambda x: sharding.split_rows(x, count, ("batch", "time")), context)
-        parts = pipeline.run(
+        if probes_N2 is not None:
+            # The cotangent is a sum over microbatches.
+            rows[1][telemetry.PROBE] = probes_N2 / count
+        parts, told = pipeline.run(
             stage, rows, parts, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
         )
-        return jax.tree.map(lambda x, y: x.swapaxes(0, 1).reshape(y.shape), parts, stream), None
+        stream = jax.tree.map(lambda x, y: x.swapaxes(0, 1).reshape(y.shape), parts, stream)
+        return stream, None, told
 
 
 def init_blocks(block: Block, carry, constants, context):
     """Makes the blocks' parameters, stacked [N, …]: always one flat scan, so that they depend on no
     plan of recomputation; the (stream, cache) after them."""
     scan = nn.scan(
-        lambda block, carry, constants, context: (block(carry, constants, context), None),
+        lambda block, carry, constants, context: block(carry, constants, context),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
@@ -96,10 +106,12 @@ def scan_blocks(model: config.ModelConfig, rows, carry, context):
     def body(carry, row):
         params, constants = row
         block = Block(model, parent=None)
-        return block.apply({"params": params}, carry, constants, context), None
+        return block.apply({"params": params}, carry, constants, context)
 
     (params, constants), rule = rows, streams.rule(model)
-    constants, last = rule.put_off(constants, params, model)
+    last = None
+    if telemetry.PROBE not in constants:  # which looks at the stream between the sub-layers
+        constants, last = rule.put_off(constants, params, model)
     context = layers.with_turns(context, model)
     if carry[1] is not None:  # decoding: no backward pass
         (stream, cache), told = jax.lax.scan(body, carry, (params, constants))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
-from keel_jax.model import attention, residual, streams
+from keel_jax.model import attention, residual, streams, telemetry
 from keel_jax.parallel import products, sharding
 
 # Logical axes of the stream between the branches, of what a branch reads, and of what the logits
@@ -65,8 +65,12 @@ class Attention(nn.Module):
         constants: Mapping[str, jax.Array],
         context: Context,
         cache: Cache | None,
-    ) -> tuple[streams.Carry, Cache | None]:
-        """The carry after the sub-layer, and the cache with this block's keys and values."""
+    ) -> tuple[streams.Carry, Cache | None, dict | None]:
+        """The carry after the sub-layer, the cache with this block's keys and values, telemetry.
+
+        The last is None in a program without probes.
+        """
+        carry = telemetry.probe(carry, constants, residual.ATTENTION)
         m, topology, rule = self.model, residual.topology(self.model), streams.rule(self.model)
         heads, kv_heads, scale = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim, m.init_std
         w_query = weight(self, "query", (m.d_model, heads), ("embed", "heads"), scale)
@@ -120,7 +124,8 @@ class Attention(nn.Module):
         )
         a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
         f_BTD = sharding.constrain(products.rows(a_BTE, w_out, "heads"), STREAM_AXES)
-        return rule.join(held, f_BTD, at), cache
+        after = rule.join(held, f_BTD, at)
+        return after, cache, telemetry.observe(carry, f_BTD, after, at)
 
     def _head_norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
         gain_H = norm_gain(self, name, self.model.head_dim, ("head_dim",))
@@ -150,8 +155,9 @@ class Ffn(nn.Module):
     @nn.compact
     def __call__(
         self, carry: streams.Carry, constants: Mapping[str, jax.Array]
-    ) -> streams.Carry:
-        """The carry after the sub-layer."""
+    ) -> tuple[streams.Carry, dict | None]:
+        """The carry after the sub-layer, and telemetry, None in a program without probes."""
+        carry = telemetry.probe(carry, constants, residual.FFN)
         m, topology, rule = self.model, residual.topology(self.model), streams.rule(self.model)
         scale = m.init_std * topology.init_scale
         w_gate = weight(self, "gate", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
@@ -166,7 +172,8 @@ class Ffn(nn.Module):
         f_BTF = jax.nn.silu(self._scaled("gate_scale", gate_BTF, m.d_model**0.5))
         f_BTF = sharding.constrain(f_BTF * self._scaled("up_scale", up_BTF, 1.0), FFN_AXES)
         f_BTD = sharding.constrain(products.rows(f_BTF, w_down, "ffn"), STREAM_AXES)
-        return rule.join(held, f_BTD, at)
+        after = rule.join(held, f_BTD, at)
+        return after, telemetry.observe(carry, f_BTD, after, at)
 
     def _scaled(self, name: str, x_BTF: jax.Array, factor: float) -> jax.Array:
         """nGPT's learned scale of hidden units; elsewhere nothing."""

@@ -56,14 +56,26 @@ class LanguageModel(nn.Module):
           num_microbatches: see `pipeline.num_microbatches`; read on a mesh with stages.
           context: in place of segments_BT, for tokens that do not stand in their order.
         """
+        return self.observed(tokens_BT, segments_BT, num_microbatches, context)[0]
+
+    def observed(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array | None = None,
+        num_microbatches: int = 0,
+        context: layers.Context | None = None,
+        probes_N2: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict | None]:
+        """`hidden`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
         if context is None:
             if segments_BT is None:
                 segments_BT = jnp.zeros_like(tokens_BT)
             context = ordered_context(segments_BT)
-        h_BTD, _ = self.depth(
-            self.embedding(tokens_BT), context, num_microbatches=num_microbatches
+        h_BTD, _, told = self.depth(
+            self.embedding(tokens_BT), context,
+            num_microbatches=num_microbatches, probes_N2=probes_N2,
         )
-        return self.output(h_BTD)
+        return self.output(h_BTD), told
 
     def decode(
         self, tokens_BT: jax.Array, start_B: jax.Array, cache: layers.Cache
@@ -76,7 +88,7 @@ class LanguageModel(nn.Module):
         context = layers.Context(
             positions_BT=index_BT, segments_BT=jnp.zeros_like(tokens_BT), index_BT=index_BT
         )
-        h_BTD, cache = self.depth(self.embedding(tokens_BT), context, cache)
+        h_BTD, cache, _ = self.depth(self.embedding(tokens_BT), context, cache)
         return logits(self.output(h_BTD), self.output_matrix()), cache
 
     def output_matrix(self) -> jax.Array:

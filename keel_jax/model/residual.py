@@ -139,9 +139,7 @@ def join(
     Arguments as in `read`; `f_BTD` is the branch's output and `gains` may hold "branch_norm",
     "residual_scale" (a, a number) and "outer_norm".
     """
-    f32_BTD = f_BTD.astype(jnp.float32)
-    if always.has("branch_norm", sublayer):
-        f32_BTD = rms_norm(f32_BTD, gains["branch_norm"], epsilon)
+    f32_BTD = branch_output(f_BTD, gains, always, sublayer, epsilon=epsilon)
     if (always.branch_scale != 1).any():
         f32_BTD = constants["branch_scale"][sublayer] * f32_BTD
     if always.has_residual_scale:
@@ -153,6 +151,21 @@ def join(
     if _BELOW[_above(sublayer)] not in constants:
         z_BTD = _norm_where(z_BTD, gains, "outer_norm", constants, always, sublayer, epsilon)
     return z_BTD.astype(x_BTD.dtype)
+
+
+def branch_output(
+    f_BTD: jax.Array,
+    gains: Mapping[str, jax.Array],
+    always: Topology,
+    sublayer: int,
+    *,
+    epsilon: float,
+) -> jax.Array:
+    """branch(f) in float32; arguments as in `join`."""
+    f32_BTD = f_BTD.astype(jnp.float32)
+    if always.has("branch_norm", sublayer):
+        f32_BTD = rms_norm(f32_BTD, gains["branch_norm"], epsilon)
+    return f32_BTD
 
 
 # --- Outer norms, one sub-layer later ------------------------------------------------------------

@@ -49,12 +49,13 @@ def run(
     *,
     x_axes: tuple[str, ...],
     out_axes: tuple[str, ...],
-):
+) -> tuple[object, object]:
     """The stages one after another, on each microbatch; under `jax.set_mesh` with an axis `stage`.
 
     Args:
-      stage: (this stage's part of `stage_arrays`, x [B, T, …], row of `rows_MBT` [B, T, …]) -> x:
-        what one stage does; pure, the same program on every stage.
+      stage: (this stage's part of `stage_arrays`, x [B, T, …], row of `rows_MBT` [B, T, …]) ->
+        (x, told): what one stage does; pure, the same program on every stage. `told` is a tree of
+        arrays (None: nothing) whose first dimension is the stage's depth, means over its batch.
       stage_arrays: a tree of arrays whose first dimension is depth, a multiple of the stages.
       x_MBT: what the first stage reads: an array, or a tree of arrays, microbatches first.
       rows_MBT: a tree of arrays that every stage reads beside it, microbatches first.
@@ -64,7 +65,8 @@ def run(
 
     Returns:
       What the last stage gives, [M, B, T, …], its time axis split over the stages, so that they
-      can share what comes after.
+      can share what comes after; and `told`, its depth that of all stages, averaged over the
+      microbatches. (A cotangent of `stage_arrays`, as of anything read M times, is their sum.)
     """
     num_stages = jax.sharding.get_abstract_mesh().shape[AXIS]
     num_microbatches = jax.tree.leaves(x_MBT)[0].shape[0]
@@ -79,17 +81,20 @@ def run(
             given_BT = jax.tree.map(
                 lambda x, held: jnp.where(index == 0, at(x), held), x_MBT, held_BT
             )
-            done_BT = stage(stage_arrays, given_BT, jax.tree.map(at, rows_MBT))
+            done_BT, told = stage(stage_arrays, given_BT, jax.tree.map(at, rows_MBT))
+            is_real = (t >= index) & (t - index < num_microbatches)
+            told = jax.tree.map(lambda x: jnp.where(is_real, x / num_microbatches, 0), told)
             onwards = [(s, s + 1) for s in range(num_stages - 1)]
-            return jax.lax.ppermute(done_BT, AXIS, onwards), done_BT
+            return jax.lax.ppermute(done_BT, AXIS, onwards), (done_BT, told)
 
         ticks = jnp.arange(num_ticks(num_stages, num_microbatches))
         nothing_BT = jax.tree.map(lambda x: jnp.zeros_like(x[0]), x_MBT)
-        _, done = jax.lax.scan(tick, nothing_BT, ticks)
-        return jax.tree.map(lambda x: x[None, num_stages - 1 :], done)
+        _, (done, told) = jax.lax.scan(tick, nothing_BT, ticks)
+        done = jax.tree.map(lambda x: x[None, num_stages - 1 :], done)
+        return done, jax.tree.map(lambda x: x.sum(axis=0), told)
 
     by_stage, everywhere = sharding.spec(("blocks",)), sharding.spec(())
-    done_SMBT = jax.shard_map(
+    done_SMBT, told = jax.shard_map(
         pipe,
         in_specs=(by_stage, everywhere, everywhere),
         out_specs=by_stage,
@@ -97,7 +102,7 @@ def run(
         # The check knows no vmap with an spmd_axis_name (lanes) around a partly manual mesh.
         check_vma=False,
     )(stage_arrays, x_MBT, rows_MBT)
-    return jax.tree.map(lambda x: _share_out(x, x_axes, out_axes), done_SMBT)
+    return jax.tree.map(lambda x: _share_out(x, x_axes, out_axes), done_SMBT), told
 
 
 def _share_out(done_SMBT, x_axes, out_axes):

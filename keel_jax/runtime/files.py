@@ -21,8 +21,13 @@ def write_json(path: epath.PathLike, value, *, temporary_suffix: str = "") -> No
     Raises:
       OSError: no space left, or the directory cannot be written; the old file stays.
     """
-    path = epath.Path(path)
     content = (json.dumps(value, indent=2) + "\n").encode()
+    write_bytes(path, content, temporary_suffix=temporary_suffix)
+
+
+def write_bytes(path: epath.PathLike, content: bytes, *, temporary_suffix: str = "") -> None:
+    """Writes a whole file or nothing; arguments and errors as in `write_json`."""
+    path = epath.Path(path)
     temporary = path.with_name(path.name + (temporary_suffix or f".tmp-{os.getpid()}"))
     try:
         with explained(path):

@@ -14,6 +14,7 @@ from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import exit_codes
 from keel_jax.training import evaluation, metrics, transfer
 from keel_jax.training import state as state_lib
+from keel_jax.training import telemetry as telemetry_lib
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,6 +34,8 @@ class Loop:
     write: collections.abc.Callable[[int, dict], None]
     # (step): a step's numbers were logged.
     on_logged: collections.abc.Callable[[int], None]
+    # Looks at the steps that are due, and at those that diverge.
+    telemetry: telemetry_lib.Recorder
     progress: metrics.Progress
     # Whether the run was asked to stop.
     stop_asked: collections.abc.Callable[[], bool]
@@ -52,8 +55,9 @@ class Loop:
         """
         self._interval = _Interval(self.clock, step)
         self._alive = [not lane for lane in transfer.fetch(state.diverged).reshape(-1)]
-        # The step that was dispatched and not yet read.
-        self._unread = None
+        # The step that was dispatched and not yet read: its number, its sums, its batch, and what
+        # telemetry saw of it; and the state after the last one.
+        self._unread, self._state = None, state
         self._is_tracing = False
         if self._is_due(step, self.cfg.train.eval_every_steps) and not self.is_evaluated:
             self._evaluate(step, state)  # a stop had come in the middle of it
@@ -66,10 +70,13 @@ class Loop:
                 self._begin_trace(trace, step + 1)
                 with self.clock.measure("data_wait"):
                     batch = next(self.batches)
+                # Before the step, which consumes the state.
+                due = self.telemetry.is_due(step + 1)
+                seen = self.telemetry.look(state, batch) if due else None
                 state, sums = self.train_step(state, batch)
-                step += 1
+                step, self._state = step + 1, state
                 self._read_last()
-                self._unread = (step, sums)
+                self._unread = (step, sums, batch, seen)
                 self._end_trace(trace, step)
                 self._pause(step, state)
             self._read_last()
@@ -114,9 +121,10 @@ class Loop:
         """Waits for the unread step's sums; tells them where the log asks for it."""
         if self._unread is None:
             return
-        (step, sums), self._unread = self._unread, None
+        (step, sums, batch, seen), self._unread = self._unread, None
         lanes = transfer.per_lane(sums, self.cfg.num_lanes)
         newly_dead = [i for i, lane in enumerate(lanes) if lane["diverged"] and self._alive[i]]
+        self._tell_telemetry(step, batch, seen, newly_dead, lanes)
         logged = step % self.cfg.train.log_every_steps == 0 or step in (1, self.cfg.train.num_steps)
         if not (logged or newly_dead):
             self.progress.step(step, None)
@@ -136,6 +144,18 @@ class Loop:
         )
         self.on_logged(step)
         self._interval = _Interval(self.clock, step)
+
+    def _tell_telemetry(self, step: int, batch, seen, newly_dead: list[int], lanes: list[dict]):
+        """What was seen of a step that was due; a step that diverged is looked at in any case.
+
+        A lane that diverged still has the state that it diverged from.
+        """
+        alive = [lane for lane, is_alive in enumerate(self._alive) if is_alive]
+        if seen is None and newly_dead:
+            seen, alive = self.telemetry.look(self._state, batch), newly_dead
+        self.telemetry.record(step, seen, alive)
+        for lane in newly_dead:
+            self.telemetry.explain(lane, step, lanes[lane])
 
     def _row(self, step: int, lane: dict, speed: dict) -> dict:
         return {

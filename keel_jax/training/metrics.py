@@ -2,9 +2,10 @@
 
 import json
 import math
+import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import rich.progress
 from etils import epath
@@ -15,6 +16,8 @@ from keel_jax import config
 from keel_jax.runtime import distributed, files
 
 JSONL = "metrics.jsonl"
+# TensorBoard's number for images with an alpha channel.
+_RGBA = 4
 
 
 def loss_metrics(prefix: str, sums: dict[str, float], bytes_per_token: float) -> dict[str, float]:
@@ -83,6 +86,11 @@ class Logs:
         if self._logs:
             self._logs[lane].write(row)
 
+    def write_images(self, lane: int, step: int, images: Mapping[str, bytes]) -> None:
+        """Adds PNG images, by tag, to TensorBoard's events of `lane`."""
+        if self._logs:
+            self._logs[lane].write_images(step, images)
+
 
 class Log:
     """Appends rows to metrics.jsonl and to TensorBoard.
@@ -117,6 +125,18 @@ class Log:
             if name != "step"
         ]
         self._add_event(row["step"], summary=summary_pb2.Summary(value=scalars))
+
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        """To TensorBoard alone; `images` are PNG files by their tags."""
+        values = []
+        for tag, content in images.items():
+            # A PNG begins with a signature, then its header: width and height, big-endian.
+            width, height = struct.unpack(">II", content[16:24])
+            image = summary_pb2.Summary.Image(
+                width=width, height=height, colorspace=_RGBA, encoded_image_string=content
+            )
+            values.append(summary_pb2.Summary.Value(tag=tag, image=image))
+        self._add_event(step, summary=summary_pb2.Summary(value=values))
 
     def _add_event(self, step: int, **content):
         event = event_pb2.Event(wall_time=time.time(), step=step, **content)

@@ -118,9 +118,14 @@ def clip(grads, clip_norm: float) -> tuple[typing.Any, jax.Array]:
     grad_norm = optax.tree.norm(grads)
     if clip_norm == 0:
         return grads, grad_norm
-    # At norm 0 the quotient is inf, and the factor 1.
-    factor = jnp.minimum(1.0, clip_norm / grad_norm)
+    factor = clip_factor(grad_norm, clip_norm)
     return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), grad_norm
+
+
+def clip_factor(grad_norm: jax.Array, clip_norm: float) -> jax.Array:
+    """What `clip` multiplies the gradient by: min(1, clip_norm / |g|); 1 where it clips nothing."""
+    # At norm 0 the quotient is inf, and the factor 1.
+    return jnp.minimum(1.0, clip_norm / grad_norm) if clip_norm else jnp.ones_like(grad_norm)
 
 
 def apply(params, updates, lr: jax.typing.ArrayLike):

@@ -26,6 +26,13 @@ Sums = dict[str, jax.Array]
 
 def batch_sums(params, batch: dict, cfg: config.Config) -> Sums:
     """The loss sums (`loss.cross_entropy_sums`) of a batch [B, T]."""
+    return observed_sums(params, batch, cfg)[0]
+
+
+def observed_sums(
+    params, batch: dict, cfg: config.Config, probes_N2: jax.Array | None = None
+) -> tuple[Sums, dict | None]:
+    """`batch_sums`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
     model = lm.LanguageModel(cfg.model)
     # Sums over tokens: in whatever order the kernel wants them.
     tokens, targets, weights, context = attention.in_order_of(
@@ -37,17 +44,18 @@ def batch_sums(params, batch: dict, cfg: config.Config) -> Sums:
             lm.ordered_context(batch["segment_ids"]),
         ),
     )
-    h_BTD = model.apply(
+    h_BTD, told = model.apply(
         {"params": params}, tokens, context=context,
-        num_microbatches=cfg.mesh.stage_microbatches, method="hidden",
+        num_microbatches=cfg.mesh.stage_microbatches, probes_N2=probes_N2, method="observed",
     )
-    return loss.cross_entropy_sums(
+    sums = loss.cross_entropy_sums(
         h_BTD,
         lm.output_matrix(params, cfg.model),
         targets,
         weights,
         chunk=cfg.train.loss_chunk,
     )
+    return sums, told
 
 
 def train_step(
@@ -65,12 +73,9 @@ def train_step(
       "param_norm", "learning_rate", and "diverged".
     """
     grads, sums = _gradients(state.params, batch, cfg)
-    weight = jnp.maximum(sums["weight"], 1e-6)  # a batch may hold prompts only
-    grads = jax.tree.map(lambda g: g / weight, grads)
+    grads = mean_gradients(grads, sums)
     grads, grad_norm = optim.clip(grads, cfg.optim.clip_norm)
-
-    factor = schedule.unit_schedule(cfg.optim, cfg.train.num_steps)(state.step)
-    learning_rate = state.peak_lr * factor
+    learning_rate = learning_rate_of(state, cfg)
     optimiser = optim.make(cfg.optim)
     updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
 
@@ -92,24 +97,45 @@ def train_step(
     return new_state.replace(diverged=diverged), metrics
 
 
+def mean_gradients(grads, sums: Sums):
+    """The gradient of the mean loss from that of the sum; a batch may hold prompts only."""
+    weight = jnp.maximum(sums["weight"], 1e-6)
+    return jax.tree.map(lambda g: g / weight, grads)
+
+
+def learning_rate_of(state: state_lib.TrainState, cfg: config.Config) -> jax.Array:
+    """The learning rate of the step that `state` is about to take."""
+    return state.peak_lr * schedule.unit_schedule(cfg.optim, cfg.train.num_steps)(state.step)
+
+
+def objective(params, batch: dict, cfg: config.Config, probes_N2: jax.Array | None = None):
+    """The (unnormalised) loss sum, and `observed_sums`."""
+    sums, told = observed_sums(params, batch, cfg, probes_N2)
+    return sums["nats"] + cfg.train.z_loss * sums["log_z_squared"], (sums, told)
+
+
 def _gradients(params, batch, cfg):
     """Gradient of the (unnormalised) loss sum, and the loss sums, over A micro-batches."""
 
-    def objective(params, batch):
-        sums = batch_sums(params, batch, cfg)
-        return sums["nats"] + cfg.train.z_loss * sums["log_z_squared"], sums
+    def gradient(batch):
+        grads, (sums, _) = jax.grad(objective, has_aux=True)(params, batch, cfg)
+        return grads, sums
 
-    gradient = jax.grad(objective, has_aux=True)
+    return over_micro_batches(gradient, batch, cfg)
+
+
+def over_micro_batches(function: collections.abc.Callable, batch: dict, cfg: config.Config):
+    """The sum of `function` of each of the A micro-batches, a tree of arrays."""
     parts = cfg.train.accumulation_steps
     if parts == 1:
-        return gradient(params, batch)
+        return function(batch)
 
     def add(total, micro_batch):
-        return jax.tree.map(jnp.add, total, gradient(params, micro_batch)), None
+        return jax.tree.map(jnp.add, total, function(micro_batch)), None
 
     micro_batches = jax.tree.map(lambda x: sharding.split_rows(x, parts, _BATCH_AXES), batch)
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    shapes = jax.eval_shape(gradient, params, first)
+    shapes = jax.eval_shape(function, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zeros, micro_batches)[0]
 

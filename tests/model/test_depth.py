@@ -41,7 +41,7 @@ def _loop_logits(model: lm.LanguageModel, params, tokens_BT):
     for n in range(m.num_blocks):
         block = jax.tree.map(lambda leaf, n=n: leaf[n], params["block"])
         row = {name: value[n] for name, value in constants.items()}
-        x_BTD, _ = depth.Block(m).apply({"params": block}, (x_BTD, None), row, context)
+        (x_BTD, _), _ = depth.Block(m).apply({"params": block}, (x_BTD, None), row, context)
     output = params.get("output", {})
     h_BTD = lm.Output(m).apply({"params": output}, x_BTD)
     return lm.logits(h_BTD, lm.output_matrix(params, m))

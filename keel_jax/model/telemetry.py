@@ -1,0 +1,166 @@
+"""What a sub-layer tells about itself from inside the scan over depth: a few numbers, no arrays.
+
+Forward, each sub-layer returns the means that `observe` takes of its stream and its branch; the
+scan stacks them to [N, 2]. Backward, a zero-valued probe [N, 2] that is scanned beside the
+constants gets, as its cotangent, the mean square of the stream's cotangent (`probe`). A program
+without probes holds nothing of either.
+
+Everything here is a mean over all entries or tokens of the batch, so micro-batches and shards of
+equal size average, and lanes are vmapped. Squares leave float32 below an RMS of 1e-19 and above
+1e19. docs/telemetry.md has the formulas.
+
+Dimension letters: N blocks, B batch, T time, D model.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keel_jax.model import residual, streams
+
+# The probes' name among the constants of a block.
+PROBE = "probe"
+# Keeps 0 / 0 out of a stream of zeros.
+_TINY = 1e-37
+
+
+def probes(num_blocks: int) -> jax.Array:
+    """The zeros [N, 2] whose cotangent is the mean square of the stream's, per sub-layer."""
+    return jnp.zeros((num_blocks, 2), jnp.float32)
+
+
+def probe(stream, constants: Mapping[str, jax.Array], sublayer: int):
+    """`stream` as it is; with a probe among the constants, seen in the backward pass.
+
+    Args:
+      stream: a tree of arrays [B, T, …].
+      constants: this block's; "probe" is [2].
+    """
+    if PROBE not in constants:
+        return stream
+    return _probe(stream, constants[PROBE][sublayer])
+
+
+@jax.custom_vjp
+def _probe(stream, zero):
+    del zero
+    return stream
+
+
+def _probe_forward(stream, zero):
+    del zero
+    return stream, None
+
+
+def _probe_backward(_, cotangent):
+    return cotangent, _mean_square(cotangent)
+
+
+_probe.defvjp(_probe_forward, _probe_backward)
+
+
+def observe(before, f_BTD: jax.Array, after, at: streams.At) -> dict | None:
+    """The means of one sub-layer, float32 scalars; None in a program without probes.
+
+    Args:
+      before: the stream that entered it, a tree of arrays [B, T, …].
+      f_BTD: the branch's output.
+      after: the stream that leaves it.
+      at: the sub-layer.
+
+    Returns:
+      "stream_square" and "branch_square", mean squares over all entries, the branch after its norm
+      and before its scale b; "rotation_radians", the mean over tokens of the angle between the
+      stream before and after.
+    """
+    if PROBE not in at.constants:
+        return None
+    before, f_BTD, after, params = jax.lax.stop_gradient((before, f_BTD, after, dict(at.params)))
+    branch_BTD = residual.branch_output(
+        f_BTD, params, residual.topology(at.model), at.sublayer, epsilon=at.model.norm_epsilon
+    )
+    return {
+        "stream_square": _mean_square(before),
+        "branch_square": _mean_square(branch_BTD),
+        "rotation_radians": _angles(before, after).mean(),
+    }
+
+
+def stack(attention: dict | None, ffn: dict | None) -> dict | None:
+    """Both sub-layers' numbers as vectors [2], the block's output for the scan to stack."""
+    return jax.tree.map(lambda *pair: jnp.stack(pair), attention, ffn)
+
+
+def effective_alpha(topology: residual.Topology, params: Mapping) -> jax.Array:
+    """alpha_l * rms(g_out(l - 1)) / rms(g_in(l)), float32 [N, 2] (PAPER: arXiv:2601.19895, §2).
+
+    The stream that enters sub-layer l carries the gain of the outer norm of sub-layer l - 1 (the
+    embedding's norm before the first), and the branch reads it through its inner norm's gain. A
+    norm that a sub-layer has not counts as gain 1.
+
+    Args:
+      topology: of the model; its alpha and norms.
+      params: the model's; gains are [N, D].
+    """
+    block = params["block"]
+    inner = [_gain_rms(topology, block, "inner_norm", sublayer) for sublayer in _SUBLAYERS]
+    outer = [_gain_rms(topology, block, "outer_norm", sublayer) for sublayer in _SUBLAYERS]
+    first = jnp.ones(())
+    if topology.embedding_norm:
+        first = rms(params["embedding"]["norm"], 0)
+    entering = jnp.stack(
+        [
+            jnp.concatenate([first[None], outer[residual.FFN][:-1]]),
+            outer[residual.ATTENTION],
+        ],
+        axis=1,
+    )
+    return jnp.asarray(topology.alpha) * entering / jnp.stack(inner, axis=1)
+
+
+_SUBLAYERS = {residual.ATTENTION: "attention", residual.FFN: "ffn"}
+
+
+def _gain_rms(topology, block, norm: str, sublayer: int) -> jax.Array:
+    """RMS of a norm's gain in each block, 1 where a block has not got the norm; [N]."""
+    has_N = np.asarray(getattr(topology, norm)[:, sublayer])
+    if not has_N.any():
+        return jnp.ones(len(has_N))
+    return jnp.where(has_N, rms(block[_SUBLAYERS[sublayer]][norm], 1), 1.0)
+
+
+def rms(x: jax.Array, num_kept: int) -> jax.Array:
+    """Root mean square over all but the first `num_kept` axes, float32."""
+    x = x.astype(jnp.float32)
+    return jnp.sqrt(jnp.mean(x * x, axis=tuple(range(num_kept, x.ndim))))
+
+
+def _mean_square(tree) -> jax.Array:
+    """Mean square over all entries of a tree of arrays, a float32 scalar."""
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+    return sum(jnp.sum(leaf * leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+
+def _angles(before, after) -> jax.Array:
+    """The angle between two streams at each token, [B, T], in radians.
+
+    2 atan2(|u - v|, |u + v|) of the unit vectors: exact at the small angles (1/alpha) of a deep
+    stack, where the arc cosine in float32 knows nothing below 3e-4.
+    """
+    u, v = _units(before), _units(after)
+
+    def norm(sign):
+        squares = [jnp.sum(jnp.square(a + sign * b), -1) for a, b in zip(u, v, strict=True)]
+        return jnp.sqrt(sum(squares))
+
+    return 2 * jnp.arctan2(norm(-1), norm(1))
+
+
+def _units(stream) -> list[jax.Array]:
+    """The stream of each token, one vector however many leaves hold it, scaled to length 1."""
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(stream)]
+    leaves = [leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves]
+    square = sum(jnp.sum(leaf * leaf, axis=-1, keepdims=True) for leaf in leaves)
+    return [leaf * jax.lax.rsqrt(square + _TINY) for leaf in leaves]
