@@ -416,14 +416,19 @@ def sinkhorn(logits_MM: jax.Array) -> jax.Array:
     """exp(logits) with its columns and then its rows divided by their sums, SINKHORN_STEPS times.
 
     Doubly stochastic in the limit (Sinkhorn and Knopp, 1967); as it stops, rows are exact. By
-    logarithms, so that no sum underflows. [M (rows), M (columns), …].
+    logarithms, so that no sum underflows. The iterations are repeated in the backward pass, as all
+    of them kept would outweigh the streams. [M (rows), M (columns), …].
     """
 
     def step(log_MM, _):
         log_MM = log_MM - jax.nn.logsumexp(log_MM, axis=0, keepdims=True)
         return log_MM - jax.nn.logsumexp(log_MM, axis=1, keepdims=True), None
 
-    return jnp.exp(jax.lax.scan(step, logits_MM, length=SINKHORN_STEPS)[0])
+    def iterate(logits_MM):
+        return jnp.exp(jax.lax.scan(step, logits_MM, length=SINKHORN_STEPS)[0])
+
+    # Inside the scan over depth the loop itself keeps XLA from merging the two computations.
+    return jax.checkpoint(iterate, prevent_cse=False)(logits_MM)
 
 
 def rule(model: config.ModelConfig) -> Rule:
