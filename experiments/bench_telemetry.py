@@ -93,7 +93,7 @@ def main(_):
         door = quickstart.get_config()
         door.model.vocab_size = 1024
         door.model.num_blocks = num_blocks
-        door.model.remat = _REMAT.value
+        door.model.recompute.plan = _PLAN.value
         found = measure(config.from_config_dict(door), _ROUNDS.value)
         every = _EVERY_STEPS.value
         ratio = 1 + (found["look"] + found["keep"]) / (every * found["step"])
@@ -113,6 +113,8 @@ if __name__ == "__main__":
         "every_steps", config.TelemetryConfig().every_steps, "As telemetry.every_steps.",
         lower_bound=1,
     )
-    _REMAT = flags.DEFINE_enum("remat", "none", ["none", "block"], "As in model.remat.")
+    _PLAN = flags.DEFINE_enum(
+        "recompute", "none", ["none", "block", "segments"], "As model.recompute.plan."
+    )
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
     command.run(main)

@@ -126,10 +126,10 @@ class PlainStack(nn.Module):
         if self.is_unrolled:
             for number in range(m.num_blocks):
                 row = {name: value[number] for name, value in constants.items()}
-                carry = block(m, name=f"block_{number}")(carry, row, context)
+                carry, _ = block(m, name=f"block_{number}")(carry, row, context)
         else:
             scan = nn.scan(
-                lambda module, carry, row, context: (module(carry, row, context), None),
+                lambda module, carry, row, context: module(carry, row, context),
                 variable_axes={"params": 0}, split_rngs={"params": True},
                 in_axes=(0, nn.broadcast), length=m.num_blocks,
                 metadata_params={nn.PARTITION_NAME: "blocks"},

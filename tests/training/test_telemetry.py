@@ -270,7 +270,7 @@ def test_every_optimiser_is_looked_at_block_by_block(name, looks):
 @pytest.mark.parametrize(
     ("sections", "num_devices"),
     [
-        (dict(model=dict(remat="block"), train=dict(accumulation_steps=4)), 1),
+        (dict(model=dict(recompute=dict(plan="block")), train=dict(accumulation_steps=4)), 1),
         (dict(mesh=dict(data=2, fsdp=2, tensor=2)), 8),
         pytest.param(dict(mesh=dict(stage=2, fsdp=2, stage_microbatches=4)), 4,
                      marks=pytest.mark.slow),
