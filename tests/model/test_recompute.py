@@ -193,12 +193,15 @@ def test_every_plan_saves_memory():
             assert less < 0.93 * more, (by_plan, by_save, within)
 
 
-def test_offloaded_inputs_are_marked_for_the_hosts_memory():
-    """A CPU has one memory; what a TPU makes of it: tests/planning/test_closed_form.py."""
-    for plan, size in ((_plan("block", offload=True), 7), (_plan("segments", 4, offload=True), 1)):
+def test_offloaded_inputs_are_stacked_in_the_hosts_memory():
+    """As traced: a CPU has one memory. On a TPU: tests/planning/test_closed_form.py."""
+
+    def traced(plan):
         model = _model(plan)
-        params = jax.eval_shape(lambda m=model: lm.init(m, jax.random.key(0)))
-        text = _gradient(model).lower(params, _tokens()).as_text()
-        assert "pinned_host" in text, size
-    text = _gradient(_model(_plan("block"))).lower(params, _tokens()).as_text()
-    assert "pinned_host" not in text
+        params = jax.eval_shape(lambda: lm.init(model, jax.random.key(0)))
+        return str(jax.make_jaxpr(_gradient(model))(params, _tokens()))
+
+    # Seven blocks; or one whole segment of four.
+    assert "f32<host>[7,2,12,16]" in traced(_plan("block", offload=True))
+    assert "f32<host>[1,2,12,16]" in traced(_plan("segments", 4, offload=True))
+    assert "<host>" not in traced(_plan("block"))
