@@ -1,14 +1,11 @@
 """The profile of a step: every kind of work is found in a real trace, where it is done."""
 
-import dataclasses
-
 from experiments import bench_profile
 from tests import conftest
 
 
 def test_a_step_is_told_by_kind_and_pass():
-    cfg = conftest.tiny_config()
-    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, remat="block"))
+    cfg = conftest.tiny_config(model=dict(recompute=dict(plan="block")))
     found = bench_profile.measure(cfg, num_steps=1)
     spent = {(p["region"], p["pass"], p["kind"]): p["microseconds"] for p in found["parts"]}
     assert all(microseconds > 0 for microseconds in spent.values())

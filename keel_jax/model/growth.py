@@ -6,8 +6,8 @@ From N blocks to M > N, by one of three orders:
     interleave  each block repeated in place: slot j holds block floor(j N / M)
     identity    all N blocks in their order, and M - N new ones between them that add nothing
 
-The first two copy weights and change the function. `identity` keeps it, for every topology of
-`residual`, to rounding or to the norms' epsilon, because of three facts about
+The first two copy weights and change the function. `identity` keeps it, for every topology with
+the rule of `residual`, and ResiDual, to rounding or to the norms' epsilon, because of three facts about
 
     x' = outer(alpha x + b branch(F(s inner(x)))):
 
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keel_jax import config, config_checks
-from keel_jax.model import lm, residual
+from keel_jax.model import lm, residual, streams
 
 METHODS = ("stack", "interleave", "identity")
 POSITIONS = ("spread", "end")
@@ -91,6 +91,11 @@ def plan(
         raise ValueError(
             f"num_blocks={num_blocks} is not more than the {n} blocks that the model has: a stack "
             f"grows, to {n + 1} blocks or more."
+        )
+    if method == "identity" and not streams.rule(model).is_kept_by_zero:
+        raise ValueError(
+            f"method=identity: with model.topology={model.topology!r} a block changes what the "
+            "next ones read even where its branches give 0. Take stack or interleave."
         )
     new = dataclasses.replace(model, num_blocks=num_blocks)
     if keep_alpha:

@@ -84,6 +84,9 @@ class At:
 class Rule:
     """One array and the one equation: every topology that `residual` writes down."""
 
+    # Whether a block whose branches give 0 leaves what others read as it was, outer norms aside.
+    is_kept_by_zero = True
+
     def num_arrays(self, model: config.ModelConfig) -> int:
         """Arrays [B, T, D] in the carry: what a block keeps for the backward pass, in streams."""
         del model
@@ -182,6 +185,8 @@ class SiameseNorm(Rule):
     with the embedding. Output: LN(LN(x) + LN(y)), whose outer LN is the final norm.
     """
 
+    is_kept_by_zero = False
+
     def num_arrays(self, model):
         return 2
 
@@ -227,6 +232,8 @@ class HyperConnections(Rule):
     it; so is the paper's rescaling of the branches' output weights, to begin as Pre-LN does. The
     static form has the first term only.
     """
+
+    is_kept_by_zero = False
 
     is_dynamic: bool
 
@@ -287,6 +294,8 @@ class ManifoldHyperConnections(Rule):
     The norm's gain is left out, as `dynamic` absorbs it.
     """
 
+    is_kept_by_zero = False
+
     def num_arrays(self, model):
         return model.hyper_streams
 
@@ -331,6 +340,8 @@ class AttentionResiduals(Rule):
     for each group but the last, and the current group's sum. Depth stays homogeneous, and each
     block keeps that many arrays for the backward pass.
     """
+
+    is_kept_by_zero = False
 
     def num_arrays(self, model):
         return _num_groups(model) + 1
@@ -381,6 +392,8 @@ class NGpt(Rule):
     Recommended with it, not enforced: no weight decay, no warm-up. Decay along a row of length 1 is
     undone by the projection, so that it only rescales the learning rate.
     """
+
+    is_kept_by_zero = False
 
     def parameters(self, model, sublayer, block):
         return {"step_size": sphere_scale(model, model.d_model, ("norm",))}

@@ -177,7 +177,10 @@ def test_recomputation_changes_no_gradient(topology):
     """A carry of a pair, of many streams, and of a memory: remat = plain."""
     options = dict(topology=topology, hyper_streams=2, attn_res_groups=2)
     options = {key: value for key, value in options.items() if _is_read(key, topology)}
-    plain, remat = (value_and_gradients(small(remat=how, **options)) for how in ("none", "block"))
+    plain, remat = (
+        value_and_gradients(small(recompute=config.RecomputeConfig(plan=how), **options))
+        for how in ("none", "block")
+    )
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6 * np.abs(other).max())
 
