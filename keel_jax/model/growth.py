@@ -7,7 +7,8 @@ From N blocks to M > N, by one of three orders:
     identity    all N blocks in their order, and M - N new ones between them that add nothing
 
 The first two copy weights and change the function. `identity` keeps it, for every topology with
-the rule of `residual`, and ResiDual, to rounding or to the norms' epsilon, because of three facts about
+the rule of `residual`, and ResiDual, to rounding or to the norms' epsilon, because of three facts
+about
 
     x' = outer(alpha x + b branch(F(s inner(x)))):
 
