@@ -7,6 +7,7 @@ largest array that ever lies there, which is what would have to shrink first.
 
 import dataclasses
 import heapq
+import math
 import re
 from collections.abc import Collection, Sequence
 
@@ -128,7 +129,7 @@ def _describe(piece: buffers.Piece, instructions, params) -> Buffer:
     shape = _leaf(instruction, piece)
     name = instruction.op_name or instruction.name
     is_backward = "transpose(" in name
-    if is_backward and shape and _normal(shape.dims) in params:
+    if is_backward and shape and not _stacked(shape.dims).isdisjoint(params):
         kind = "gradients"
     elif "jvp(" in name:
         kind = "activations"
@@ -149,6 +150,11 @@ def _leaf(instruction: hlo.Instruction, piece: buffers.Piece) -> hlo.Shape | Non
 
 def _normal(dims: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(n for n in dims if n > 1))
+
+
+def _stacked(dims: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """`dims` as blocks may be stacked: in one dimension, or in segments (of segments) of blocks."""
+    return {_normal((math.prod(dims[:levels]), *dims[levels:])) for levels in (1, 2, 3)}
 
 
 def _shares(allocation: buffers.Allocation) -> list[tuple[int | None, int]]:

@@ -112,8 +112,12 @@ def test_the_test_bites_with_depth_split_over_fsdp(monkeypatch):
 
 _GATHER, _SCATTER, _SUM = "all-gather", "reduce-scatter", "all-reduce"
 _PERMUTE = "collective-permute"
-# On v5e:2x4 (and two slices of it): every (kind, axes, network) whose arrays are not small.
+# Every (kind, axes, network) whose arrays are not small: on v5e:4x4 for 16 devices, on v5e:2x4, and
+# on two slices of it.
 _TABLE = {
+    "fsdp 16": (dict(fsdp=16), 1, {
+        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
+    }),
     "fsdp 8": (dict(fsdp=8), 1, {
         (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
     }),
@@ -152,8 +156,9 @@ def test_a_tpu_sends_what_the_design_says(name):
         d_model=1024, d_ffn=3072, num_heads=16, num_kv_heads=8, vocab_size=4096,
         compute_dtype="bfloat16",
     )
-    topology.prepare("v5e:2x4")
-    found = _collectives(cfg, topology.devices("v5e:2x4", num_slices))
+    slice_name = "v5e:4x4" if math.prod(mesh.values()) == 16 else "v5e:2x4"
+    topology.prepare(slice_name)
+    found = _collectives(cfg, topology.devices(slice_name, num_slices))
     large = [c for c in found if max(shape.bytes for shape in c.shapes) > SMALL_BYTES]
     there = {(c.kind, c.axes, c.network) for c in large}
     unexpected = [
@@ -161,5 +166,12 @@ def test_a_tpu_sends_what_the_design_says(name):
         for c in large if (c.kind, c.axes, c.network) not in expected
     ]
     assert there == expected, "\n".join(unexpected)
+    # What blocks gather and scatter, they gather and scatter in the compute dtype.
+    in_blocks = [
+        c for c in large
+        if "/depth/" in c.op_name and c.kind in (_GATHER, _SCATTER) and "stage" not in c.axes
+    ]
+    assert in_blocks
+    assert {shape.dtype for c in in_blocks for shape in c.shapes} == {"bf16"}
     assert not _gathers_the_batch(found)
     assert not _gathers_the_stack(found, BLOCKS // mesh.get("stage", 1))
