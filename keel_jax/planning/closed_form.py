@@ -27,6 +27,10 @@ _BACKWARD_PRODUCTS = {"splash": 7, "ring": 5}
 _AT_WORK = {True: 0.6, False: 2.0}
 
 
+# Numbers in a row of a TPU's registers.
+_LANES = 128
+
+
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """Bytes that one device holds when a step begins."""
@@ -229,7 +233,13 @@ def _kept_a_row(model: config.ModelConfig, seq_len: int, save: str) -> int:
     # What the loop stacks, the weights that it read left out.
     weights = {leaf.shape for leaf in jax.tree.leaves(params)}
     stacked = [leaf for leaf in leaves if leaf.shape[:1] == (_FEW,) and leaf.shape not in weights]
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in stacked) // _FEW
+    # On a TPU (then the kernel is splash) narrow heads fill whole registers.
+    width = model.head_dim
+    fill = max(1.0, _LANES / width) if model.attention == "splash" else 1.0
+    return int(sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize * (fill if leaf.shape[-1] == width else 1.0)
+        for leaf in stacked
+    )) // _FEW
 
 
 @functools.cache
