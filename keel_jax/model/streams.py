@@ -124,6 +124,11 @@ class Rule:
         del params, model
         return carry
 
+    @property
+    def puts_norms_off(self) -> bool:
+        """Whether the carry is z, the sum before the outer norm, between blocks (`put_off`)."""
+        return type(self) is Rule
+
     def put_off(
         self, constants: Mapping[str, jax.Array], params: Mapping, model: config.ModelConfig
     ) -> tuple[Mapping[str, jax.Array], Mapping[str, jax.Array] | None]:
@@ -133,7 +138,7 @@ class Rule:
           constants: of the blocks, [N, …].
           params: their parameters, [N, …].
         """
-        if type(self) is not Rule:
+        if not self.puts_norms_off:
             return constants, None
         here = residual.topology(model)
         gains = {

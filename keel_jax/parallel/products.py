@@ -31,7 +31,8 @@ def columns(x_BTD: jax.Array, weights_DF: Sequence[jax.Array], axes: Sequence[st
     """
 
     def local(x_BTD, *weights_DF):
-        x_BTD = jax.lax.all_gather(x_BTD, _tensor_axes(), axis=1, tiled=True)
+        if over := _tensor_axes():
+            x_BTD = jax.lax.all_gather(x_BTD, over, axis=1, tiled=True)
         return tuple(x_BTD @ _whole(w_DF, x_BTD.dtype) for w_DF in weights_DF)
 
     if not _is_shared_out(x_BTD):
@@ -52,7 +53,9 @@ def rows(x_BTF: jax.Array, w_FD: jax.Array, axis: str) -> jax.Array:
 
     def local(x_BTF, w_FD):
         part_BTD = x_BTF @ _whole(w_FD, x_BTF.dtype)
-        return jax.lax.psum_scatter(part_BTD, _tensor_axes(), scatter_dimension=1, tiled=True)
+        if not (over := _tensor_axes()):
+            return part_BTD
+        return jax.lax.psum_scatter(part_BTD, over, scatter_dimension=1, tiled=True)
 
     if not _is_shared_out(x_BTF):
         return x_BTF @ w_FD.astype(x_BTF.dtype)
@@ -75,4 +78,6 @@ def _is_shared_out(x_BT: jax.Array) -> bool:
 
 
 def _tensor_axes() -> tuple[str, ...]:
-    return sharding.RULES["ffn"]
+    """Those over several devices: a collective over one would still pin the layouts around it."""
+    sizes = sharding.mesh_sizes()
+    return tuple(axis for axis in sharding.RULES["ffn"] if sizes[axis] > 1)

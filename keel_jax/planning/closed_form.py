@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import lm, recompute, residual
+from keel_jax.model import lm, recompute, residual, streams
 from keel_jax.model.kernels import splash
 from keel_jax.parallel import pipeline
 
@@ -169,12 +169,17 @@ def executed_flops(cfg: config.Config, sizes: dict[str, int], kernel: str) -> fl
     into_ffn, down = 4 * model.d_model * model.d_ffn, 2 * model.d_model * model.d_ffn
     is_blockwise = kernel in _BACKWARD_PRODUCTS
     product = 2 * heads * seq_len * _causal_share(kernel, seq_len)
-    forward = into_heads + out + into_ffn + down + 2 * product
-    backward = 2 * (forward - 2 * product) + _BACKWARD_PRODUCTS.get(kernel, 4) * product
+    # On a TPU (then the kernel is splash) RoPE is a product, whose gradient is the turn back.
+    turn = 2 * model.head_dim * (heads + kv_heads) * (kernel == "splash")
+    forward = into_heads + turn + out + into_ffn + down + 2 * product
+    backward = 2 * (into_heads + out + into_ffn + down) + turn
+    backward += _BACKWARD_PRODUCTS.get(kernel, 4) * product
 
-    # A last product is computed again only for a norm that reads it.
-    topology = residual.topology(model)
-    norms = [topology.has(name, residual.FFN) for name in ("outer_norm", "branch_norm")]
+    # A last product is computed again only for a norm that reads it: an outer norm that is put off
+    # finds it in the carry.
+    topology, rule = residual.topology(model), streams.rule(model)
+    norms = [topology.has("branch_norm", residual.FFN)]
+    norms += [topology.has("outer_norm", residual.FFN) and not rule.puts_norms_off]
     again = {"products": out + down * any(norms)}
     again["attention"] = again["products"] + into_ffn
     if not is_blockwise:

@@ -178,7 +178,7 @@ def test_recomputation_changes_no_gradient(topology):
     options = dict(topology=topology, hyper_streams=2, attn_res_groups=2)
     options = {key: value for key, value in options.items() if _is_read(key, topology)}
     plain, remat = (
-        value_and_gradients(small(recompute=config.RecomputeConfig(plan=how), **options))
+        value_and_gradients(small(recompute=dict(plan=how), **options))
         for how in ("none", "block")
     )
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):

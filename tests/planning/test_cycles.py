@@ -106,6 +106,7 @@ def test_keel_costs_what_pre_ln_costs_on_a_tpu():
     for topology in ("keel", "pre_ln"):
         door = peers.get_config()
         door.model.topology, door.model.num_blocks = topology, 16
+        door.model.recompute.plan = "block"
         found[topology] = plan.plan(config.from_config_dict(door), "v5e:4x4")
     for report in found.values():
         value = report.to_json()["cycles"]
@@ -118,4 +119,5 @@ def test_keel_costs_what_pre_ln_costs_on_a_tpu():
     per_block = {name: report.to_json()["cycles"]["per_block"] for name, report in found.items()}
     assert per_block["keel"] < 1.05 * per_block["pre_ln"], per_block
     moved = cycles.sum_of(keel.cycle_parts, region="blocks", pass_="backward", kind="layout")
-    assert moved / keel.blocks < 20_000
+    # Two copies of dq and of attention's gradient, 122 each; in segments there are none.
+    assert moved / keel.blocks < 300_000
