@@ -20,7 +20,6 @@ from keel_jax.parallel import topology
 from keel_jax.runtime import command, compilation, compiler_options, versions
 from keel_jax.training import step as step_lib
 
-
 # On a TPU a model of a width that its matrix unit fills: less is padded, and compiled otherwise.
 _TPU_WIDTHS = dict(d_model=512, d_ffn=1024, num_heads=4, num_kv_heads=2, compute_dtype="bfloat16")
 

@@ -70,7 +70,7 @@ def test_slices_exchange_gradients_alone():
     "recompute", [dict(plan="block"), dict(plan="segments", segment_blocks=(4,))], ids=str
 )
 def test_a_tpu_s_program_does_not_grow_with_depth(recompute):
-    """Not by one instruction for each of the blocks; a few differ, as small arrays lie elsewhere."""
+    """A few instructions differ: small arrays lie elsewhere."""
     plan_ = config.RecomputeConfig(**recompute)
     topology.prepare("v5e:2x2")
     less, more = (bench_compile.measure(n, plan_, "v5e:2x2") for n in (16, 1024))
