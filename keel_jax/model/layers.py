@@ -24,8 +24,7 @@ from keel_jax.parallel import products, sharding
 STREAM_AXES = ("batch", "stream_time", "stream")
 BRANCH_AXES = ("batch", "time", "stream")
 LOSS_AXES = ("batch", "loss_time", "stream")
-# Of attention's output before its last product, and of the FFN's hidden layer; [B, T, …].
-HEADS_AXES = ("batch", "time", "heads")
+# Of the FFN's hidden layer, [B, T, F].
 FFN_AXES = ("batch", "time", "ffn")
 # A block's weights that are read in the compute dtype, by name.
 MATRICES = ("query", "key", "value", "out", "gate", "up", "down")
@@ -81,12 +80,9 @@ class Attention(nn.Module):
         at = residual_site(self, residual.ATTENTION, constants)
 
         held, h_BTD = rule.read(carry, at)
-        q_BTE, k_BTE, v_BTE = products.columns(
-            h_BTD, (w_query, w_key, w_value), ("heads", "kv_heads", "kv_heads")
+        q_BTNH, k_BTKH, v_BTKH = products.columns(
+            h_BTD, (w_query, w_key, w_value), ("heads", "kv_heads", "kv_heads"), m.head_dim
         )
-        q_BTNH = split_heads(q_BTE, m.num_heads, attention.QUERY_AXES)
-        k_BTKH = split_heads(k_BTE, m.num_kv_heads, attention.KEY_AXES)
-        v_BTKH = split_heads(v_BTE, m.num_kv_heads, attention.KEY_AXES)
         if m.qk_norm or topology.qkv_norm:
             q_BTNH = self._head_norm("query_norm", q_BTNH)
             k_BTKH = self._head_norm("key_norm", k_BTKH)
@@ -122,8 +118,7 @@ class Attention(nn.Module):
             query_segments_BT=context.segments_BT,
             key_segments_BS=key_segments_BS,
         )
-        a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
-        f_BTD = sharding.constrain(products.rows(a_BTE, w_out, "heads"), STREAM_AXES)
+        f_BTD = sharding.constrain(products.rows(a_BTNH, w_out, "heads"), STREAM_AXES)
         after = rule.join(held, f_BTD, at)
         return after, cache, telemetry.observe(carry, f_BTD, after, at)
 
@@ -244,12 +239,6 @@ def rule_parameter(module: nn.Module, name: str, leaf: streams.Parameter) -> jax
     """A float32 parameter of the topology's rule, its gradient where it lies itself."""
     init = nn.with_logical_partitioning(lambda key: jnp.asarray(leaf.value, jnp.float32), leaf.axes)
     return sharding.constrain(module.param(name, init), leaf.axes)
-
-
-def split_heads(x_BTE: jax.Array, num_heads: int, axes: tuple[str, ...]) -> jax.Array:
-    """[B, T, heads * H] -> [B, T, heads, H], with logical axes `axes`."""
-    x_BTNH = x_BTE.reshape(*x_BTE.shape[:2], num_heads, -1)
-    return sharding.constrain(x_BTNH, axes)
 
 
 def _write(cache_NBSKH, block, index_BT, new_BTKH):

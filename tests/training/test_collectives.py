@@ -92,7 +92,7 @@ def test_weights_travel_and_the_batch_stays(mesh):
 def test_the_test_bites_where_products_are_left_to_the_partitioner(monkeypatch):
     """Without the hidden layers' place it moves activations about."""
     real, mesh = sharding.constrain, dict(fsdp=4, tensor=2)
-    hidden = (layers.HEADS_AXES, layers.FFN_AXES, attention.QUERY_AXES, attention.KEY_AXES)
+    hidden = (layers.FFN_AXES, attention.QUERY_AXES, attention.KEY_AXES)
     monkeypatch.setattr(sharding, "constrain", lambda x, a: x if a in hidden else real(x, a))
     monkeypatch.setattr(products, "_is_shared_out", lambda x_BT: False)
     outside = _outside_the_design(_collectives(_config(mesh)), mesh)
