@@ -131,13 +131,13 @@ def parse_shard(text: str) -> tuple[int, int]:
 def _data(path: str | None, preset: Preset) -> str:
     """The directory of token shards, prepared if it can be."""
     vocab_size = preset.stdlib_vocab_size
-    if vocab_size is not None:
-        path = path or f"runs/data/stdlib_{vocab_size}"
-        corpus.ensure_stdlib(pathlib.Path(path), vocab_size)
-    elif path is None:
+    if path is None and vocab_size is None:
         raise ValueError(
             "This preset reads a corpus that is not embedded: prepare it with python -m "
             "keel_jax.prepare, and give its directory as --data."
         )
+    path = path or f"runs/data/stdlib_{vocab_size}"
+    if vocab_size is not None and not (pathlib.Path(path) / shards.INDEX_FILE).exists():
+        corpus.ensure_stdlib(pathlib.Path(path), vocab_size)
     shards.open_set(path)
     return path
