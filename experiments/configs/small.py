@@ -22,7 +22,7 @@ def get_config():
     cfg.train.num_steps = 1500
     cfg.train.batch_size = 32
     cfg.train.seq_len = 256
-    cfg.train.log_every_steps = 5
+    cfg.train.log_every_steps = 1
     cfg.train.eval_num_batches = 32
     cfg.train.checkpoint_every_steps = 500
     cfg.train.keep_checkpoints = 1

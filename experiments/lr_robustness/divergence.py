@@ -18,7 +18,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """What counts; micro's, chosen before its runs."""
+    """What counts; the defaults are micro's, chosen before its runs."""
 
     # Steps of the trailing mean.
     window_steps: int = 10
@@ -30,6 +30,14 @@ class Thresholds:
     spike_nats: float = 0.3
     # Above the healthy run by this much: degraded.
     degradation_nats: float = 0.3
+
+    @classmethod
+    def of_run(cls, num_steps: int) -> "Thresholds":
+        """The same in longer runs, where a plateau lasts longer and means more."""
+        return cls(
+            window_steps=max(cls.window_steps, num_steps // 100),
+            patience_steps=max(cls.patience_steps, num_steps // 20),
+        )
 
 
 # A run arrives at the unigram line where its excess falls below this; before, it is on its way
@@ -87,16 +95,18 @@ def degradation(
 
 
 def onset(
-    excess_S: np.ndarray, healthy: np.ndarray, first_step: int, how: Thresholds
+    excess_S: np.ndarray, healthy: np.ndarray | None, first_step: int, how: Thresholds
 ) -> dict[str, int | None]:
-    """The onset by each criterion, and the earliest of them: indices into the curve.
+    """The onset by each criterion, and "first", the earliest of them: indices into the curve.
 
-    A curve that ends in a number that is not finite spikes there, however short.
+    A curve that ends in a number that is not finite spikes there, however short. Without a healthy
+    run there is no degradation.
     """
     found = {
         "stagnation": stagnation(excess_S, how),
         "spike": spike(excess_S, how),
-        "degradation": degradation(excess_S, healthy, first_step, how),
+        "degradation": None if healthy is None
+        else degradation(excess_S, healthy, first_step, how),
     }
     if not np.isfinite(excess_S[-1]):
         end = int(np.argmin(np.isfinite(excess_S)))

@@ -1,0 +1,100 @@
+"""What runs at fixed peak rates say: the largest stable rate, the range, the sensitivity."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments.frame import intervals
+from experiments.frame import outcome as outcome_lib
+
+# Below the unigram line by this much at the end: has learned more than frequencies.
+STABLE_NATS = 0.05
+# Rates whose loss is within this of the topology's best are as good as it. Guess.
+AS_GOOD_NATS = 0.2
+
+# Final validation loss by rate and seed; None where the run did not come to its end.
+Losses = Mapping[float, Mapping[int, float | None]]
+
+
+def losses(outcomes: Sequence[outcome_lib.Outcome]) -> Losses:
+    """Of the runs that have a result."""
+    found: dict[float, dict[int, float | None]] = {}
+    for outcome in outcomes:
+        if outcome.has_result:
+            found.setdefault(outcome.point.peak_lr, {})[outcome.point.seed] = outcome.eval_loss
+    return dict(sorted(found.items()))
+
+
+def summary(found: Losses, unigram_nats: float, uniform_nats: float) -> dict:
+    """The numbers of one topology and depth.
+
+    Args:
+      unigram_nats: validation loss of the unigram model.
+      uniform_nats: log of the vocabulary, the loss of a uniform guess.
+    """
+    best = best_rate(found)
+    seeds = sorted({seed for row in found.values() for seed in row})
+    by_seed = {seed: {rate: row.get(seed) for rate, row in found.items()} for seed in seeds}
+    stable = {seed: largest_stable(row, unigram_nats) for seed, row in by_seed.items()}
+    as_good = [as_good_range(row) for row in by_seed.values()]
+    return {
+        "eval_loss": [
+            {"rate": rate, "num_not_finished": sum(v is None for v in row.values())}
+            | intervals.mean([v for v in row.values() if v is not None])
+            for rate, row in found.items()
+        ],
+        "best_rate": best,
+        "best_loss": intervals.mean([v for v in found[best].values() if v is not None])
+        if best else None,
+        "largest_stable_rate": stable,
+        "as_good_range": [{"seed": seed, "least": low, "greatest": high}
+                          for seed, (low, high) in zip(seeds, as_good, strict=True)],
+        "as_good_decades": intervals.mean([np.log10(high / low) for low, high in as_good if low]),
+        "sensitivity_nats": intervals.mean(
+            [sensitivity(row, uniform_nats) for row in by_seed.values()]
+        ),
+    }
+
+
+def best_rate(found: Losses) -> float | None:
+    """The rate of the lowest median loss, among those where every seed came to its end."""
+    medians = {rate: float(np.median(list(row.values()))) for rate, row in found.items()
+               if row and None not in row.values()}
+    return min(medians, key=medians.get, default=None)
+
+
+def largest_stable(row: Mapping[float, float | None], unigram_nats: float) -> float | None:
+    """The largest rate up to which, from the best one on, every run is stable; of one seed."""
+    good = {rate: loss is not None and loss < unigram_nats - STABLE_NATS
+            for rate, loss in row.items()}
+    stable = [rate for rate, is_good in good.items() if is_good]
+    if not stable:
+        return None
+    largest = min(stable, key=row.get)
+    for rate in sorted(rate for rate in row if rate > largest):
+        if not good[rate]:
+            break
+        largest = rate
+    return largest
+
+
+def as_good_range(row: Mapping[float, float | None]) -> tuple[float | None, float | None]:
+    """The widest range of neighbouring rates around the best whose losses are as good as it."""
+    finite = {rate: loss for rate, loss in row.items() if loss is not None}
+    if not finite:
+        return None, None
+    rates = sorted(row)
+    best = rates.index(min(finite, key=finite.get))
+    limit = finite[rates[best]] + AS_GOOD_NATS
+    low = high = best
+    while low > 0 and finite.get(rates[low - 1], np.inf) <= limit:
+        low -= 1
+    while high + 1 < len(rates) and finite.get(rates[high + 1], np.inf) <= limit:
+        high += 1
+    return rates[low], rates[high]
+
+
+def sensitivity(row: Mapping[float, float | None], uniform_nats: float) -> float:
+    """Mean over the rates of min(loss, uniform guess) - lowest loss (arXiv:2309.14322, §2)."""
+    capped = [uniform_nats if loss is None else min(loss, uniform_nats) for loss in row.values()]
+    return float(np.mean(capped) - min(capped))
