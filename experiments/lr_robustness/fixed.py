@@ -1,0 +1,70 @@
+"""What runs at fixed peak rates say: the largest stable rate, the range, the sensitivity."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from experiments.frame import comparison, intervals
+
+# Below the unigram line by this much at the end: has learned more than frequencies.
+STABLE_NATS = 0.05
+# Rates whose loss is within this of the topology's best are as good as it. Guess.
+AS_GOOD_NATS = 0.2
+
+def summary(found: comparison.Losses, unigram_nats: float, uniform_nats: float) -> dict:
+    """The numbers of one topology and depth.
+
+    Args:
+      unigram_nats: validation loss of the unigram model.
+      uniform_nats: log of the vocabulary, the loss of a uniform guess.
+    """
+    seeds = sorted({seed for row in found.values() for seed in row})
+    by_seed = {seed: {rate: row.get(seed) for rate, row in found.items()} for seed in seeds}
+    stable = {seed: largest_stable(row, unigram_nats) for seed, row in by_seed.items()}
+    as_good = [as_good_range(row) for row in by_seed.values()]
+    return comparison.table(found) | {
+        "largest_stable_rate": stable,
+        "as_good_range": [{"seed": seed, "least": low, "greatest": high}
+                          for seed, (low, high) in zip(seeds, as_good, strict=True)],
+        "as_good_decades": intervals.mean([np.log10(high / low) for low, high in as_good if low]),
+        "sensitivity_nats": intervals.mean(
+            [sensitivity(row, uniform_nats) for row in by_seed.values()]
+        ),
+    }
+
+
+def largest_stable(row: Mapping[float, float | None], unigram_nats: float) -> float | None:
+    """The largest rate up to which, from the best one on, every run is stable; of one seed."""
+    good = {rate: loss is not None and loss < unigram_nats - STABLE_NATS
+            for rate, loss in row.items()}
+    stable = [rate for rate, is_good in good.items() if is_good]
+    if not stable:
+        return None
+    largest = min(stable, key=row.get)
+    for rate in sorted(rate for rate in row if rate > largest):
+        if not good[rate]:
+            break
+        largest = rate
+    return largest
+
+
+def as_good_range(row: Mapping[float, float | None]) -> tuple[float | None, float | None]:
+    """The widest range of neighbouring rates around the best whose losses are as good as it."""
+    finite = {rate: loss for rate, loss in row.items() if loss is not None}
+    if not finite:
+        return None, None
+    rates = sorted(row)
+    best = rates.index(min(finite, key=finite.get))
+    limit = finite[rates[best]] + AS_GOOD_NATS
+    low = high = best
+    while low > 0 and finite.get(rates[low - 1], np.inf) <= limit:
+        low -= 1
+    while high + 1 < len(rates) and finite.get(rates[high + 1], np.inf) <= limit:
+        high += 1
+    return rates[low], rates[high]
+
+
+def sensitivity(row: Mapping[float, float | None], uniform_nats: float) -> float:
+    """Mean over the rates of min(loss, uniform guess) - lowest loss (arXiv:2309.14322, §2)."""
+    capped = [uniform_nats if loss is None else min(loss, uniform_nats) for loss in row.values()]
+    return float(np.mean(capped) - min(capped))

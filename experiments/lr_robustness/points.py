@@ -1,0 +1,81 @@
+"""The runs of each preset: ramps and fixed learning rates, topology by topology."""
+
+from experiments.frame import command, point
+from keel_jax import config
+
+# The paper's Table 1 (arXiv:2601.19895).
+TABLE_1 = ("keel", "pre_ln", "post_ln", "deepnorm", "hybridnorm", "mix_ln")
+SUBLAYERS = (64, 512)
+FIXED, RAMP = "fixed", "ramp"
+
+
+def series(topology: str, num_sublayers: int, protocol: str) -> str:
+    """The name of the runs of one topology, depth and protocol."""
+    return f"{topology}-L{num_sublayers}-{protocol}"
+
+
+def parse(name: str) -> tuple[str, int, str]:
+    """The inverse of `series`."""
+    topology, depth, protocol = name.split("-")
+    return topology, int(depth.removeprefix("L")), protocol
+
+
+def micro() -> command.Preset:
+    """64 sub-layers, 32 wide: two cores, minutes."""
+    rates = (1e-3, 1.8e-3, 3.2e-3, 5.6e-3, 1e-2, 1.8e-2, 3.2e-2, 5.6e-2, 1e-1)
+    points = []
+    for topology in ("keel", "pre_ln", "post_ln"):
+        points += _fixed(topology, 64, "experiments/configs/micro.py", rates, range(3), {})
+        # 3.3e-4 a step: the paper's ramp in less than a fifteenth of its steps, to twice its peak.
+        points += _ramp(topology, 64, "experiments/configs/micro.py", 1e-1, range(4), {
+            "train.num_steps": 300,
+        })
+    return command.Preset(points=points, stdlib_vocab_size=384, max_lanes=14)
+
+
+def small() -> command.Preset:
+    """Every topology at 64 sub-layers and the paper's six at 512, 128 wide: one accelerator."""
+    rates = (3e-4, 1e-3, 3e-3, 6e-3, 1e-2, 2e-2, 5e-2)
+    shape = "experiments/configs/small.py"
+    points = []
+    for num_sublayers in SUBLAYERS:
+        for topology in config.TOPOLOGIES if num_sublayers == 64 else TABLE_1:
+            points += _fixed(topology, num_sublayers, shape, rates, range(3), {})
+            points += _ramp(topology, num_sublayers, shape, 5e-2, range(3), {
+                "train.num_steps": 5000,
+            })
+    return command.Preset(points=points, stdlib_vocab_size=1024, max_lanes=8)
+
+
+def paper() -> command.Preset:
+    """The paper's shapes and its ramp, one seed; at 512 sub-layers for a slice of chips."""
+    points = []
+    for num_sublayers in SUBLAYERS:
+        for topology in TABLE_1:
+            points += _ramp(
+                topology, num_sublayers, f"experiments/configs/keel_L{num_sublayers}.py", 5e-2,
+                # The files' cosine ends at 0; a ramp has no end to set.
+                (0,), {"train.num_steps": 5000, "train.num_tokens": 0,
+                       "optim.final_lr_fraction": 0.1},
+            )
+    return command.Preset(points=points, max_lanes=1)
+
+
+PRESETS = {"micro": micro, "small": small, "paper": paper}
+
+
+def _fixed(topology, num_sublayers, shape, rates, seeds, overrides) -> list[point.Point]:
+    return point.grid(
+        series(topology, num_sublayers, FIXED), shape,
+        {"model.topology": topology, "model.num_blocks": num_sublayers // 2, **overrides},
+        rates, seeds,
+    )
+
+
+def _ramp(topology, num_sublayers, shape, peak_lr, seeds, overrides) -> list[point.Point]:
+    return point.grid(
+        series(topology, num_sublayers, RAMP), shape,
+        {"model.topology": topology, "model.num_blocks": num_sublayers // 2,
+         "optim.schedule": "linear_ramp", "train.log_every_steps": 1, **overrides},
+        (peak_lr,), seeds,
+    )

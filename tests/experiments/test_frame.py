@@ -1,0 +1,96 @@
+"""Results and figures with their origin; intervals; the unigram line."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments.frame import corpus, figures, intervals, results
+from keel_jax.data import shards
+from tests import conftest
+
+
+def test_results_say_where_they_come_from(tmp_path):
+    numbers = {"a": {"b": np.float32(1 / 3), "c": [np.nan, 2], "d": np.arange(2)}, "e": None}
+    results.write(tmp_path, "alpha", "micro", numbers=numbers, points=[{"lr": 0.1}], seconds=1.25)
+    found = results.read(tmp_path)
+    assert found["numbers"] == {"a": {"b": 0.333333, "c": [None, 2], "d": [0, 1]}, "e": None}
+    assert found["command"] == "python -m experiments.alpha.run --preset=micro"
+    assert len(found["commit"]) == 40 and found["is_clean"] in (True, False)
+    assert {"jax", "python"} <= set(found["versions"]) and found["hardware"]["platform"] == "cpu"
+    with pytest.raises(ValueError, match="run the experiment first"):
+        results.read(tmp_path / "elsewhere")
+
+
+def test_a_figure_is_the_same_bytes_from_the_same_data(tmp_path):
+    for name in ("a", "b"):
+        figure, axes = figures.new()
+        drawn = figures.draw(axes, [1, 2, 3], [[1, 2, 4], [2, None, np.nan], [None]], "Keel")
+        figures.save(figure, tmp_path / name, "loss", {"lines": [drawn]})
+    for suffix in ("png", "svg", "json"):
+        first, second = (tmp_path / f"{name}/figures/loss.{suffix}" for name in "ab")
+        assert first.read_bytes() == second.read_bytes()
+    told = json.loads(first.read_text())["lines"][0]
+    assert (told["low"], told["median"], told["high"]) == ([1, 2, None], [2, 2, None], [4, 2, None])
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    draws = np.random.default_rng(0).normal(3.0, 2.0, (2000, 3))
+    found = [intervals.mean(row) for row in draws]
+    share = np.mean([row["low"] < 3.0 < row["high"] for row in found])
+    assert abs(share - intervals.CONFIDENCE) < 0.015  # three standard errors
+    assert intervals.mean([1.0])["low"] is None
+    assert intervals.mean([])["num_seeds"] == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        ([3.0, 3.1, 2.9], [1.0, 1.2, 1.1], "holds"),
+        ([1.0, 1.2, 1.1], [3.0, 3.1, 2.9], "reversed"),
+        ([3.0, 1.0, 2.0], [2.0, 2.0, 2.0], "undecided"),
+        ([3.0, 3.0, 3.0], [3.0, 3.0, 3.0], "undecided"),
+        ([3.0, None, None], [1.0, 1.0, 1.0], "undecided"),
+    ],
+)
+def test_an_ordering_needs_its_interval_clear_of_zero(first, second, verdict):
+    assert intervals.ordering(first, second)["verdict"] == verdict
+
+
+def test_a_chain_is_as_strong_as_its_weakest_link():
+    assert intervals.chain(["holds", "holds"]) == "holds"
+    assert intervals.chain(["holds", "undecided"]) == "undecided"
+    assert intervals.chain(["undecided", "reversed"]) == "reversed"
+
+
+def test_the_unigram_line_is_the_entropy_where_it_is_averaged(token_dir):
+    cfg = conftest.tiny_config(
+        data=dict(path=str(token_dir)), model=dict(vocab_size=300),
+        train=dict(num_steps=60, batch_size=8, seq_len=16),
+    )
+    split = shards.open_set(token_dir).split("train")
+    entropy = split.unigram_entropy_bits_per_token * np.log(2)
+    losses = corpus.unigram_losses(cfg)
+    assert losses.shape == (60,) and losses.std() > 0
+    assert losses.mean() == pytest.approx(entropy, rel=0.03)
+    # Never below the entropy of the text itself.
+    held_out = shards.open_set(token_dir).split("validation")
+    floor = held_out.unigram_entropy_bits_per_token * np.log(2)
+    assert floor * 0.97 < corpus.unigram_validation_loss(cfg) < 1.5 * floor
+
+
+def test_fewer_tokens_are_the_first_of_the_same_text(token_dir, tmp_path):
+    whole = tmp_path / "whole"
+    shutil.copytree(token_dir, whole)
+    path = corpus.first_tokens(str(whole), 1000)
+    fewer, all_ = shards.open_set(path, verify=True), shards.open_set(whole)
+    assert fewer.split("train").num_tokens == 1000
+    assert np.array_equal(fewer.split("train").tokens(0, 1000), all_.split("train").tokens(0, 1000))
+    held_out = [s.split("validation") for s in (fewer, all_)]
+    assert np.array_equal(*(s.tokens(0, s.num_tokens) for s in held_out))
+    assert fewer.fingerprint != all_.fingerprint
+    assert corpus.first_tokens(str(whole), 1000) == path
+    assert corpus.first_tokens(str(whole), None) == str(whole)
+    with pytest.raises(ValueError, match="are wanted"):
+        corpus.first_tokens(str(whole), 10**9)
