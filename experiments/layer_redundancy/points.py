@@ -18,15 +18,15 @@ class Sizes:
 
 
 SIZES = {
-    "micro": Sizes(num_sequences=32, num_candidates=4),
+    "micro": Sizes(num_sequences=64, num_candidates=4),
     "small": Sizes(num_sequences=64, num_candidates=8),
     "paper": Sizes(num_sequences=64, num_candidates=8),
 }
 
 
 def micro() -> command.Preset:
-    """64 sub-layers, 32 wide, 400 steps: both topologies are at their best at this rate."""
-    overrides = {"train.num_steps": 400, "train.log_every_steps": 10}
+    """64 sub-layers, 32 wide, 800 steps: both topologies are at their best at this rate."""
+    overrides = {"train.num_steps": 800, "train.log_every_steps": 10}
     return _preset("experiments/configs/micro.py", 32, 1e-2, range(3), overrides, 384)
 
 
