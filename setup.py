@@ -19,9 +19,11 @@ CORE = [
     "tensorboard>=2.20",
     "absl-py>=2.3",
     "etils[epath]>=1.13",
+    "markdown-it-py>=3",
     "matplotlib>=3.10",
     "numpy>=2.0",
     "rich>=14",
+    "scipy>=1.13",
 ]
 FORMATS = ["pyarrow>=20", "array_record>=0.8", "zstandard>=0.23"]
 
