@@ -5,13 +5,17 @@ tokens are frequent and nothing of their order.
 """
 
 import functools
+import hashlib
 import itertools
+import os
 import pathlib
+import shutil
 
 import numpy as np
 
 from keel_jax import config, prepare
 from keel_jax.data import loader, preparation, shards
+from keel_jax.runtime import files
 
 # Tokens from the beginning of the training split whose frequencies are counted, at most: of 6.8
 # million the entropy is known to 1e-4 nats, and more cost seconds.
@@ -27,6 +31,67 @@ def ensure_stdlib(path: pathlib.Path, vocab_size: int) -> None:
             ["stdlib"], str(path), vocab_size=vocab_size,
             validation_fraction=_VALIDATION_FRACTION, on_progress=on_progress,
         )
+
+
+def first_tokens(path: str, num_tokens: int | None) -> str:
+    """A set whose training split is the first `num_tokens` of another's; the rest is the same.
+
+    It lies beside the other one, and is made once. None: the other one itself.
+
+    Raises:
+      ValueError: there are not so many.
+    """
+    if num_tokens is None:
+        return path
+    source = pathlib.Path(path)
+    output = source.with_name(f"{source.name}_first{num_tokens}")
+    if (output / shards.INDEX_FILE).exists():
+        return str(output)
+    token_set = shards.open_set(path)
+    split = token_set.split("train")
+    if num_tokens > split.num_tokens:
+        raise ValueError(f"{path} has {split.num_tokens} training tokens, {num_tokens} are wanted.")
+    # The stream's first EOS is in no file. Loss weights are left out: plain text has none.
+    tokens = split.tokens(1, num_tokens).astype(shards.token_dtype(token_set.vocab_size))
+    unfinished = output.with_name(f"{output.name}.tmp-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    held_out = [name for name, _, _ in token_set.split("validation").files()]
+    for name in (shards.TOKENIZER_FILE, *held_out):
+        shutil.copy(source / name, unfinished / name)
+    name = shards.shard_file("train", 0)
+    (unfinished / name).write_bytes(tokens.tobytes())
+    entry = _entry(token_set, tokens, name)
+    splits = token_set.index["splits"] | {"train": entry}
+    files.write_json(unfinished / shards.INDEX_FILE, token_set.index | {"splits": splits})
+    try:
+        unfinished.replace(output)
+    except OSError:  # another shard of the sweep was first
+        shutil.rmtree(unfinished)
+    return str(output)
+
+
+def _entry(token_set: shards.TokenSet, tokens: np.ndarray, file: str) -> dict:
+    """The index's entry of a training split of `tokens`, which follow the leading EOS."""
+    split = token_set.split("train")
+    counts = np.bincount(tokens, minlength=token_set.vocab_size)
+    counts[token_set.eos_id] += 1
+    shares = counts[counts > 0] / counts.sum()
+    bits = float(-(shares * np.log2(shares)).sum())
+    # Of text in the same proportion; exact bytes would have to be decoded.
+    num_bytes = round(split.bytes_per_token * len(tokens))
+    return {
+        "num_tokens": len(tokens) + 1,
+        "num_documents": int((tokens == token_set.eos_id).sum()) or 1,
+        "num_bytes": num_bytes,
+        "num_loss_bytes": float(num_bytes),
+        "num_targets": len(tokens),
+        "total_target_weight": float(len(tokens)),
+        "unigram_entropy_bits_per_token": bits,
+        "unigram_entropy_bits_per_byte": bits * (len(tokens) + 1) / num_bytes,
+        "shards": [{"file": file, "num_tokens": len(tokens), "weights_sha256": "",
+                    "sha256": hashlib.sha256(tokens.tobytes()).hexdigest()}],
+    }
 
 
 @functools.cache

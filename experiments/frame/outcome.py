@@ -38,14 +38,17 @@ class Outcome:
         values = [np.nan if row[name] is None else row[name] for row in rows]
         return np.array([row["step"] for row in rows], int), np.array(values, float)
 
-    @property
-    def eval_loss(self) -> float | None:
-        """The validation loss at the end, nats a token; None unless the run came to its end."""
+    def final(self, name: str) -> float | None:
+        """A validation metric at the end; None unless the run came to its end."""
         if self.state != DONE:
             return None
-        name = "eval/loss_nats_per_token"
-        ends = [row[name] for row in self._rows() if name in row and row["step"] == self.step]
-        return ends[-1] if ends else None
+        values = [row[name] for row in self._rows() if name in row and row["step"] == self.step]
+        return values[-1] if values else None
+
+    @property
+    def eval_loss(self) -> float | None:
+        """The validation loss at the end, nats a token."""
+        return self.final("eval/loss_nats_per_token")
 
     def summary(self) -> dict:
         """For results.json."""

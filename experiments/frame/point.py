@@ -25,6 +25,8 @@ class Point:
     overrides: Mapping[str, object]
     peak_lr: float
     seed: int
+    # Distinct training tokens: the first so many of the sweep's data; None: all of them.
+    num_train_tokens: int | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w.+-]+", self.series):
@@ -48,9 +50,10 @@ def grid(
     overrides: Mapping[str, object],
     peak_lr: Sequence[float],
     seeds: Sequence[int],
+    num_train_tokens: int | None = None,
 ) -> list[Point]:
     """The points of one series: learning rates x seeds."""
-    return [Point(series, config_file, dict(overrides), lr, seed)
+    return [Point(series, config_file, dict(overrides), lr, seed, num_train_tokens)
             for lr in peak_lr for seed in seeds]
 
 
@@ -64,10 +67,13 @@ def by_series(points: Sequence[Point]) -> dict[str, list[Point]]:
     for point in points:
         found.setdefault(point.series, []).append(point)
     for series, members in found.items():
-        options = {(p.config, json.dumps(dict(p.overrides), sort_keys=True)) for p in members}
-        if len(options) > 1:
+        different = {
+            (p.config, json.dumps(dict(p.overrides), sort_keys=True), p.num_train_tokens)
+            for p in members
+        }
+        if len(different) > 1:
             raise ValueError(
-                f"Series {series!r} holds points of {len(options)} different sets of options: "
+                f"Series {series!r} holds points of {len(different)} different sets of options: "
                 "what differs beside learning rate and seed needs a series of its own."
             )
         names = [point.name for point in members]

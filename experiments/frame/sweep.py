@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import rich.progress
 
+from experiments.frame import corpus
 from experiments.frame import outcome as outcome_lib
 from experiments.frame import point as point_lib
 from keel_jax.data import shards
@@ -33,7 +34,7 @@ class Sweep:
 
     # Holds groups/, the driver's work directories, and points/, a record each.
     runs: pathlib.Path
-    # Token shards that every point reads.
+    # Token shards that every point reads; those of fewer distinct tokens are made beside them.
     data: str
     # Points side by side in one program, at most: what fits into memory.
     max_lanes: int = 32
@@ -125,19 +126,19 @@ class Sweep:
         return code
 
     def _command(self, group) -> list[str]:
-        data = str(pathlib.Path(self.data).absolute())
-        flags = point_lib.arguments(group, data, self._workdir(group).absolute())
+        data = pathlib.Path(self._data_of(group)).absolute()
+        flags = point_lib.arguments(group, str(data), self._workdir(group).absolute())
         return [sys.executable, "-m", *shlex.split(self.launcher), *flags]
 
     def _workdir(self, group) -> pathlib.Path:
         return self.runs / "groups" / f"{group[0].series}-{self._digest(group)}"
 
-    @functools.cached_property
-    def _fingerprint(self) -> str:
-        return shards.open_set(self.data).fingerprint
+    def _data_of(self, group) -> str:
+        return corpus.first_tokens(self.data, group[0].num_train_tokens)
 
     def _digest(self, group) -> str:
-        return point_lib.digest(point_lib.build(group, self.data), self._fingerprint)
+        data = self._data_of(group)
+        return point_lib.digest(point_lib.build(group, data), _fingerprint(data))
 
     def _record(self, group, attempt: int, seconds: float):
         """Notes how each lane of a group that has ended stands."""
@@ -163,6 +164,11 @@ class Sweep:
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"digest": self._digest([point]), "state": state, "step": 0, "workdir": None}
         files.write_json(path, record | told)
+
+
+@functools.cache
+def _fingerprint(data: str) -> str:
+    return shards.open_set(data).fingerprint
 
 
 class _Bar:

@@ -4,7 +4,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from experiments.frame import corpus
+from experiments.frame import comparison, corpus
 from experiments.frame import outcome as outcome_lib
 from experiments.frame import point as point_lib
 from experiments.lr_robustness import divergence, drawing, fixed, points, ramps
@@ -42,7 +42,7 @@ def _depth(outcomes: Outcomes, out: pathlib.Path, data: str, name: str) -> dict:
     }
     numbers, losses = {}, {}
     if by_protocol[points.FIXED]:
-        losses = {t: fixed.losses(found) for t, found in by_protocol[points.FIXED].items()}
+        losses = {t: comparison.losses(found) for t, found in by_protocol[points.FIXED].items()}
         numbers["fixed"] = _fixed(losses, by_protocol[points.FIXED], out, data, name)
     found = {
         topology: ramps.Ramps(
@@ -80,20 +80,12 @@ def _fixed(losses, outcomes, out, data, name) -> dict:
         ),
     }
     if {"keel", "pre_ln"} <= set(losses):
-        numbers["keel_below_pre_ln_nats"] = {
-            # Differences of losses, nats a token: above 0, Keel's is the lower one.
-            "at_best": _differences(losses, *(by_topology[t]["best_rate"]
-                                              for t in ("keel", "pre_ln"))),
-            **{f"at {rate:g}": _differences(losses, rate, rate) for rate in losses["keel"]},
+        pair = losses["keel"], losses["pre_ln"]
+        # Nats a token by which Keel's loss is the lower one.
+        numbers["keel_over_pre_ln"] = {"at_best": comparison.advantage(*pair)} | {
+            f"at {rate:g}": comparison.advantage(*pair, rate) for rate in losses["keel"]
         }
     return numbers
-
-
-def _differences(losses, keel_rate: float, pre_ln_rate: float) -> dict:
-    keel, pre_ln = losses["keel"][keel_rate], losses["pre_ln"][pre_ln_rate]
-    both = [s for s in keel if keel[s] is not None and pre_ln.get(s) is not None]
-    values = {"pre_ln": {s: pre_ln[s] for s in both}, "keel": {s: keel[s] for s in both}}
-    return ramps.orderings(values, float)["pre_ln > keel"]
 
 
 def _ramps(found: dict[str, ramps.Ramps], out: pathlib.Path, name: str) -> dict:
@@ -136,5 +128,5 @@ def _by_topology(outcomes: Outcomes) -> dict[str, list[outcome_lib.Outcome]]:
 
 def _at_best(outcomes: Outcomes, losses, topology: str) -> list[outcome_lib.Outcome]:
     """The runs at the best fixed rate, in the order of their seeds."""
-    best = fixed.best_rate(losses[topology]) if outcomes else None
+    best = comparison.best_rate(losses[topology]) if outcomes else None
     return [o for o in outcomes if o.point.peak_lr == best and o.state == outcome_lib.DONE]

@@ -4,8 +4,8 @@ import pathlib
 
 import numpy as np
 
-from experiments.frame import figures
-from experiments.lr_robustness import divergence, fixed
+from experiments.frame import comparison, figures
+from experiments.lr_robustness import divergence
 from experiments.lr_robustness import ramps as ramps_lib
 
 # Smoothing of loss curves in figures, steps.
@@ -13,7 +13,7 @@ _WINDOW_STEPS = 10
 
 
 def losses_against_rate(
-    losses: dict[str, fixed.Losses], unigram_nats: float, out: pathlib.Path, stem: str
+    losses: dict[str, comparison.Losses], unigram_nats: float, out: pathlib.Path, stem: str
 ) -> None:
     """Final validation loss against the peak rate: the median over seeds, and their range."""
     figure, axes = figures.new()

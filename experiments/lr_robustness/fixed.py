@@ -1,51 +1,28 @@
 """What runs at fixed peak rates say: the largest stable rate, the range, the sensitivity."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from experiments.frame import intervals
-from experiments.frame import outcome as outcome_lib
+from experiments.frame import comparison, intervals
 
 # Below the unigram line by this much at the end: has learned more than frequencies.
 STABLE_NATS = 0.05
 # Rates whose loss is within this of the topology's best are as good as it. Guess.
 AS_GOOD_NATS = 0.2
 
-# Final validation loss by rate and seed; None where the run did not come to its end.
-Losses = Mapping[float, Mapping[int, float | None]]
-
-
-def losses(outcomes: Sequence[outcome_lib.Outcome]) -> Losses:
-    """Of the runs that have a result."""
-    found: dict[float, dict[int, float | None]] = {}
-    for outcome in outcomes:
-        if outcome.has_result:
-            found.setdefault(outcome.point.peak_lr, {})[outcome.point.seed] = outcome.eval_loss
-    return dict(sorted(found.items()))
-
-
-def summary(found: Losses, unigram_nats: float, uniform_nats: float) -> dict:
+def summary(found: comparison.Losses, unigram_nats: float, uniform_nats: float) -> dict:
     """The numbers of one topology and depth.
 
     Args:
       unigram_nats: validation loss of the unigram model.
       uniform_nats: log of the vocabulary, the loss of a uniform guess.
     """
-    best = best_rate(found)
     seeds = sorted({seed for row in found.values() for seed in row})
     by_seed = {seed: {rate: row.get(seed) for rate, row in found.items()} for seed in seeds}
     stable = {seed: largest_stable(row, unigram_nats) for seed, row in by_seed.items()}
     as_good = [as_good_range(row) for row in by_seed.values()]
-    return {
-        "eval_loss": [
-            {"rate": rate, "num_not_finished": sum(v is None for v in row.values())}
-            | intervals.mean([v for v in row.values() if v is not None])
-            for rate, row in found.items()
-        ],
-        "best_rate": best,
-        "best_loss": intervals.mean([v for v in found[best].values() if v is not None])
-        if best else None,
+    return comparison.table(found) | {
         "largest_stable_rate": stable,
         "as_good_range": [{"seed": seed, "least": low, "greatest": high}
                           for seed, (low, high) in zip(seeds, as_good, strict=True)],
@@ -54,13 +31,6 @@ def summary(found: Losses, unigram_nats: float, uniform_nats: float) -> dict:
             [sensitivity(row, uniform_nats) for row in by_seed.values()]
         ),
     }
-
-
-def best_rate(found: Losses) -> float | None:
-    """The rate of the lowest median loss, among those where every seed came to its end."""
-    medians = {rate: float(np.median(list(row.values()))) for rate, row in found.items()
-               if row and None not in row.values()}
-    return min(medians, key=medians.get, default=None)
 
 
 def largest_stable(row: Mapping[float, float | None], unigram_nats: float) -> float | None:

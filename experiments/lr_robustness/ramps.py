@@ -1,7 +1,7 @@
 """From ramps to tolerated learning rates, and what other thresholds would have said."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -109,19 +109,16 @@ def summary(tolerated: list[dict]) -> dict:
     }
 
 
-def orderings(
-    values: dict[str, dict[int, float]], transform: Callable[[float], float] | None = None
-) -> dict:
-    """Neighbours in the order of `values`, a mapping topology -> seed -> rate.
+def orderings(rates: dict[str, dict[int, float]]) -> dict:
+    """Neighbours in the order of `rates`, a mapping topology -> seed -> rate.
 
     Returns:
       "keel > pre_ln" and so on: `intervals.ordering` of log10 rates; "verdict" of the chain.
     """
-    transform = transform or _log10
-    names, found = list(values), {}
+    names, found = list(rates), {}
     for first, second in zip(names, names[1:], strict=False):
-        seeds = [seed for seed in values[first] if seed in values[second]]
-        pair = [[transform(values[name][seed]) for seed in seeds] for name in (first, second)]
+        seeds = [seed for seed in rates[first] if seed in rates[second]]
+        pair = [[_log10(rates[name][seed]) for seed in seeds] for name in (first, second)]
         found[f"{first} > {second}"] = intervals.ordering(*pair)
     return found | {"verdict": intervals.chain([row["verdict"] for row in found.values()])}
 

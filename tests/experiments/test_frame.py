@@ -1,6 +1,7 @@
 """Results and figures with their origin; intervals; the unigram line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,3 +78,19 @@ def test_the_unigram_line_is_the_entropy_where_it_is_averaged(token_dir):
     held_out = shards.open_set(token_dir).split("validation")
     floor = held_out.unigram_entropy_bits_per_token * np.log(2)
     assert floor * 0.97 < corpus.unigram_validation_loss(cfg) < 1.5 * floor
+
+
+def test_fewer_tokens_are_the_first_of_the_same_text(token_dir, tmp_path):
+    whole = tmp_path / "whole"
+    shutil.copytree(token_dir, whole)
+    path = corpus.first_tokens(str(whole), 1000)
+    fewer, all_ = shards.open_set(path, verify=True), shards.open_set(whole)
+    assert fewer.split("train").num_tokens == 1000
+    assert np.array_equal(fewer.split("train").tokens(0, 1000), all_.split("train").tokens(0, 1000))
+    held_out = [s.split("validation") for s in (fewer, all_)]
+    assert np.array_equal(*(s.tokens(0, s.num_tokens) for s in held_out))
+    assert fewer.fingerprint != all_.fingerprint
+    assert corpus.first_tokens(str(whole), 1000) == path
+    assert corpus.first_tokens(str(whole), None) == str(whole)
+    with pytest.raises(ValueError, match="are wanted"):
+        corpus.first_tokens(str(whole), 10**9)

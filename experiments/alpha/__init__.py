@@ -1,0 +1,1 @@
+"""What Keel's alpha and its other choices are worth: NOTES.md."""

@@ -1,0 +1,67 @@
+"""From the runs to results.json's numbers and the figure."""
+
+import pathlib
+from collections.abc import Sequence
+
+from experiments.data_regime import points
+from experiments.frame import comparison, corpus, figures
+from experiments.frame import outcome as outcome_lib
+from experiments.frame import point as point_lib
+
+# Average of six benchmarks, arXiv:2601.19895, Table 4: FineWeb-Edu, 512 sub-layers.
+PAPER = {"10B": {"pre_ln": 60.3, "keel": 61.5}, "40B": {"pre_ln": 66.7, "keel": 68.2}}
+
+
+def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: str) -> dict:
+    """Tables by regime, Keel's advantage in each, and from where on it holds."""
+    losses = comparison.by_series(outcomes)
+    regimes = list(dict.fromkeys(points.parse(o.point.series)[1:] for o in outcomes))
+    cfg = point_lib.build([outcomes[0].point], data)
+    unigram = corpus.unigram_validation_loss(cfg)
+    advantages = {
+        f"steps{steps}-tokens{tokens or points.ALL}": comparison.advantage(
+            *(losses.get(points.series(t, steps, tokens), {}) for t in points.TOPOLOGIES)
+        )
+        for steps, tokens in regimes
+    }
+    lengths = sorted(steps for steps, tokens in regimes if tokens is None)
+    verdicts = {steps: (advantages[f"steps{steps}-tokens{points.ALL}"] or {}).get("verdict")
+                for steps in lengths}
+    _draw(losses, lengths, unigram, out)
+    return {
+        "paper": PAPER,
+        "unigram_eval_nats": unigram,
+        "tokens_per_step": cfg.train.tokens_per_step,
+        "epochs": {f"steps{steps}-tokens{tokens}": steps * cfg.train.tokens_per_step / tokens
+                   for steps, tokens in regimes if tokens},
+        "series": {series: comparison.table(rows) for series, rows in losses.items()},
+        "keel_over_pre_ln_nats": advantages,
+        "keel_is_better_from_steps": crossover(verdicts),
+    }
+
+
+def crossover(verdicts: dict[int, str | None]) -> int | None:
+    """The fewest steps from which on Keel's advantage holds at every length; None: it does not."""
+    found = None
+    for steps in sorted(verdicts, reverse=True):
+        if verdicts[steps] != "holds":
+            break
+        found = steps
+    return found
+
+
+def _draw(losses, lengths: list[int], unigram: float, out: pathlib.Path):
+    figure, axes = figures.new()
+    lines = []
+    for topology in points.TOPOLOGIES:
+        rows = [losses.get(points.series(topology, steps, None), {}) for steps in lengths]
+        best = [list(row[comparison.best_rate(row)].values()) if row else [] for row in rows]
+        lines.append(figures.draw(axes, lengths, best, figures.name(topology),
+                                  color=figures.COLOURS[topology]))
+    axes.axhline(unigram, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")
+    axes.set(xscale="log", xlabel="optimiser steps of a run, all on fresh tokens",
+             ylabel="validation loss at the best rate, nats/token")
+    axes.set_xticks(lengths, [str(steps) for steps in lengths])
+    axes.minorticks_off()
+    axes.legend()
+    figures.save(figure, out, "loss_against_steps", {"lines": lines, "unigram_nats": unigram})

@@ -1,0 +1,70 @@
+"""The runs of each preset: Keel and Pre-LN on more steps, and on more distinct tokens."""
+
+from experiments.frame import command, point
+
+TOPOLOGIES = ("keel", "pre_ln")
+ALL = "all"
+
+
+def series(topology: str, num_steps: int, num_tokens: int | None) -> str:
+    """The name of the runs of one topology, length and number of distinct training tokens."""
+    return f"{topology}-steps{num_steps}-tokens{num_tokens or ALL}"
+
+
+def parse(name: str) -> tuple[str, int, int | None]:
+    """The inverse of `series`."""
+    topology, steps, tokens = name.split("-")
+    tokens = tokens.removeprefix("tokens")
+    return topology, int(steps.removeprefix("steps")), None if tokens == ALL else int(tokens)
+
+
+def micro() -> command.Preset:
+    """50 to 400 steps of 256 tokens; 200 steps on fewer distinct tokens: two cores, minutes."""
+    regimes = [(50, None), (100, None), (200, None), (400, None), (200, 2**11), (200, 2**13)]
+    return command.Preset(
+        points=_points("experiments/configs/micro.py", regimes, (3.2e-3, 1e-2), range(3)),
+        stdlib_vocab_size=384, max_lanes=6,
+    )
+
+
+def small() -> command.Preset:
+    """500 to 16 000 steps of 8192 tokens; 4000 on fewer distinct tokens: one accelerator."""
+    regimes = [(500, None), (1000, None), (2000, None), (4000, None), (8000, None),
+               (16000, None), (4000, 2**18), (4000, 2**20)]
+    return command.Preset(
+        points=_points("experiments/configs/small.py", regimes, (1e-3, 3e-3, 1e-2), range(3)),
+        stdlib_vocab_size=1024, max_lanes=9,
+    )
+
+
+def paper() -> command.Preset:
+    """Table 4's two sizes of FineWeb-Edu at 512 sub-layers, over its grid of rates."""
+    points = []
+    for num_tokens, seq_len in ((10 * 10**9, 2048), (40 * 10**9, 4096)):
+        num_steps = -(-num_tokens // (256 * seq_len))
+        for topology in TOPOLOGIES:
+            points += point.grid(
+                series(topology, num_steps, None), "experiments/configs/keel_L512.py",
+                {"model.topology": topology, "train.batch_size": 256, "train.seq_len": seq_len,
+                 "train.num_steps": num_steps, "train.num_tokens": 0},
+                (1e-3, 1.5e-3, 3e-3, 4.5e-3), (0,),
+            )
+    return command.Preset(points=points, max_lanes=1)
+
+
+PRESETS = {"micro": micro, "small": small, "paper": paper}
+
+
+def _points(shape, regimes, rates, seeds) -> list[point.Point]:
+    return [
+        each
+        for num_steps, num_tokens in regimes
+        for topology in TOPOLOGIES
+        for each in point.grid(
+            series(topology, num_steps, num_tokens), shape,
+            {"model.topology": topology, "train.num_steps": num_steps,
+             # A fifth: a run has as much of a warm-up as any other.
+             "optim.warmup_steps": num_steps // 5},
+            rates, seeds, num_tokens,
+        )
+    ]

@@ -1,0 +1,96 @@
+"""From the runs to results.json's numbers and the figures."""
+
+import pathlib
+from collections.abc import Sequence
+
+from experiments.depth_scaling import points
+from experiments.frame import comparison, corpus, figures
+from experiments.frame import outcome as outcome_lib
+from experiments.frame import point as point_lib
+
+# Average of the paper's benchmarks by sub-layers (Table 3), and deep against wide at 3 B (Table 5),
+# arXiv:2601.19895.
+PAPER = {
+    "score_by_sublayers": {"L64": {"pre_ln": 37.9, "keel": 39.6},
+                           "L128": {"pre_ln": 45.3, "keel": 46.5},
+                           "L512": {"pre_ln": 54.3, "keel": 58.1},
+                           "L1024": {"pre_ln": 57.9, "keel": 60.9}},
+    "deep_pre_ln": 52.3, "wide_pre_ln": 52.2, "deep_keel": 55.5,
+}
+# Small models take no benchmark: the share of next tokens that they get right stands for a task.
+METRICS = {"loss_nats_per_token": "eval/loss_nats_per_token", "accuracy": "eval/accuracy"}
+
+
+def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: str) -> dict:
+    """Tables by shape, Keel's advantage at each, what depth brings, deep against wide."""
+    found = {name: comparison.by_series(outcomes, metric) for name, metric in METRICS.items()}
+    losses = found["loss_nats_per_token"]
+    shapes = sorted({points.parse(series)[1:] for series in losses})
+    width = min(d_model for _, d_model in shapes)
+    depths = [depth for depth, d_model in shapes if d_model == width]
+    cfg = point_lib.build([outcomes[0].point], data)
+    unigram = corpus.unigram_validation_loss(cfg)
+    _draw(losses, depths, width, unigram, out)
+    return {
+        "paper": PAPER,
+        "unigram_eval_nats": unigram,
+        "series": {
+            series: {name: comparison.table(found[name][series]) if name != "accuracy"
+                     else _at(found[name][series], comparison.best_rate(losses[series]))
+                     for name in METRICS}
+            for series in losses
+        },
+        "keel_over_pre_ln_nats": {
+            f"L{depth}-d{d_model}": _advantage(losses, ("keel", depth, d_model),
+                                               ("pre_ln", depth, d_model))
+            for depth, d_model in shapes
+        },
+        # Nats a token by which the deepest is better than the shallowest of one width.
+        "depth_gain_nats": {
+            t: _advantage(losses, (t, depths[-1], width), (t, depths[0], width))
+            for t in points.TOPOLOGIES
+        },
+        "wide_over_deep_nats": _wide_over_deep(losses, shapes, width),
+    }
+
+
+def _wide_over_deep(losses, shapes, width: int) -> dict:
+    """How much lower the loss of the wide model is than that of the deep one of as many weights.
+
+    Weights of a block go as the square of the width, so twice as wide is a quarter as deep.
+    """
+    return {
+        f"{t} L{depth}-d{d_model} over L{depth * factor}-d{width}": _advantage(
+            losses, (t, depth, d_model), (t, depth * factor, width)
+        )
+        for depth, d_model in shapes if d_model > width
+        for factor in [(d_model // width) ** 2] if (depth * factor, width) in shapes
+        for t in points.TOPOLOGIES
+    }
+
+
+def _advantage(losses, own: tuple, other: tuple) -> dict | None:
+    names = points.series(*own), points.series(*other)
+    return comparison.advantage(*(losses.get(name, {}) for name in names))
+
+
+def _at(found: comparison.Losses, rate: float | None) -> dict | None:
+    """The mean at the rate that is best by the loss."""
+    return comparison.mean(found[rate]) | {"rate": rate} if rate else None
+
+
+def _draw(losses, depths: list[int], width: int, unigram: float, out: pathlib.Path):
+    figure, axes = figures.new()
+    lines = []
+    for topology in points.TOPOLOGIES:
+        rows = [losses.get(points.series(topology, depth, width), {}) for depth in depths]
+        best = [list(row[comparison.best_rate(row)].values()) if row else [] for row in rows]
+        lines.append(figures.draw(axes, depths, best, figures.name(topology),
+                                  color=figures.COLOURS[topology]))
+    axes.axhline(unigram, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")
+    axes.set(xscale="log", xlabel=f"sub-layers, {width} wide",
+             ylabel="validation loss at the best rate, nats/token")
+    axes.set_xticks(depths, [str(depth) for depth in depths])
+    axes.minorticks_off()
+    axes.legend()
+    figures.save(figure, out, "loss_against_depth", {"lines": lines, "unigram_nats": unigram})

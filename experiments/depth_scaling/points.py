@@ -1,0 +1,73 @@
+"""The runs of each preset: Keel and Pre-LN, deeper at one width, and wide instead of deep."""
+
+from experiments.frame import command, point
+
+TOPOLOGIES = ("keel", "pre_ln")
+
+# arXiv:2601.19895, Table 3: sub-layers, peak rate of Keel and of Pre-LN.
+_PAPER_RATES = {64: (9e-3, 9e-3), 128: (9e-3, 9e-3), 512: (6e-3, 6e-3), 1024: (4.5e-3, 3e-3)}
+
+
+def series(topology: str, num_sublayers: int, d_model: int) -> str:
+    """The name of the runs of one topology and shape."""
+    return f"{topology}-L{num_sublayers}-d{d_model}"
+
+
+def parse(name: str) -> tuple[str, int, int]:
+    """The inverse of `series`."""
+    topology, depth, width = name.split("-")
+    return topology, int(depth[1:]), int(width[1:])
+
+
+def micro() -> command.Preset:
+    """16 to 128 sub-layers, 32 wide, and 16 of 64: two cores, minutes."""
+    shapes = [(8, 32, 96), (16, 32, 96), (32, 32, 96), (64, 32, 96), (8, 64, 192)]
+    return command.Preset(
+        points=_points("experiments/configs/micro.py", shapes, (3.2e-3, 1e-2), range(3)),
+        stdlib_vocab_size=384, max_lanes=6,
+    )
+
+
+def small() -> command.Preset:
+    """64 to 512 sub-layers, 128 wide, and 64 of 256: one accelerator."""
+    shapes = [(32, 128, 384), (64, 128, 384), (128, 128, 384), (256, 128, 384), (32, 256, 768)]
+    return command.Preset(
+        points=_points("experiments/configs/small.py", shapes, (1e-3, 3e-3, 1e-2), range(3)),
+        stdlib_vocab_size=1024, max_lanes=9,
+    )
+
+
+def paper() -> command.Preset:
+    """Table 3 at the paper's rates, and Table 5 with wide Keel, which the paper lacks."""
+    points = []
+    for num_sublayers, rates in _PAPER_RATES.items():
+        for topology, rate in zip(TOPOLOGIES, rates, strict=True):
+            points += point.grid(
+                series(topology, num_sublayers, 1024),
+                f"experiments/configs/keel_L{num_sublayers}.py", {"model.topology": topology},
+                (rate,), (0,),
+            )
+    for topology in TOPOLOGIES:
+        points += point.grid(
+            series(topology, 128, 2048), "experiments/configs/keel_L128.py",
+            {"model.topology": topology, "model.d_model": 2048, "model.d_ffn": 6144},
+            (1.5e-3, 3e-3, 6e-3), (0,),
+        )
+    return command.Preset(points=points, max_lanes=1)
+
+
+PRESETS = {"micro": micro, "small": small, "paper": paper}
+
+
+def _points(shape, sizes, rates, seeds) -> list[point.Point]:
+    return [
+        each
+        for num_blocks, d_model, d_ffn in sizes
+        for topology in TOPOLOGIES
+        for each in point.grid(
+            series(topology, 2 * num_blocks, d_model), shape,
+            {"model.topology": topology, "model.num_blocks": num_blocks,
+             "model.d_model": d_model, "model.d_ffn": d_ffn},
+            rates, seeds,
+        )
+    ]
