@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.frame import results
+from experiments.frame import outcome, point, results
 from experiments.layer_redundancy import analysis, points, removal, run
 from keel_jax import evaluate, train
 from tests import conftest
@@ -152,13 +152,30 @@ def test_presets_name_files_and_lanes():
         assert name in points.SIZES
 
 
-def test_results_of_given_runs_are_written(run_dir, monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def lanes(run_dir, monkeypatch):
+    """The runs to take apart, with the flags and sizes that `run` reads."""
     class Flags:
-        data = None
+        data, preset = None, "micro"
 
     monkeypatch.setattr(run.flags, "FLAGS", Flags)
     monkeypatch.setitem(points.SIZES, "micro", points.Sizes(num_sequences=4, num_candidates=1))
-    lanes = [run_dir / "lanes" / lane for lane in ("000", "001")]
+    return [run_dir / "lanes" / lane for lane in ("000", "001")]
+
+
+def test_of_a_sweep_what_came_to_its_end_is_taken_apart(lanes, token_dir, tmp_path):
+    """A diverged model is named, and not measured."""
+    at = [point.Point("keel-L6", "experiments/configs/micro.py", {}, 1e-2, seed)
+          for seed in (3, 4, 5)]
+    states = (outcome.DONE, outcome.DONE, outcome.DIVERGED)
+    outcomes = [outcome.Outcome(p, state, workdir) for p, state, workdir in
+                zip(at, states, [*lanes, lanes[0]], strict=True)]
+    told = run.analyse(outcomes, tmp_path, str(token_dir))
+    assert told["keel"]["ppl"]["num_seeds"] == 2
+    assert told["diverged"] == ["keel-L6_lr0.01_seed5"]
+
+
+def test_results_of_given_runs_are_written(lanes, tmp_path, capsys):
     assert run.analyse_workdirs(lanes, "micro", tmp_path) == 0
     found = results.read(tmp_path)
     assert [point["seed"] for point in found["points"]] == [3, 4]
