@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import layers, recompute, residual, streams, telemetry
+from keel_jax.model import intervention, layers, recompute, residual, streams, telemetry
 from keel_jax.parallel import pipeline, sharding
 
 
@@ -45,11 +45,13 @@ class Depth(nn.Module):
         cache: layers.Cache | None = None,
         num_microbatches: int = 0,
         probes_N2: jax.Array | None = None,
+        change: intervention.Intervention | None = None,
     ) -> tuple[streams.Carry, layers.Cache | None, dict | None]:
         """The stream after the last block; the cache, updated in place in the loop's carry.
 
         `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
         With probes (`telemetry.probes`), thirdly the blocks' telemetry, each [N, 2]; else None.
+        `change`: what an experiment does to the sub-layers.
         """
         m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
         if self.is_initializing():
@@ -58,7 +60,8 @@ class Depth(nn.Module):
             )
             return stream, cache, None
         probes = {} if probes_N2 is None else {telemetry.PROBE: probes_N2}
-        rows = self.variables["params"]["block"], constants(m) | probes
+        changes = {} if change is None else {intervention.KEY: change}
+        rows = self.variables["params"]["block"], constants(m) | probes | changes
         if num_stages == 1:
             (stream, cache), told = scan_blocks(m, rows, (stream, cache), context)
             return stream, cache, told
@@ -110,7 +113,9 @@ def scan_blocks(model: config.ModelConfig, rows, carry, context):
 
     (params, constants), rule = rows, streams.rule(model)
     last = None
-    if telemetry.PROBE not in constants:  # which looks at the stream between the sub-layers
+    # Who looks at the stream between the sub-layers, or passes one by, finds it as the equation
+    # has it.
+    if telemetry.PROBE not in constants and intervention.KEY not in constants:
         constants, last = rule.put_off(constants, params, model)
     context = layers.with_turns(context, model)
     if carry[1] is not None:  # decoding: no backward pass

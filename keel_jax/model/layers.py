@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
-from keel_jax.model import attention, residual, streams, telemetry
+from keel_jax.model import attention, intervention, residual, streams, telemetry
 from keel_jax.parallel import products, sharding
 
 # Logical axes of the stream between the branches, of what a branch reads, and of what the logits
@@ -119,7 +119,7 @@ class Attention(nn.Module):
             key_segments_BS=key_segments_BS,
         )
         f_BTD = sharding.constrain(products.rows(a_BTNH, w_out, "heads"), STREAM_AXES)
-        after = rule.join(held, f_BTD, at)
+        after = _join(carry, held, f_BTD, at)
         return after, cache, telemetry.observe(carry, f_BTD, after, at)
 
     def _head_norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
@@ -167,7 +167,7 @@ class Ffn(nn.Module):
         f_BTF = jax.nn.silu(self._scaled("gate_scale", gate_BTF, m.d_model**0.5))
         f_BTF = sharding.constrain(f_BTF * self._scaled("up_scale", up_BTF, 1.0), FFN_AXES)
         f_BTD = sharding.constrain(products.rows(f_BTF, w_down, "ffn"), STREAM_AXES)
-        after = rule.join(held, f_BTD, at)
+        after = _join(carry, held, f_BTD, at)
         return after, telemetry.observe(carry, f_BTD, after, at)
 
     def _scaled(self, name: str, x_BTF: jax.Array, factor: float) -> jax.Array:
@@ -176,6 +176,13 @@ class Ffn(nn.Module):
             return x_BTF
         gain_F = norm_gain(self, name, self.model.d_ffn, ("ffn",))
         return (factor * gain_F * x_BTF.astype(jnp.float32)).astype(x_BTF.dtype)
+
+
+def _join(carry: streams.Carry, held, f_BTD: jax.Array, at: streams.At) -> streams.Carry:
+    """The carry after the sub-layer, by the topology's rule and what an experiment changes."""
+    f_BTD = intervention.on_branch(f_BTD, at.constants, at.sublayer)
+    after = streams.rule(at.model).join(held, f_BTD, at)
+    return intervention.on_sublayer(carry, after, at.constants, at.sublayer)
 
 
 def with_turns(context: Context, model: config.ModelConfig) -> Context:
