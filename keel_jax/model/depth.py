@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import layers, recompute, residual, streams, telemetry
+from keel_jax.model import (
+    inversion,
+    layers,
+    recompute,
+    residual,
+    reversible,
+    streams,
+    telemetry,
+)
 from keel_jax.parallel import pipeline, sharding
 
 
@@ -45,11 +53,13 @@ class Depth(nn.Module):
         cache: layers.Cache | None = None,
         num_microbatches: int = 0,
         probes_N2: jax.Array | None = None,
+        reversal_A2: jax.Array | None = None,
     ) -> tuple[streams.Carry, layers.Cache | None, dict | None]:
         """The stream after the last block; the cache, updated in place in the loop's carry.
 
         `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
         With probes (`telemetry.probes`), thirdly the blocks' telemetry, each [N, 2]; else None.
+        `reversal_A2` is `reversible.probe`, read by the plan "reversible".
         """
         m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
         if self.is_initializing():
@@ -60,7 +70,7 @@ class Depth(nn.Module):
         probes = {} if probes_N2 is None else {telemetry.PROBE: probes_N2}
         rows = self.variables["params"]["block"], constants(m) | probes
         if num_stages == 1:
-            (stream, cache), told = scan_blocks(m, rows, (stream, cache), context)
+            (stream, cache), told = scan_blocks(m, rows, (stream, cache), context, reversal_A2)
             return stream, cache, told
         assert cache is None, "no decoding over stages"
 
@@ -95,7 +105,7 @@ def init_blocks(block: Block, carry, constants, context):
     return scan(block, carry, constants, context)[0]
 
 
-def scan_blocks(model: config.ModelConfig, rows, carry, context):
+def scan_blocks(model: config.ModelConfig, rows, carry, context, reversal_A2=None):
     """The (stream, cache) after all blocks of `rows`, and what each block tells, [blocks, …].
 
     Args:
@@ -119,7 +129,16 @@ def scan_blocks(model: config.ModelConfig, rows, carry, context):
         params = jax.tree_util.tree_map_with_path(
             lambda path, p: _as_multiplied(path[-1].key, p, model.compute_dtype), params
         )
-        (stream, cache), told = recompute.scan(body, carry, (params, constants), model.recompute)
+        if model.recompute.plan == "reversible" and telemetry.PROBE not in constants:
+            (stream, cache), told = carry, None
+            stream = reversible.scan(
+                inversion.sublayers(model), stream, inversion.rows(params, constants), context,
+                model.recompute, reversal_A2,
+            )
+        else:
+            (stream, cache), told = recompute.scan(
+                body, carry, (params, constants), model.recompute
+            )
     return (rule.settle(stream, last, model), cache), told
 
 
