@@ -129,6 +129,8 @@ def temporaries(
     segment += 2 * stacked * sum(segments) / num_blocks
     gathered = _block_params(model) / sizes["tensor"] * cfg.num_lanes / sizes["lane"]
     block = _AT_WORK[kernel == "splash"] * everything + gathered * (itemsize + 4)
+    if plan.plan == "reversible":
+        block += everything  # of a stretch's lowest block, which waits for the others
     chunk = min(train.loss_chunk or train.seq_len, train.seq_len / sizes["context"])
     table = model.d_model * model.vocab_size / sizes["tensor"] * cfg.num_lanes / sizes["lane"]
     logits = rows * parts * chunk / sizes["stage"] * model.vocab_size / sizes["tensor"]
