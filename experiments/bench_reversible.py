@@ -114,8 +114,8 @@ def main(_):
         cfg, params, batch, loss = trained(cfg, epath.Path(_WORKDIR.value) / name)
         print(f"{num_blocks} blocks, peak rate {_PEAK_LR.value:g}, {_NUM_STEPS.value} steps: "
               f"validation {loss:.3f} nats a token")
-        print(f"{'dtype':>9} {'anchors':>8} {'evaluations':>12} {'error':>9} {'step':>9} {'over':>9} "
-              f"{'all':>9} {'1 - cos':>9} {'worst':>9}")
+        print(f"{'dtype':>9} {'anchors':>8} {'evaluations':>12} {'error':>9} {'step':>9} "
+              f"{'over':>9} {'all':>9} {'1 - cos':>9} {'worst':>9}")
         in_float32 = gradient(cfg, _EXACT, "float32")(params, batch)[0]
         for dtype in _DTYPES.value:
             exact = gradient(cfg, _EXACT, dtype)(params, batch)[0]
