@@ -65,11 +65,13 @@ class LanguageModel(nn.Module):
         num_microbatches: int = 0,
         context: layers.Context | None = None,
         probes_N2: jax.Array | None = None,
+        reversal_A2: jax.Array | None = None,
         change: intervention.Intervention | None = None,
     ) -> tuple[jax.Array, dict | None]:
         """`hidden`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py).
 
-        `change`: what an experiment does to the sub-layers (keel_jax/model/intervention.py).
+        `reversal_A2` is `reversible.probe`, for the plan "reversible"; `change`, what an experiment
+        does to the sub-layers (keel_jax/model/intervention.py).
         """
         if context is None:
             if segments_BT is None:
@@ -77,7 +79,8 @@ class LanguageModel(nn.Module):
             context = ordered_context(segments_BT)
         h_BTD, _, told = self.depth(
             self.embedding(tokens_BT), context,
-            num_microbatches=num_microbatches, probes_N2=probes_N2, change=change,
+            num_microbatches=num_microbatches, probes_N2=probes_N2, reversal_A2=reversal_A2,
+            change=change,
         )
         return self.output(h_BTD), told
 
