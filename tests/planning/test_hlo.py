@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.planning import flops, hlo
+from keel_jax.planning import flops, hlo, traffic
 from keel_jax.training import step as step_lib
 from tests import conftest
 
@@ -112,7 +112,7 @@ def test_collectives_by_hand():
     whole = NamedSharding(mesh, PartitionSpec())
     x = jax.ShapeDtypeStruct((16, 4), jnp.float32, sharding=split)
     text = jax.jit(lambda x: x * 2, out_shardings=whole).lower(x).compile().as_text()
-    [gather] = hlo.collectives(hlo.parse(text), mesh)
+    [gather] = traffic.collectives(hlo.parse(text), mesh)
     assert (gather.kind, gather.axes, gather.group_size) == ("all-gather", ("fsdp",), 4)
     assert (gather.count, gather.bytes, gather.network) == (1, 3 * 4 * 4 * 4, "ici")
     assert gather.shapes[0].dims == (16, 4)
@@ -135,7 +135,7 @@ def test_collectives_by_hand():
 )
 def test_groups_of_every_form(text, groups):
     line = f"  %a = f32[8]{{0}} all-reduce(%x), replica_groups={text}, to_apply=%add"
-    assert hlo._groups(hlo._instruction("a", line[7:]), 4) == groups
+    assert traffic._groups(hlo._instruction("a", line[7:]), 4) == groups
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_groups_of_every_form(text, groups):
     [("all-gather", 30), ("reduce-scatter", 7.5), ("all-reduce", 15), ("collective-permute", 10)],
 )
 def test_bytes_of_a_ring(kind, expected):
-    assert hlo.sent_bytes(kind, 10, 4) == expected
+    assert traffic.sent_bytes(kind, 10, 4) == expected
 
 
 def test_slices_tell_ici_from_dcn():
@@ -158,7 +158,7 @@ def test_slices_tell_ici_from_dcn():
             mesh=mesh, in_specs=PartitionSpec(("data", "fsdp")),
             out_specs=PartitionSpec("fsdp" if axis == "data" else "data"),
         )
-        [one] = hlo.collectives(hlo.parse(jax.jit(step).lower(x).compile().as_text()), mesh, 2)
+        [one] = traffic.collectives(hlo.parse(jax.jit(step).lower(x).compile().as_text()), mesh, 2)
         assert one.axes == (axis,)
         networks[axis] = one.network
     assert networks == {"data": "dcn", "fsdp": "ici"}
