@@ -19,8 +19,8 @@ def parse(name: str) -> tuple[str, int, int | None]:
 
 
 def micro() -> command.Preset:
-    """50 to 400 steps of 256 tokens; 200 steps on fewer distinct tokens: two cores, minutes."""
-    regimes = [(50, None), (100, None), (200, None), (400, None), (200, 2**11), (200, 2**13)]
+    """50 to 200 steps of 256 tokens; 200 steps on fewer distinct tokens: two cores, minutes."""
+    regimes = [(50, None), (100, None), (200, None), (200, 2**11)]
     return command.Preset(
         points=_points("experiments/configs/micro.py", regimes, (3.2e-3, 1e-2), range(3)),
         stdlib_vocab_size=384, max_lanes=6,
