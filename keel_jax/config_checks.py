@@ -82,6 +82,9 @@ READERS = (
     _choices("model.recompute.segment_blocks", "model.recompute.plan", "segments"),
     _choices("model.recompute.save", "model.recompute.plan", "block", "segments"),
     _choices("model.recompute.offload", "model.recompute.plan", "block", "segments"),
+    _choices("model.recompute.anchor_blocks", "model.recompute.plan", "reversible"),
+    _choices("model.recompute.evaluations", "model.recompute.plan", "reversible"),
+    _choices("model.recompute.error_bound", "model.recompute.plan", "reversible"),
     _choices("optim.beta1", "optim.name", "adamw", "lion", "muon"),
     _choices("optim.beta2", "optim.name", "adamw", "lion", "muon"),
     _choices("optim.epsilon", "optim.name", "adamw", "adafactor", "muon"),
@@ -114,6 +117,29 @@ def without_effect(config, default):
             raise ValueError(
                 f"{option}={value!r} has no effect with {decider}={decides!r}: it is read by {by}. "
                 f"Change {decider}, or {flag}, its default."
+            )
+
+
+def reversible(config):
+    """Raises ValueError where blocks cannot be run backwards; `config` is the run."""
+    model, mesh = config.model, config.mesh
+    stages = mesh.stage * mesh.dcn_stage
+    wrong = {
+        f"model.topology={model.topology!r} ({', '.join(KEEL)} have an alpha that contracts)":
+            model.topology not in KEEL,
+        f"model.stream_dtype={model.stream_dtype!r} (only float32 tells a stream from its branch)":
+            model.stream_dtype != "float32",
+        f"{stages} stages of the mesh (1)": stages > 1,
+        f"{config.num_lanes} lanes (1: of several each would pay for the others' fall-backs)":
+            config.num_lanes > 1,
+        f"model.recompute.anchor_blocks={model.recompute.anchor_blocks} for model.num_blocks="
+        f"{model.num_blocks} (at most as many)": model.recompute.anchor_blocks > model.num_blocks,
+    }
+    for told, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(
+                f"model.recompute.plan='reversible' cannot have {told}: change it, or take "
+                "model.recompute.plan=segments, which keeps as little."
             )
 
 

@@ -1,6 +1,8 @@
 """The step benchmark: what it compares is the same work, and its plumbing runs."""
 
 import math
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -55,6 +57,21 @@ def test_a_contender_that_fails_says_what_it_wrote():
     with pytest.raises(RuntimeError, match="(?s)plain scan ended.*num_heads=3 is not a multiple"):
         worker.answer()
     worker.stop()
+
+
+def test_memory_is_a_process_s_own_and_not_that_of_the_one_that_started_it():
+    large = bytearray(b"1") * (2 << 30)
+    grown = "\n".join([
+        "from experiments import step_worker",
+        "before = step_worker.peak_bytes()",
+        "x = bytearray(b'1') * (64 << 20)",
+        "print(step_worker.peak_bytes() - before)",
+    ])
+    told = subprocess.run(
+        [sys.executable, "-c", grown], capture_output=True, text=True, check=True
+    ).stdout
+    del large
+    assert int(told) > 48 << 20
 
 
 @pytest.mark.slow

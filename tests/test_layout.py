@@ -143,7 +143,8 @@ def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
     topologies = ("mix_ln", "keel_scaled_input", "mhc", "attention_residuals", "ngpt")
     variants = [dict(model=dict(topology=name)) for name in topologies]
     variants += [dict(optim=dict(schedule="wsd", wsd_decay_fraction=0.5))]
-    variants += [dict(model=dict(recompute=dict(plan="segments")))]
+    plans = dict(plan="segments"), dict(plan="reversible", anchor_blocks=2)
+    variants += [dict(model=dict(recompute=plan)) for plan in plans]
     for variant in variants:
         variant_cfg = conftest.tiny_config(**variant)
         mesh = mesh_lib.make(variant_cfg.mesh)
@@ -175,9 +176,9 @@ def test_the_table_of_readers_is_true_of_schedules(reads, name):
     assert reads & _table("optim.schedule") == _readers("optim.schedule", name)
 
 
-@pytest.mark.parametrize("plan", ["none", "block", "segments"])
+@pytest.mark.parametrize("plan", ["none", "block", "segments", "reversible"])
 def test_the_table_of_readers_is_true_of_plans_of_recomputation(reads, plan):
-    cfg = conftest.tiny_config(model=dict(recompute=dict(plan=plan))).model
+    cfg = conftest.tiny_config(model=dict(num_blocks=8, recompute=dict(plan=plan))).model
     model = lm.LanguageModel(cfg)
     params = jax.eval_shape(lambda: lm.init(model, jax.random.key(0)))
     tokens = jax.ShapeDtypeStruct((1, 4), "int32")

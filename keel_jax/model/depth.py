@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import layers, recompute, residual, streams, telemetry
+from keel_jax.model import (
+    intervention,
+    inversion,
+    layers,
+    recompute,
+    residual,
+    reversible,
+    streams,
+    telemetry,
+)
 from keel_jax.parallel import pipeline, sharding
 
 
@@ -45,11 +54,15 @@ class Depth(nn.Module):
         cache: layers.Cache | None = None,
         num_microbatches: int = 0,
         probes_N2: jax.Array | None = None,
+        reversal_A2: jax.Array | None = None,
+        change: intervention.Intervention | None = None,
     ) -> tuple[streams.Carry, layers.Cache | None, dict | None]:
         """The stream after the last block; the cache, updated in place in the loop's carry.
 
         `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
         With probes (`telemetry.probes`), thirdly the blocks' telemetry, each [N, 2]; else None.
+        `reversal_A2` is `reversible.probe`, read by the plan "reversible".
+        `change`: what an experiment does to the sub-layers.
         """
         m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
         if self.is_initializing():
@@ -58,9 +71,10 @@ class Depth(nn.Module):
             )
             return stream, cache, None
         probes = {} if probes_N2 is None else {telemetry.PROBE: probes_N2}
-        rows = self.variables["params"]["block"], constants(m) | probes
+        changes = {} if change is None else {intervention.KEY: change}
+        rows = self.variables["params"]["block"], constants(m) | probes | changes
         if num_stages == 1:
-            (stream, cache), told = scan_blocks(m, rows, (stream, cache), context)
+            (stream, cache), told = scan_blocks(m, rows, (stream, cache), context, reversal_A2)
             return stream, cache, told
         assert cache is None, "no decoding over stages"
 
@@ -95,7 +109,7 @@ def init_blocks(block: Block, carry, constants, context):
     return scan(block, carry, constants, context)[0]
 
 
-def scan_blocks(model: config.ModelConfig, rows, carry, context):
+def scan_blocks(model: config.ModelConfig, rows, carry, context, reversal_A2=None):
     """The (stream, cache) after all blocks of `rows`, and what each block tells, [blocks, …].
 
     Args:
@@ -110,7 +124,10 @@ def scan_blocks(model: config.ModelConfig, rows, carry, context):
 
     (params, constants), rule = rows, streams.rule(model)
     last = None
-    if telemetry.PROBE not in constants:  # which looks at the stream between the sub-layers
+    # Who looks at the stream between the sub-layers, or passes one by, finds it as the equation
+    # has it.
+    is_put_off = telemetry.PROBE not in constants and intervention.KEY not in constants
+    if is_put_off:
         constants, last = rule.put_off(constants, params, model)
     context = layers.with_turns(context, model)
     if carry[1] is not None:  # decoding: no backward pass
@@ -119,7 +136,16 @@ def scan_blocks(model: config.ModelConfig, rows, carry, context):
         params = jax.tree_util.tree_map_with_path(
             lambda path, p: _as_multiplied(path[-1].key, p, model.compute_dtype), params
         )
-        (stream, cache), told = recompute.scan(body, carry, (params, constants), model.recompute)
+        if model.recompute.plan == "reversible" and is_put_off:
+            (stream, cache), told = carry, None
+            stream = reversible.scan(
+                inversion.sublayers(model), stream, inversion.rows(params, constants), context,
+                model.recompute, reversal_A2,
+            )
+        else:
+            (stream, cache), told = recompute.scan(
+                body, carry, (params, constants), model.recompute
+            )
     return (rule.settle(stream, last, model), cache), told
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
-from keel_jax.model import attention, residual, streams, telemetry
+from keel_jax.model import attention, intervention, residual, streams, telemetry
 from keel_jax.parallel import products, sharding
 
 # Logical axes of the stream between the branches, of what a branch reads, and of what the logits
@@ -24,8 +24,7 @@ from keel_jax.parallel import products, sharding
 STREAM_AXES = ("batch", "stream_time", "stream")
 BRANCH_AXES = ("batch", "time", "stream")
 LOSS_AXES = ("batch", "loss_time", "stream")
-# Of attention's output before its last product, and of the FFN's hidden layer; [B, T, …].
-HEADS_AXES = ("batch", "time", "heads")
+# Of the FFN's hidden layer, [B, T, F].
 FFN_AXES = ("batch", "time", "ffn")
 # A block's weights that are read in the compute dtype, by name.
 MATRICES = ("query", "key", "value", "out", "gate", "up", "down")
@@ -81,12 +80,9 @@ class Attention(nn.Module):
         at = residual_site(self, residual.ATTENTION, constants)
 
         held, h_BTD = rule.read(carry, at)
-        q_BTE, k_BTE, v_BTE = products.columns(
-            h_BTD, (w_query, w_key, w_value), ("heads", "kv_heads", "kv_heads")
+        q_BTNH, k_BTKH, v_BTKH = products.columns(
+            h_BTD, (w_query, w_key, w_value), ("heads", "kv_heads", "kv_heads"), m.head_dim
         )
-        q_BTNH = split_heads(q_BTE, m.num_heads, attention.QUERY_AXES)
-        k_BTKH = split_heads(k_BTE, m.num_kv_heads, attention.KEY_AXES)
-        v_BTKH = split_heads(v_BTE, m.num_kv_heads, attention.KEY_AXES)
         if m.qk_norm or topology.qkv_norm:
             q_BTNH = self._head_norm("query_norm", q_BTNH)
             k_BTKH = self._head_norm("key_norm", k_BTKH)
@@ -122,9 +118,8 @@ class Attention(nn.Module):
             query_segments_BT=context.segments_BT,
             key_segments_BS=key_segments_BS,
         )
-        a_BTE = sharding.constrain(a_BTNH.reshape(*a_BTNH.shape[:2], heads), HEADS_AXES)
-        f_BTD = sharding.constrain(products.rows(a_BTE, w_out, "heads"), STREAM_AXES)
-        after = rule.join(held, f_BTD, at)
+        f_BTD = sharding.constrain(products.rows(a_BTNH, w_out, "heads"), STREAM_AXES)
+        after = _join(carry, held, f_BTD, at)
         return after, cache, telemetry.observe(carry, f_BTD, after, at)
 
     def _head_norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
@@ -172,7 +167,7 @@ class Ffn(nn.Module):
         f_BTF = jax.nn.silu(self._scaled("gate_scale", gate_BTF, m.d_model**0.5))
         f_BTF = sharding.constrain(f_BTF * self._scaled("up_scale", up_BTF, 1.0), FFN_AXES)
         f_BTD = sharding.constrain(products.rows(f_BTF, w_down, "ffn"), STREAM_AXES)
-        after = rule.join(held, f_BTD, at)
+        after = _join(carry, held, f_BTD, at)
         return after, telemetry.observe(carry, f_BTD, after, at)
 
     def _scaled(self, name: str, x_BTF: jax.Array, factor: float) -> jax.Array:
@@ -181,6 +176,13 @@ class Ffn(nn.Module):
             return x_BTF
         gain_F = norm_gain(self, name, self.model.d_ffn, ("ffn",))
         return (factor * gain_F * x_BTF.astype(jnp.float32)).astype(x_BTF.dtype)
+
+
+def _join(carry: streams.Carry, held, f_BTD: jax.Array, at: streams.At) -> streams.Carry:
+    """The carry after the sub-layer, by the topology's rule and what an experiment changes."""
+    f_BTD = intervention.on_branch(f_BTD, at.constants, at.sublayer)
+    after = streams.rule(at.model).join(held, f_BTD, at)
+    return intervention.on_sublayer(carry, after, at.constants, at.sublayer)
 
 
 def with_turns(context: Context, model: config.ModelConfig) -> Context:
@@ -244,12 +246,6 @@ def rule_parameter(module: nn.Module, name: str, leaf: streams.Parameter) -> jax
     """A float32 parameter of the topology's rule, its gradient where it lies itself."""
     init = nn.with_logical_partitioning(lambda key: jnp.asarray(leaf.value, jnp.float32), leaf.axes)
     return sharding.constrain(module.param(name, init), leaf.axes)
-
-
-def split_heads(x_BTE: jax.Array, num_heads: int, axes: tuple[str, ...]) -> jax.Array:
-    """[B, T, heads * H] -> [B, T, heads, H], with logical axes `axes`."""
-    x_BTNH = x_BTE.reshape(*x_BTE.shape[:2], num_heads, -1)
-    return sharding.constrain(x_BTNH, axes)
 
 
 def _write(cache_NBSKH, block, index_BT, new_BTKH):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import attention, depth, layers, residual, streams
+from keel_jax.model import attention, depth, intervention, layers, residual, streams
 from keel_jax.parallel import lookup, sharding
 
 # The logical axes of a matrix's model dimension, D.
@@ -65,15 +65,22 @@ class LanguageModel(nn.Module):
         num_microbatches: int = 0,
         context: layers.Context | None = None,
         probes_N2: jax.Array | None = None,
+        reversal_A2: jax.Array | None = None,
+        change: intervention.Intervention | None = None,
     ) -> tuple[jax.Array, dict | None]:
-        """`hidden`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
+        """`hidden`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py).
+
+        `reversal_A2` is `reversible.probe`, for the plan "reversible"; `change`, what an experiment
+        does to the sub-layers (keel_jax/model/intervention.py).
+        """
         if context is None:
             if segments_BT is None:
                 segments_BT = jnp.zeros_like(tokens_BT)
             context = ordered_context(segments_BT)
         h_BTD, _, told = self.depth(
             self.embedding(tokens_BT), context,
-            num_microbatches=num_microbatches, probes_N2=probes_N2,
+            num_microbatches=num_microbatches, probes_N2=probes_N2, reversal_A2=reversal_A2,
+            change=change,
         )
         return self.output(h_BTD), told
 

@@ -64,6 +64,8 @@ def segment_sizes(recompute: config.RecomputeConfig, num_blocks: int) -> tuple[i
     A 0 is chosen so that the least carries are kept at a time; where a depth is too small to be
     divided again, a level is left out.
     """
+    if recompute.plan == "reversible":  # its stretches; and segments of a program with probes
+        return _best((recompute.anchor_blocks,), num_blocks)[1]
     if recompute.plan != "segments":
         return ()
     return _best(recompute.segment_blocks, num_blocks)[1]

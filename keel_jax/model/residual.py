@@ -207,6 +207,56 @@ def _above(sublayer: int) -> int:
     return FFN if sublayer == ATTENTION else ATTENTION
 
 
+# --- The same, backwards (`reversible`) ----------------------------------------------------------
+
+
+def take_gains(constants: Mapping) -> tuple[dict[int, jax.Array | None], dict]:
+    """The gains among the constants of `put_off`, by the sub-layer that reads them; and the rest.
+    """
+    gains, rest = {}, dict(constants)
+    for sublayer, key in enumerate(_BELOW):
+        gains[sublayer] = constants[key]["gain"] if key in constants else None
+        if key in constants:
+            rest[key] = {"is_on": constants[key]["is_on"]}
+    return gains, rest
+
+
+def with_gain(constants: Mapping, sublayer: int, gain: jax.Array | None) -> Mapping:
+    """The constants, of which `take_gains` left no gains, with that which `sublayer` reads."""
+    if gain is None:
+        return constants
+    key = _BELOW[sublayer]
+    return {**constants, key: {**constants[key], "gain": gain}}
+
+
+def branch_alone(constants: Mapping, sublayer: int) -> dict:
+    """Constants with which a sub-layer, given the stream x, leaves b branch(F(inner(x))) alone."""
+    alone = {key: value for key, value in constants.items() if key != _BELOW[sublayer]}
+    return alone | {"alpha": jnp.zeros_like(constants["alpha"])}
+
+
+def outer_below(
+    z_BTD: jax.Array, constants: Mapping, sublayer: int, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
+    """x = gain r z, the outer norm that was left to `sublayer`, and r [B, T]; where there is none,
+    z and ones."""
+    below = constants.get(_BELOW[sublayer])
+    if below is None:
+        return z_BTD, jnp.ones(z_BTD.shape[:-1], jnp.float32)
+    r, gain = _factors(below["is_on"], z_BTD, below["gain"], epsilon)
+    return gain * (z_BTD * r), jnp.broadcast_to(r, (*z_BTD.shape[:-1], 1))[..., 0]
+
+
+def undo_outer_below(
+    x_BTD: jax.Array, r_BT: jax.Array, constants: Mapping, sublayer: int
+) -> jax.Array:
+    """z = x / (gain r); not finite where a gain is 0."""
+    below = constants.get(_BELOW[sublayer])
+    if below is None:
+        return x_BTD
+    return x_BTD / (jnp.where(below["is_on"], below["gain"], 1) * r_BT[..., None])
+
+
 # --- The norms -----------------------------------------------------------------------------------
 
 

@@ -9,36 +9,54 @@ heads or FFN (Megatron's `tensor`). `columns` leads from the stream into a branc
 and the backward passes are the transposes: a weight's gradient is reduce-scattered to where the
 weight lies, in the compute dtype.
 
-Dimension letters: B batch, T time, D model, F heads or ffn.
+Heads are multiplied as heads, [B, T, N, H]: it is the weight that is reshaped, and not the
+activation, which attention keeps in an order of its own. Flattened to [B, T, N H], the gradients of
+queries and values were copied into another order on a TPU first (docs/performance.md).
+
+Dimension letters: B batch, T time, D model, F ffn or heads N x H.
 """
 
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from keel_jax.parallel import gathering, manual, sharding
 
 _STREAM_AXES = ("batch", "stream_time", "stream")
 
 
-def columns(x_BTD: jax.Array, weights_DF: Sequence[jax.Array], axes: Sequence[str]):
+def columns(
+    x_BTD: jax.Array,
+    weights_DF: Sequence[jax.Array],
+    axes: Sequence[str],
+    head_dim: int | None = None,
+) -> tuple[jax.Array, ...]:
     """x @ w for each w, in x's dtype, [B, T, F] with F's logical axis as given.
 
     Args:
       x_BTD: split as the stream between the branches.
       weights_DF: float32, with logical axes ("embed", axis).
       axes: each weight's axis: "heads", "kv_heads" or "ffn".
+      head_dim: H, for results [B, T, F / H, H].
     """
+    split = () if head_dim is None else ("head_dim",)
+    out_axes = tuple(("batch", "time", axis, *split) for axis in axes)
+
+    def product(x_BTD, w_DF):
+        if head_dim is None:
+            return x_BTD @ w_DF
+        return jnp.einsum("BTD,DNH->BTNH", x_BTD, w_DF.reshape(len(w_DF), -1, head_dim))
 
     def local(x_BTD, *weights_DF):
         if over := _tensor_axes():
             x_BTD = jax.lax.all_gather(x_BTD, over, axis=1, tiled=True)
-        return tuple(x_BTD @ _whole(w_DF, x_BTD.dtype) for w_DF in weights_DF)
+        return tuple(product(x_BTD, _whole(w_DF, x_BTD.dtype)) for w_DF in weights_DF)
 
     if not _is_shared_out(x_BTD):
-        return tuple(x_BTD @ w_DF.astype(x_BTD.dtype) for w_DF in weights_DF)
+        results = (product(x_BTD, w_DF.astype(x_BTD.dtype)) for w_DF in weights_DF)
+        return tuple(map(sharding.constrain, results, out_axes))
     in_axes = (_STREAM_AXES, *(("embed", axis) for axis in axes))
-    out_axes = tuple(("batch", "time", axis) for axis in axes)
     return manual.over_mesh(local, in_axes, out_axes)(x_BTD, *weights_DF)
 
 
@@ -46,20 +64,27 @@ def rows(x_BTF: jax.Array, w_FD: jax.Array, axis: str) -> jax.Array:
     """x @ w in x's dtype, [B, T, D], split as the stream between the branches.
 
     Args:
-      x_BTF: with logical axes ("batch", "time", axis).
+      x_BTF: with logical axes ("batch", "time", axis); or heads, [B, T, N, H].
       w_FD: float32, with logical axes (axis + "_row", "stream").
       axis: "heads" or "ffn".
     """
+    split = () if x_BTF.ndim == 3 else ("head_dim",)
+    x_axes = "batch", "time", axis, *split
+
+    def product(x_BTF, w_FD):
+        if not split:
+            return x_BTF @ w_FD
+        return jnp.einsum("BTNH,NHD->BTD", x_BTF, w_FD.reshape(*x_BTF.shape[2:], -1))
 
     def local(x_BTF, w_FD):
-        part_BTD = x_BTF @ _whole(w_FD, x_BTF.dtype)
+        part_BTD = product(x_BTF, _whole(w_FD, x_BTF.dtype))
         if not (over := _tensor_axes()):
             return part_BTD
         return jax.lax.psum_scatter(part_BTD, over, scatter_dimension=1, tiled=True)
 
     if not _is_shared_out(x_BTF):
-        return x_BTF @ w_FD.astype(x_BTF.dtype)
-    in_axes = ("batch", "time", axis), (f"{axis}_row", "stream")
+        return product(sharding.constrain(x_BTF, x_axes), w_FD.astype(x_BTF.dtype))
+    in_axes = x_axes, (f"{axis}_row", "stream")
     return manual.over_mesh(local, in_axes, _STREAM_AXES)(x_BTF, w_FD)
 
 

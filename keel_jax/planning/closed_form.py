@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import lm, recompute, residual, streams
+from keel_jax.model import lm, recompute, residual, reversible, streams
 from keel_jax.model.kernels import splash
 from keel_jax.parallel import pipeline
 
@@ -118,6 +118,8 @@ def temporaries(
     *outer, inner = recompute.kept_carries(segments, num_blocks)
     inside = inner * residuals
     kept, segment = (outer[0] * carry, sum(outer[1:]) * carry + inside) if outer else (inside, 0)
+    if plan.plan == "reversible":
+        segments, kept, segment = _reversible(plan, num_blocks, carry, model.d_model)
     host = (outer[0] if outer else inner) * carry if plan.offload else 0
     ticks = pipeline.num_ticks(sizes["stage"], parts)
     kept, host = ticks * (kept - host), ticks * host
@@ -127,6 +129,8 @@ def temporaries(
     segment += 2 * stacked * sum(segments) / num_blocks
     gathered = _block_params(model) / sizes["tensor"] * cfg.num_lanes / sizes["lane"]
     block = _AT_WORK[kernel == "splash"] * everything + gathered * (itemsize + 4)
+    if plan.plan == "reversible":
+        block += everything  # of a stretch's lowest block, which waits for the others
     chunk = min(train.loss_chunk or train.seq_len, train.seq_len / sizes["context"])
     table = model.d_model * model.vocab_size / sizes["tensor"] * cfg.num_lanes / sizes["lane"]
     logits = rows * parts * chunk / sizes["stage"] * model.vocab_size / sizes["tensor"]
@@ -141,11 +145,26 @@ def temporaries(
     )
 
 
+def _reversible(plan: config.RecomputeConfig, num_blocks: int, carry: float, width: int):
+    """(Sizes of segments, kept, segment) of the plan "reversible", in bytes.
+
+    Kept are the anchors, and a number a token and norm. The memory of the fall-back, of all blocks
+    of a stretch but the lowest, is there whether it is taken or not; and z above the lowest, twice.
+    """
+    others = plan.anchor_blocks - 1
+    inside = recompute.segment_sizes(reversible.fallback_plan(), others)
+    kept = (reversible.num_stretches(plan, num_blocks) + num_blocks * 2 / width) * carry
+    segment = (2 + sum(recompute.kept_carries(inside, others))) * carry
+    return (plan.anchor_blocks, *inside), kept, segment
+
+
 def kept_traffic(cfg: config.Config, sizes: dict[str, int], kernel: str) -> float:
     """Bytes of HBM that a device moves in a step because they are kept: written, and read again."""
     plan, num_blocks = cfg.model.recompute, cfg.model.num_blocks // sizes["stage"]
     save = "all" if plan.plan == "none" else plan.save
     carry, residuals = (_kept_a_row_here(cfg, sizes, kernel, name) for name in ("carry", save))
+    if plan.plan == "reversible":
+        residuals = carry * 2 / cfg.model.d_model  # the norms' numbers; inputs are not kept
     segments = recompute.segment_sizes(plan, num_blocks)
     parts = pipeline.num_microbatches(cfg.mesh.stage_microbatches, sizes["stage"])
     rows = cfg.train.batch_size * cfg.num_lanes / sizes["data"] / sizes["fsdp"] / sizes["lane"]
@@ -159,7 +178,8 @@ def executed_flops(cfg: config.Config, sizes: dict[str, int], kernel: str) -> fl
 
     A forward pass multiplies every weight once and scores twice; the backward pass weights twice,
     and scores as often as the kernel does. Each level of segments adds one forward pass, and blocks
-    that are computed again what `save` has not kept.
+    that are computed again what `save` has not kept. The plan "reversible" is taken not to fall
+    back.
     """
     model, plan = cfg.model, cfg.model.recompute
     seq_len = cfg.train.seq_len
@@ -187,7 +207,13 @@ def executed_flops(cfg: config.Config, sizes: dict[str, int], kernel: str) -> fl
         again = {name: flops + product for name, flops in again.items()}
     again |= {"carry": forward - down * (not any(norms)), "all": 0}
     levels = len(recompute.segment_sizes(plan, model.num_blocks // sizes["stage"]))
-    a_block = forward * (1 + levels) + backward + again["all" if plan.plan == "none" else plan.save]
+    if plan.plan == "reversible":
+        # The lowest block of each stretch, whole; others as often as they are evaluated.
+        lowest = reversible.num_stretches(plan, model.num_blocks) / model.num_blocks
+        a_block = forward * (1 + lowest + plan.evaluations * (1 - lowest)) + backward
+    else:
+        again = again["all" if plan.plan == "none" else plan.save]
+        a_block = forward * (1 + levels) + backward + again
 
     # Logits are computed again where they are computed in chunks.
     local = seq_len / sizes["context"] / sizes["stage"]

@@ -2,7 +2,8 @@
 
 XLA's own cost analysis counts a loop's body once; here every instruction counts as often as it
 runs: the product of the trip counts of the loops around it. An instruction in a branch of a
-conditional counts as if the branch were always taken.
+conditional counts as if the branch were always taken, but for the fall-back of the plan
+"reversible", which counts as if it never were.
 
     program = hlo.parse(compiled.as_text())
     for c in hlo.collectives(program, mesh):
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from keel_jax.model import reversible
 from keel_jax.parallel import mesh as mesh_lib
 
 KINDS = (
@@ -184,7 +186,14 @@ class Program:
                 # A condition runs once more than its body: it computes nothing that counts.
                 times = self.trip_counts[instruction.name] or 1
             found += [(inner, times) for inner in called(instruction)]
+            if instruction.opcode == "conditional":
+                found = [(inner, n) for inner, n in found if not self._is_fallback(inner)]
         return [(inner, times) for inner, times in found if inner in self.computations]
+
+    def _is_fallback(self, name: str) -> bool:
+        """Whether a computation is what `reversible` does only where it failed."""
+        instructions = self.computations[name].instructions.values()
+        return any(reversible.FALLBACK in instruction.op_name for instruction in instructions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,7 +137,12 @@ def describe(choice: Choice, num_blocks: int) -> str:
     told = plan.plan
     if sizes:
         told += f" of {' of '.join(map(str, sizes))} blocks"
-    if plan.plan != "none":
+    if plan.plan == "reversible":
+        told += (
+            f" (experimental), anchors every {plan.anchor_blocks} blocks, {plan.evaluations} "
+            f"evaluation(s), bound {plan.error_bound:g}"
+        )
+    elif plan.plan != "none":
         told += f", save {plan.save}" + (", offloaded" if plan.offload else "")
     return (
         f"{told}{' (chosen)' if choice.is_chosen else ''}: about "

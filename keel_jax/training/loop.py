@@ -124,7 +124,7 @@ class Loop:
         (step, sums, batch, seen), self._unread = self._unread, None
         lanes = transfer.per_lane(sums, self.cfg.num_lanes)
         newly_dead = [i for i, lane in enumerate(lanes) if lane["diverged"] and self._alive[i]]
-        self._tell_telemetry(step, batch, seen, newly_dead, lanes)
+        self._tell_telemetry(step, batch, seen, newly_dead, sums, lanes)
         logged = step % self.cfg.train.log_every_steps == 0 or step in (1, self.cfg.train.num_steps)
         if not (logged or newly_dead):
             self.progress.step(step, None)
@@ -145,7 +145,9 @@ class Loop:
         self.on_logged(step)
         self._interval = _Interval(self.clock, step)
 
-    def _tell_telemetry(self, step: int, batch, seen, newly_dead: list[int], lanes: list[dict]):
+    def _tell_telemetry(
+        self, step: int, batch, seen, newly_dead: list[int], sums: dict, lanes: list[dict]
+    ):
         """What was seen of a step that was due; a step that diverged is looked at in any case.
 
         A lane that diverged still has the state that it diverged from.
@@ -153,6 +155,8 @@ class Loop:
         alive = [lane for lane, is_alive in enumerate(self._alive) if is_alive]
         if seen is None and newly_dead:
             seen, alive = self.telemetry.look(self._state, batch), newly_dead
+        if seen is not None:  # the look differentiates exactly; the errors are the step's own
+            seen = seen | {name: sums[name] for name in metrics.REVERSAL if name in sums}
         self.telemetry.record(step, seen, alive)
         for lane in newly_dead:
             self.telemetry.explain(lane, step, lanes[lane])
@@ -165,6 +169,7 @@ class Loop:
             "train/grad_norm": lane["grad_norm"],
             "train/param_norm": lane["param_norm"],
             "train/learning_rate": lane["learning_rate"],
+            **metrics.reversal_metrics(lane),
             **speed,
         }
 

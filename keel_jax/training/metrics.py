@@ -16,6 +16,9 @@ from keel_jax import config
 from keel_jax.runtime import distributed, files
 
 JSONL = "metrics.jsonl"
+# Vectors [N] of a step with the plan "reversible": here their largest entries, and whole in the
+# telemetry's records.
+REVERSAL = ("reversal_error", "reversal_step")
 # TensorBoard's number for images with an alpha channel.
 _RGBA = 4
 
@@ -38,6 +41,14 @@ def loss_metrics(prefix: str, sums: dict[str, float], bytes_per_token: float) ->
         f"{prefix}/accuracy": sums["correct"] / weight,
         f"{prefix}/log_z_rms": math.sqrt(sums["log_z_squared"] / weight),
     }
+
+
+def reversal_metrics(sums: Mapping) -> dict[str, float]:
+    """What the plan "reversible" tells of a step (`reversible.summary`); else nothing."""
+    if "reversal_fallbacks" not in sums:
+        return {}
+    largest = {f"train/{name}_max": float(sums[name].max()) for name in REVERSAL}
+    return {**largest, "train/reversal_fallbacks": sums["reversal_fallbacks"]}
 
 
 def speed_metrics(

@@ -38,6 +38,8 @@ FAMILIES = {
     "gradient_rms": Family("RMS of the gradient (mean loss, before clipping)", True),
     "update_rms": Family("RMS of what the step adds to the parameters", True),
     "param_rms": Family("RMS of the parameters", True),
+    "reversal_error": Family("relative error of the reconstructed stream at the anchors", True),
+    "reversal_step": Family("largest last step of the reconstruction, relative", True),
     "adam_below_epsilon": Family("share of Adam's √v̂ below ε", False),
 }
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from keel_jax import config
-from keel_jax.model import attention, layers, lm
+from keel_jax.model import attention, layers, lm, reversible
 from keel_jax.parallel import pipeline, sharding
 from keel_jax.runtime import compiler_options
 from keel_jax.training import loss, optim, schedule
@@ -30,9 +30,16 @@ def batch_sums(params, batch: dict, cfg: config.Config) -> Sums:
 
 
 def observed_sums(
-    params, batch: dict, cfg: config.Config, probes_N2: jax.Array | None = None
+    params,
+    batch: dict,
+    cfg: config.Config,
+    probes_N2: jax.Array | None = None,
+    reversal_A2: jax.Array | None = None,
 ) -> tuple[Sums, dict | None]:
-    """`batch_sums`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
+    """`batch_sums`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py).
+
+    `reversal_A2` is `reversible.probe`, for the plan "reversible".
+    """
     model = lm.LanguageModel(cfg.model)
     # Sums over tokens: in whatever order the kernel wants them.
     tokens, targets, weights, context = attention.in_order_of(
@@ -46,7 +53,8 @@ def observed_sums(
     )
     h_BTD, told = model.apply(
         {"params": params}, tokens, context=context,
-        num_microbatches=cfg.mesh.stage_microbatches, probes_N2=probes_N2, method="observed",
+        num_microbatches=cfg.mesh.stage_microbatches, probes_N2=probes_N2,
+        reversal_A2=reversal_A2, method="observed",
     )
     sums = loss.cross_entropy_sums(
         h_BTD,
@@ -70,9 +78,10 @@ def train_step(
 
     Returns:
       The new state, and float32 scalars: the loss sums, "grad_norm" (before clipping),
-      "param_norm", "learning_rate", and "diverged".
+      "param_norm", "learning_rate", and "diverged"; with the plan "reversible" also what
+      `reversible.summary` returns.
     """
-    grads, sums = _gradients(state.params, batch, cfg)
+    grads, sums, reversal = _gradients(state.params, batch, cfg)
     grads = mean_gradients(grads, sums)
     grads, grad_norm = optim.clip(grads, cfg.optim.clip_norm)
     learning_rate = learning_rate_of(state, cfg)
@@ -93,6 +102,7 @@ def train_step(
         "param_norm": optax.tree.norm(state.params),
         "learning_rate": learning_rate,
         "diverged": diverged,
+        **reversal,
     }
     return new_state.replace(diverged=diverged), metrics
 
@@ -108,30 +118,60 @@ def learning_rate_of(state: state_lib.TrainState, cfg: config.Config) -> jax.Arr
     return state.peak_lr * schedule.unit_schedule(cfg.optim, cfg.train.num_steps)(state.step)
 
 
-def objective(params, batch: dict, cfg: config.Config, probes_N2: jax.Array | None = None):
+def objective(params, batch: dict, cfg: config.Config, probes_N2=None, reversal_A2=None):
     """The (unnormalised) loss sum, and `observed_sums`."""
-    sums, told = observed_sums(params, batch, cfg, probes_N2)
+    sums, told = observed_sums(params, batch, cfg, probes_N2, reversal_A2)
     return sums["nats"] + cfg.train.z_loss * sums["log_z_squared"], (sums, told)
 
 
 def _gradients(params, batch, cfg):
-    """Gradient of the (unnormalised) loss sum, and the loss sums, over A micro-batches."""
+    """Gradient of the (unnormalised) loss sum, and the loss sums, over A micro-batches.
 
-    def gradient(batch):
-        grads, (sums, _) = jax.grad(objective, has_aux=True)(params, batch, cfg)
-        return grads, sums
+    Third, for the plan "reversible", `reversible.summary` of the worst of them; else nothing.
+    """
+    plan, num_blocks = cfg.model.recompute, cfg.model.num_blocks
+    if plan.plan != "reversible":
 
-    return over_micro_batches(gradient, batch, cfg)
+        def gradient(batch):
+            grads, (sums, _) = jax.grad(objective, has_aux=True)(params, batch, cfg)
+            return grads, sums
+
+        return *over_micro_batches(gradient, batch, cfg), {}
+
+    def gradient_and_error(batch):
+        gradients = jax.grad(objective, argnums=(0, 4), has_aux=True)
+        probe_A2 = reversible.probe(plan, num_blocks)
+        (grads, told_A2), (sums, _) = gradients(params, batch, cfg, None, probe_A2)
+        return (grads, sums), told_A2
+
+    def join(total, new):
+        return jax.tree.map(jnp.add, total[0], new[0]), jnp.maximum(total[1], new[1])
+
+    found, told_A2 = over_micro_batches(gradient_and_error, batch, cfg, join)
+    return *found, reversible.summary(told_A2, plan, num_blocks)
 
 
-def over_micro_batches(function: collections.abc.Callable, batch: dict, cfg: config.Config):
-    """The sum of `function` of each of the A micro-batches, a tree of arrays."""
+def _add(total, new):
+    return jax.tree.map(jnp.add, total, new)
+
+
+def over_micro_batches(
+    function: collections.abc.Callable,
+    batch: dict,
+    cfg: config.Config,
+    join: collections.abc.Callable = _add,
+):
+    """The sum of `function` of each of the A micro-batches, a tree of arrays.
+
+    Args:
+      join: (what the micro-batches before gave, at first zeros; what the next gives) -> both.
+    """
     parts = cfg.train.accumulation_steps
     if parts == 1:
         return function(batch)
 
     def add(total, micro_batch):
-        return jax.tree.map(jnp.add, total, function(micro_batch)), None
+        return join(total, function(micro_batch)), None
 
     micro_batches = jax.tree.map(lambda x: sharding.split_rows(x, parts, _BATCH_AXES), batch)
     first = jax.tree.map(lambda x: x[0], micro_batches)

@@ -76,10 +76,17 @@ def fetch(tree):
     return jax.device_get(jax.tree.map(whole, tree))
 
 
-def per_lane(sums: dict, num_lanes: int) -> list[dict[str, float]]:
-    """Scalars ([K] with K lanes), waited for, as one dictionary of Python numbers per lane."""
+def per_lane(sums: dict, num_lanes: int) -> list[dict]:
+    """Scalars ([K] with K lanes), waited for, as one dictionary of Python numbers per lane.
+
+    Vectors ([K, …]) as NumPy's.
+    """
     host = {key: np.asarray(value) for key, value in jax.device_get(sums).items()}
-    return [
-        {key: state_lib.lane_of(value, lane, num_lanes).item() for key, value in host.items()}
+    lanes = [
+        {key: state_lib.lane_of(value, lane, num_lanes) for key, value in host.items()}
         for lane in range(num_lanes)
+    ]
+    return [
+        {key: value if value.ndim else value.item() for key, value in lane.items()}
+        for lane in lanes
     ]

@@ -39,18 +39,20 @@ def _inputs(mesh, dtype=jnp.float32):
     }
 
 
-def _loss(arrays):
-    """Both directions, one after the other."""
-    q_BTE, k_BTE = products.columns(
-        arrays["x"], (arrays["query"], arrays["key"]), ("heads", "kv_heads")
+def _loss(arrays, head_dim=None):
+    """Both directions, one after the other; flat results, whether in heads or not."""
+    q, k = products.columns(
+        arrays["x"], (arrays["query"], arrays["key"]), ("heads", "kv_heads"), head_dim
     )
-    y_BTD = products.rows(q_BTE, arrays["out"], "heads")
-    return (y_BTD * arrays["x"]).sum() + k_BTE.sum() + q_BTE.sum(), (q_BTE, k_BTE, y_BTD)
+    y_BTD = products.rows(q, arrays["out"], "heads")
+    flat = [x.reshape(*x.shape[:2], -1) for x in (q, k)]
+    return (y_BTD * arrays["x"]).sum() + k.sum() + q.sum(), (*flat, y_BTD)
 
 
+@pytest.mark.parametrize("head_dim", [None, 2])
 @pytest.mark.parametrize("largest", [16, 2])
 @pytest.mark.parametrize("sizes", _MESHES, ids=str)
-def test_values_and_gradients_are_those_of_plain_products(sizes, largest, monkeypatch):
+def test_values_and_gradients_are_those_of_plain_products(sizes, largest, head_dim, monkeypatch):
     monkeypatch.setattr(gathering, "MAX_GATHER", largest)
     monkeypatch.setattr(gathering, "MAX_SCATTER", largest)
     gradient = jax.value_and_grad(_loss, has_aux=True)
@@ -58,7 +60,8 @@ def test_values_and_gradients_are_those_of_plain_products(sizes, largest, monkey
     arrays = _inputs(mesh)
     expected = jax.jit(gradient)(jax.device_get(arrays))  # without a mesh: x @ w
     with jax.set_mesh(mesh):
-        jax.tree.map(np.testing.assert_array_equal, jax.jit(gradient)(arrays), expected)
+        found = jax.jit(lambda arrays: gradient(arrays, head_dim))(arrays)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize(("largest", "num_levels"), [(16, 1), (4, 2), (2, 3)])

@@ -39,6 +39,7 @@ def _setting(cfg, devices=1):
         (dict(plan="block", save="products"), 2),
         (dict(plan="segments", segment_blocks=(8,)), 1),
         (dict(plan="segments", segment_blocks=(16, 4), save="all"), 1),
+        (dict(plan="reversible", anchor_blocks=8, evaluations=2), 1),
     ],
     ids=str,
 )

@@ -119,5 +119,5 @@ def test_keel_costs_what_pre_ln_costs_on_a_tpu():
     per_block = {name: report.to_json()["cycles"]["per_block"] for name, report in found.items()}
     assert per_block["keel"] < 1.05 * per_block["pre_ln"], per_block
     moved = cycles.sum_of(keel.cycle_parts, region="blocks", pass_="backward", kind="layout")
-    # Two copies of dq and of attention's gradient, 122 each; in segments there are none.
-    assert moved / keel.blocks < 300_000
+    # A copy of queries, or of what attention hands back, would be 122 thousand.
+    assert moved / keel.blocks < 20_000

@@ -2,6 +2,7 @@
 
 import pytest
 
+from experiments import bench_compile
 from keel_jax import config, plan
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import topology
@@ -63,3 +64,15 @@ def test_slices_exchange_gradients_alone():
     sent = sum(c.bytes for c in dcn)
     assert 0.4 * found.shards.parameters < sent < 1.1 * found.shards.parameters
     assert found.estimate.dcn_seconds > 0
+
+
+@pytest.mark.parametrize(
+    "recompute", [dict(plan="block"), dict(plan="segments", segment_blocks=(4,))], ids=str
+)
+def test_a_tpu_s_program_does_not_grow_with_depth(recompute):
+    """A few instructions differ: small arrays lie elsewhere."""
+    plan_ = config.RecomputeConfig(**recompute)
+    topology.prepare("v5e:2x2")
+    less, more = (bench_compile.measure(n, plan_, "v5e:2x2") for n in (16, 1024))
+    print(less, more, sep="\n")
+    assert abs(more["instructions"] - less["instructions"]) < 0.05 * less["instructions"]

@@ -92,7 +92,7 @@ def test_weights_travel_and_the_batch_stays(mesh):
 def test_the_test_bites_where_products_are_left_to_the_partitioner(monkeypatch):
     """Without the hidden layers' place it moves activations about."""
     real, mesh = sharding.constrain, dict(fsdp=4, tensor=2)
-    hidden = (layers.HEADS_AXES, layers.FFN_AXES, attention.QUERY_AXES, attention.KEY_AXES)
+    hidden = (layers.FFN_AXES, attention.QUERY_AXES, attention.KEY_AXES)
     monkeypatch.setattr(sharding, "constrain", lambda x, a: x if a in hidden else real(x, a))
     monkeypatch.setattr(products, "_is_shared_out", lambda x_BT: False)
     outside = _outside_the_design(_collectives(_config(mesh)), mesh)
@@ -109,6 +109,18 @@ def test_the_test_bites_with_depth_split_over_fsdp(monkeypatch):
 
 
 # --- By the TPU's compiler -----------------------------------------------------------------------
+
+def _is_remainder(permute: hlo.Collective, found: list[hlo.Collective]) -> bool:
+    """Whether it is the compiler's own, of the rows by which the parts of a scatter are uneven."""
+    scattered = [
+        shape.bytes for c in found if c.kind == _SCATTER and c.axes == permute.axes
+        for shape in c.shapes
+    ]
+    return (
+        permute.kind == _PERMUTE and not permute.op_name and bool(scattered)
+        and max(shape.bytes for shape in permute.shapes) <= max(scattered) / 2
+    )
+
 
 _GATHER, _SCATTER, _SUM = "all-gather", "reduce-scatter", "all-reduce"
 _PERMUTE = "collective-permute"
@@ -162,7 +174,8 @@ def test_a_tpu_sends_what_the_design_says(name):
     large = [c for c in found if max(shape.bytes for shape in c.shapes) > SMALL_BYTES]
     unexpected = [
         f"{c.kind} over {c.axes}, {c.count} x {[s.dims for s in c.shapes]}: {c.op_name}"
-        for c in large if (c.kind, c.axes, c.network) not in expected
+        for c in large
+        if (c.kind, c.axes, c.network) not in expected and not _is_remainder(c, found)
     ]
     assert not unexpected, "\n".join(unexpected)
     assert {_GATHER, _SCATTER} <= {c.kind for c in large}

@@ -1,0 +1,1 @@
+"""Residual path, forward and backward sizes over depth, against the closed forms."""

@@ -1,0 +1,149 @@
+"""Looks at one model: sizes forward, gradients backward, through the branches and past them.
+
+The objective is linear, <v, x> with x the last sub-layer's output and v random, of RMS 1 and
+without a part along x (a norm has no derivative there): so every gradient that arrives is a product
+of derivatives of the sub-layers, and of nothing else. The numbers come from the model's telemetry:
+`cotangent_rms` of sub-layer l is the gain from there to the top.
+
+Dimension letters: N blocks, B batch, T time, D model.
+"""
+
+import collections.abc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.gradient_flow import theory
+from keel_jax import config
+from keel_jax.model import intervention, lm, residual, telemetry
+
+# Branches are brought to the size of their streams within this, in at most so many passes: what a
+# branch is scaled by changes what those above it read.
+_UNIT_TOLERANCE, _MOST_PASSES = 0.01, 40
+# These programs run a few times: on a CPU most of their cost is LLVM's time.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# The matrix that leads a branch back to the stream.
+_LAST = {"attention": "out", "ffn": "down"}
+
+
+def compile_flow(model: config.ModelConfig, batch_size: int, seq_len: int):
+    """(params, tokens [B, T], v [B, T, D], g) -> numbers [N, 2] of each sub-layer.
+
+    g multiplies the derivative of every branch: 1 is the model's own gradient, 0 the residual
+    path's.
+    """
+    shapes = jax.eval_shape(lambda: lm.init(lm.LanguageModel(model), jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((batch_size, seq_len), jnp.int32)
+    v = jax.ShapeDtypeStruct((batch_size, seq_len, model.d_model), jnp.float32)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    flow = jax.jit(lambda *arguments: _flow(*arguments, model))
+    return _compile(flow.lower(shapes, tokens, v, number))
+
+
+def _flow(params, tokens_BT, v_BTD, through_branches, model: config.ModelConfig):
+    change = intervention.none(model.num_blocks)
+    change = change.replace(branch_gradient=through_branches * change.branch_gradient)
+
+    def objective(params, probes_N2):
+        x_BTD, told = lm.LanguageModel(model).apply(
+            {"params": params}, tokens_BT, probes_N2=probes_N2, change=change, method="observed"
+        )
+        return jnp.sum(tangent(v_BTD, jax.lax.stop_gradient(x_BTD)) * x_BTD), told
+
+    probes_N2 = telemetry.probes(model.num_blocks)
+    gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+    (grads, squares_N2), told = gradient(params, probes_N2)
+    weights = [grads["block"][branch][name] for branch, name in _LAST.items()]
+    return {
+        "stream_rms": jnp.sqrt(told["stream_square"]),
+        "branch_rms": jnp.sqrt(told["branch_square"]),
+        "cotangent_rms": jnp.sqrt(squares_N2),
+        "branch_gradient_rms": jnp.stack([telemetry.rms(w, 1) for w in weights], axis=1),
+    }
+
+
+def tangent(v_BTD: jax.Array, x_BTD: jax.Array) -> jax.Array:
+    """v without its part along x, each token's scaled to RMS 1."""
+    x_BTD = residual.unit(x_BTD)
+    v_BTD = v_BTD - x_BTD * jnp.sum(x_BTD * v_BTD, axis=-1, keepdims=True)
+    return v_BTD.shape[-1] ** 0.5 * residual.unit(v_BTD)
+
+
+def look(
+    flow: collections.abc.Callable, params, tokens_BT, model: config.ModelConfig, seed: int
+) -> dict[str, np.ndarray]:
+    """Numbers of a model as it is, initialised or trained; float64 [L] each.
+
+    Returns:
+      "stream_rms", "branch_rms"; "gain", of the whole gradient from each sub-layer to the top;
+      "path_gain", of the residual path alone; "predicted_path_gain", that which sizes alone say
+      (for one stream and the one equation); "branch_gradient_rms", of the weights that end a
+      branch (out, down).
+    """
+    v_BTD = direction(tokens_BT.shape, model.d_model, seed)
+    whole, path = (
+        {name: np.asarray(value, np.float64) for name, value in found.items()}
+        for found in (flow(params, tokens_BT, v_BTD, 1.0), flow(params, tokens_BT, v_BTD, 0.0))
+    )
+    found = {
+        "stream_rms": whole["stream_rms"],
+        "branch_rms": whole["branch_rms"],
+        "gain": whole["cotangent_rms"],
+        "path_gain": path["cotangent_rms"],
+        "branch_gradient_rms": whole["branch_gradient_rms"],
+    }
+    factors = theory.from_sizes(
+        residual.topology(model), whole["stream_rms"], whole["branch_rms"]
+    )
+    return {
+        **{name: value.reshape(-1) for name, value in found.items()},
+        "predicted_path_gain": theory.gain(factors),
+    }
+
+
+def with_unit_branches(
+    flow: collections.abc.Callable, params, tokens_BT, model: config.ModelConfig, seed: int
+):
+    """`params` whose branches are as large as the streams that they join, as the theory has it.
+
+    Raises:
+      ValueError: they do not become so.
+    """
+    v_BTD = direction(tokens_BT.shape, model.d_model, seed)
+    for _ in range(_MOST_PASSES):
+        found = flow(params, tokens_BT, v_BTD, 0.0)
+        scale_N2 = found["stream_rms"] / found["branch_rms"]
+        furthest = float(jnp.abs(scale_N2 - 1).max())
+        if furthest < _UNIT_TOLERANCE:
+            return params
+        block = dict(params["block"])
+        for sublayer, (branch, name) in enumerate(_LAST.items()):
+            scaled = scale_N2[:, sublayer, None, None] * block[branch][name]
+            block[branch] = {**block[branch], name: scaled}
+        params = {**params, "block": block}
+    raise ValueError(
+        f"{model.topology} of {model.num_sublayers} sub-layers: after {_MOST_PASSES} passes a "
+        f"branch is still off its stream's size by {furthest:.1%}, more than {_UNIT_TOLERANCE:.0%}."
+    )
+
+
+def compile_init(model: config.ModelConfig):
+    """(key) -> initial parameters."""
+    init = jax.jit(lambda key: lm.init(lm.LanguageModel(model), key))
+    return _compile(init.lower(jax.random.key(0)))
+
+
+def _compile(lowered: jax.stages.Lowered):
+    return lowered.compile(_QUICK if jax.default_backend() == "cpu" else None)
+
+
+def random_tokens(shape: tuple[int, int], vocab_size: int, seed: int) -> np.ndarray:
+    """Uniform token ids [B, T]: at initialisation no text is needed."""
+    return np.random.default_rng(seed).integers(vocab_size, size=shape, dtype=np.int32)
+
+
+def direction(shape: tuple[int, int], d_model: int, seed: int) -> np.ndarray:
+    """v, float32 [B, T, D]."""
+    normal = np.random.default_rng([seed, 1]).standard_normal((*shape, d_model))
+    return normal.astype(np.float32)

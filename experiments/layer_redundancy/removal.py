@@ -1,0 +1,192 @@
+"""Takes a trained model apart: the loss without each sub-layer, block, and set of blocks.
+
+What "removed" means, in x' = outer(alpha x + F(inner(x))):
+
+  branch    F is 0: x' = outer(alpha x). The norm that others were trained to read behind stays.
+  identity  x' = x: the sub-layer is deleted, its outer norm and the norm's gain with it.
+
+Without an outer norm (Pre-LN) they are the same. In Keel they differ by a gain, and in block 0,
+whose outer norm lifts the embedding to RMS 1: deleting it would ask what a norm is worth. So the
+results are about "branch"; "identity" stands beside it.
+
+Masks are data: one compiled program computes every loss of a model, and of every model of its kind.
+
+Dimension letters: N blocks, B batch, T time.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keel_jax import config
+from keel_jax.data import loader, shards
+from keel_jax.model import intervention, lm, telemetry
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.training import checkpoint, loss
+from keel_jax.training import step as step_lib
+
+BRANCH, IDENTITY = "branch", "identity"
+KINDS = (BRANCH, IDENTITY)
+# Their first sub-layers file what came before into the carry: the identity would lose it.
+_NO_IDENTITY = ("attention_residuals",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model on one device, and the tokens that it is measured on."""
+
+    cfg: config.Config
+    params: dict
+    # "inputs", "targets", "segment_ids", "loss_weights" [B, T].
+    batch: dict
+    # Optimiser steps behind it.
+    step: int
+    seed: int
+
+    @property
+    def num_blocks(self) -> int:
+        return self.cfg.model.num_blocks
+
+    def loss(self, removed_N2: np.ndarray, kind: str = BRANCH) -> float:
+        """Nats a token without the sub-layers that `removed` [N, 2] marks."""
+        return float(program(self.cfg)(self.params, self.batch, change(removed_N2, kind)))
+
+    def rotation_radians(self) -> np.ndarray:
+        """How far each sub-layer turns the stream, the mean angle over tokens; [L]."""
+        return np.asarray(_rotations(self.cfg)(self.params, self.batch), np.float64).reshape(-1)
+
+
+def load(workdir: pathlib.Path, num_sequences: int, data_path: str | None = None) -> Model:
+    """The model of a run, or of one of its lanes.
+
+    Args:
+      num_sequences: windows of the validation split, from its beginning.
+      data_path: where the run's token shards lie now, if elsewhere than in its config.
+
+    Raises:
+      ValueError: no such run, no checkpoint, several lanes.
+    """
+    cfg = checkpoint.load_config(workdir)
+    here = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
+    params, meta = checkpoint.load_params(workdir, here)
+    # The run's kernel may not be here.
+    model = dataclasses.replace(cfg.model, attention="auto")
+    cfg = step_lib.with_kernel(dataclasses.replace(cfg, model=model), here)
+    [batch] = loader.validation_batches(
+        shards.open_set(data_path or cfg.data.path), seq_len=cfg.train.seq_len,
+        batch_size=num_sequences, mask_documents=cfg.data.mask_documents, num_batches=1,
+    )
+    # What the programs do not depend on is left out, so that seeds and rates share them.
+    kind = dataclasses.replace(
+        cfg, data=config.DataConfig(), seed=0, optim=dataclasses.replace(cfg.optim, peak_lr=1.0)
+    )
+    return Model(kind, params, jax.device_put(batch), meta.step, cfg.seed)
+
+
+def change(removed_N2: np.ndarray, kind: str) -> intervention.Intervention:
+    """What removes the marked sub-layers."""
+    removed_N2 = jnp.asarray(removed_N2, bool)
+    none = intervention.none(len(removed_N2))
+    if kind == BRANCH:
+        return none.replace(branch_scale=1 - removed_N2.astype(jnp.float32))
+    return none.replace(is_skipped=removed_N2)
+
+
+@functools.cache
+def program(cfg: config.Config):
+    """(params, batch, change) -> nats a token: compiled once for a kind of model."""
+
+    @jax.jit
+    def nats_per_token(params, batch, change):
+        h_BTD, _ = _observed(cfg, params, batch, change=change)
+        sums = loss.cross_entropy_sums(
+            h_BTD, lm.output_matrix(params, cfg.model), batch["targets"], batch["loss_weights"],
+            chunk=cfg.train.loss_chunk,
+        )
+        return sums["nats"] / sums["weight"]
+
+    return nats_per_token
+
+
+@functools.cache
+def _rotations(cfg: config.Config):
+    """(params, batch) -> radians [N, 2], by the model's telemetry."""
+
+    @jax.jit
+    def rotations(params, batch):
+        probes_N2 = telemetry.probes(cfg.model.num_blocks)
+        return _observed(cfg, params, batch, probes_N2=probes_N2)[1]["rotation_radians"]
+
+    return rotations
+
+
+def _observed(cfg, params, batch, **options):
+    context = lm.ordered_context(batch["segment_ids"])
+    return lm.LanguageModel(cfg.model).apply(
+        {"params": params}, batch["inputs"], context=context, method="observed", **options
+    )
+
+
+def has_identity(model: Model) -> bool:
+    """Whether a sub-layer of the model's topology can be the identity."""
+    return model.cfg.model.topology not in _NO_IDENTITY
+
+
+def without_each_sublayer(model: Model, kind: str = BRANCH) -> np.ndarray:
+    """The loss without each sub-layer, one at a time; [L].
+
+    Raises:
+      ValueError: `kind` is not defined for the model's topology.
+    """
+    if kind == IDENTITY and not has_identity(model):
+        raise ValueError(
+            f"{model.cfg.model.topology} keeps books in its sub-layers, so that none can be the "
+            "identity: remove branches."
+        )
+    masks = np.eye(2 * model.num_blocks, dtype=bool).reshape(-1, model.num_blocks, 2)
+    return np.array([model.loss(mask, kind) for mask in masks])
+
+
+def without_each_block(model: Model) -> np.ndarray:
+    """The loss without both branches of each block, one block at a time; [N]."""
+    return np.array([model.loss(_blocks([block], model.num_blocks))
+                     for block in range(model.num_blocks)])
+
+
+def greedy(
+    model: Model, single_N: np.ndarray, num_candidates: int, most_loss: float
+) -> tuple[list[int], list[float]]:
+    """Removes block after block, each time the one that leaves the lowest loss.
+
+    Tried are those of the remaining ones whose removal alone costs least.
+
+    Args:
+      single_N: the loss without each block alone.
+      most_loss: the search ends with the first loss above it.
+
+    Returns:
+      The blocks in their order, and the loss after each; the last may lie above `most_loss`.
+    """
+    removed: list[int] = []
+    losses: list[float] = []
+    while len(removed) < model.num_blocks and (not losses or losses[-1] <= most_loss):
+        rest = [block for block in np.argsort(single_N).tolist() if block not in removed]
+        found = {
+            block: model.loss(_blocks([*removed, block], model.num_blocks))
+            for block in rest[:num_candidates]
+        }
+        best = min(found, key=found.__getitem__)
+        removed.append(best)
+        losses.append(found[best])
+    return removed, losses
+
+
+def _blocks(blocks: list[int], num_blocks: int) -> np.ndarray:
+    """The mask [N, 2] of whole blocks."""
+    mask = np.zeros((num_blocks, 2), bool)
+    mask[blocks] = True
+    return mask

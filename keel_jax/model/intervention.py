@@ -1,0 +1,76 @@
+"""What an experiment changes in the sub-layers from outside: branches scaled, cut, passed by.
+
+An `Intervention` is numbers [N, 2] that the scan over depth reads beside the topology's constants.
+They are data: one compiled program removes any set of sub-layers, one after the other. A program
+without one holds nothing of it.
+
+In sub-layer l, x' = outer(alpha x + F(inner(x))) becomes
+
+    x' = outer(alpha x + s_l F(inner(x)))      s = `branch_scale`, and the derivative of F times g
+    x' = x                                     where `is_skipped`
+
+Dimension letters: N blocks, B batch, T time, D model.
+"""
+
+from collections.abc import Mapping
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+# Its name among the constants of a block.
+KEY = "intervention"
+
+
+@flax.struct.dataclass
+class Intervention:
+    """Of each sub-layer (0 attention, 1 FFN), [N, 2]; inside the scan, of one block, [2]."""
+
+    # float32 s: what the branch's output is multiplied by before it joins; 0: the branch is gone,
+    # the norms around it are not.
+    branch_scale: jax.Array
+    # float32 g: what its derivative is multiplied by in the backward pass; 0: gradients take the
+    # residual path alone.
+    branch_gradient: jax.Array
+    # bool: the sub-layer is the identity, its outer norm included.
+    is_skipped: jax.Array
+
+
+def none(num_blocks: int) -> Intervention:
+    """The one that changes nothing."""
+    ones_N2 = jnp.ones((num_blocks, 2), jnp.float32)
+    return Intervention(
+        branch_scale=ones_N2, branch_gradient=ones_N2, is_skipped=jnp.zeros((num_blocks, 2), bool)
+    )
+
+
+def on_branch(f_BTD: jax.Array, constants: Mapping, sublayer: int) -> jax.Array:
+    """The branch's output as it joins: s F, whose derivative is g s F'."""
+    if KEY not in constants:
+        return f_BTD
+    change = constants[KEY]
+    scale, gradient = change.branch_scale[sublayer], change.branch_gradient[sublayer]
+    f32_BTD = scale * f_BTD.astype(jnp.float32)
+    # Not a sum of two parts: with g = 1 it is f, bit by bit.
+    return _with_gradient(f32_BTD, gradient).astype(f_BTD.dtype)
+
+
+def on_sublayer(before, after, constants: Mapping, sublayer: int):
+    """The carry that leaves a sub-layer, a tree of [B, T, D]: `after`, or `before` if skipped."""
+    if KEY not in constants:
+        return after
+    is_skipped = constants[KEY].is_skipped[sublayer]
+    return jax.tree.map(lambda old, new: jnp.where(is_skipped, old, new), before, after)
+
+
+@jax.custom_vjp
+def _with_gradient(f_BTD: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`f`, its cotangent times `gradient`."""
+    del gradient
+    return f_BTD
+
+
+_with_gradient.defvjp(
+    lambda f_BTD, gradient: (f_BTD, gradient),
+    lambda gradient, cotangent: (gradient * cotangent, jnp.zeros_like(gradient)),
+)

@@ -1,0 +1,297 @@
+"""A scan over depth that is run backwards: the stream is reconstructed from above, not kept.
+
+A sub-layer of Keel's family maps z, the sum below an outer norm, to the sum below the next one,
+
+    z' = alpha x + F(x),    x = gain r z,    r = 1 / rms(z) of each token
+
+(norms put off by a sub-layer, `residual.put_off`; F is the branch with its inner norm). Given z' it
+is inverted by a fixed point, which contracts at Lip(F) / alpha, and alpha = 2N; r, one number a
+token, is kept:
+
+    x_0 = z' / alpha,    x_i = (z' - F(x_{i-1})) / alpha,    z = x_K / (gain r)
+
+F is differentiated at x_{K-1}, so that the K-th evaluation is the one that the derivative needs
+anyway: K = 1 computes what recomputation of each block does.
+
+Exact are the anchors, the z below every `anchor_blocks`-th block, which are kept. Each stretch
+between two begins from the upper one, so errors do not pile up over stretches, and its lowest block
+is computed and differentiated from the lower one. There the reconstruction meets a z that is known:
+their relative difference is the error of the stretch, and the largest last step of the iteration,
+|x_K - x_{K-1}| / |x_K|, that of the points at which F was differentiated (both by RMS over all
+tokens). A stretch where either is not below `error_bound` is computed again from its anchor.
+
+Nothing here knows a model: two functions of a block's halves, and trees stacked along depth.
+
+Dimension letters: N blocks, A stretches, S sub-layers of a block, B batch, T time, D model.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from keel_jax import config
+from keel_jax.model import recompute
+
+# In the names of what a stretch computes only where its reconstruction failed.
+FALLBACK = "reversal_fallback"
+# What a stretch tells: the error at its anchor, and the largest last step of the iteration.
+NUM_TOLD = 2
+
+
+class Sublayer(NamedTuple):
+    """One residual connection, in one piece and in the parts that running it backwards needs.
+
+    z, x and F are float32 [B, T, D]; `learned` is {"params", "gain"} of this sub-layer in this
+    block, `constants` the block's, `context` what all blocks read.
+    """
+
+    # (z, learned, constants, context) -> z': as the forward pass computes it.
+    whole: Callable
+    # (z, gain, constants) -> (x, r [B, T]): the outer norm below; r = 1 where there is none.
+    norm: Callable
+    # (x, r, gain, constants) -> z.
+    undo: Callable
+    # (x, params, constants, context) -> F(x).
+    branch: Callable
+    # constants -> alpha.
+    alpha: Callable
+
+
+def scan(
+    sublayers: tuple[Sublayer, ...],
+    z_BTD: jax.Array,
+    rows: tuple[Any, Any],
+    context: Any,
+    options: config.RecomputeConfig,
+    probe_A2: jax.Array | None = None,
+) -> jax.Array:
+    """z after all blocks; its backward pass reconstructs what they were given.
+
+    Args:
+      rows: (learned, constants), trees of arrays [N, …]; `learned` is a tuple, one entry for each
+        sub-layer, and alone has gradients.
+      context: read by every block; it has no gradient.
+      probe_A2: `probe(…)`, whose cotangent is what the stretches tell, [A, 2].
+    """
+    num_blocks = len(jax.tree.leaves(rows)[0])
+    depth = _Depth(
+        sublayers, min(options.anchor_blocks, num_blocks), options.evaluations, options.error_bound
+    )
+    if probe_A2 is None:
+        probe_A2 = probe(options, num_blocks)
+
+    @jax.custom_vjp
+    def run(z_BTD, learned, constants, context, probe_A2):
+        del probe_A2
+        return depth.forward(z_BTD, (learned, constants), context)[0]
+
+    def forward(z_BTD, learned, constants, context, probe_A2):
+        del probe_A2
+        z_BTD, kept = depth.forward(z_BTD, (learned, constants), context)
+        return z_BTD, (z_BTD, kept, (learned, constants), context)
+
+    def backward(saved, dz_BTD):
+        dz_BTD, gradients, told_A2 = depth.backward(dz_BTD, *saved)
+        return dz_BTD, gradients, None, None, told_A2
+
+    run.defvjp(forward, backward)
+    return run(z_BTD, *rows, context, probe_A2)
+
+
+def num_stretches(options: config.RecomputeConfig, num_blocks: int) -> int:
+    """A: the lowest of them hold `anchor_blocks` blocks, the last one what is left."""
+    return -(-num_blocks // options.anchor_blocks)
+
+
+def probe(options: config.RecomputeConfig, num_blocks: int) -> jax.Array:
+    """The zeros [A, 2] whose cotangent is each stretch's (error at its anchor, last step)."""
+    return jnp.zeros((num_stretches(options, num_blocks), NUM_TOLD), jnp.float32)
+
+
+def summary(told_A2: jax.Array, options: config.RecomputeConfig, num_blocks: int) -> dict:
+    """What `probe`'s cotangent says, by name.
+
+    Returns:
+      "reversal_error" and "reversal_step", float32 [N], each block with its stretch's numbers;
+      "reversal_fallbacks", the number of stretches that were computed again.
+    """
+    is_kept_A = jnp.all(told_A2 < options.error_bound, axis=1)  # NaN is not
+    told_2N = jnp.repeat(told_A2, options.anchor_blocks, axis=0)[:num_blocks].T
+    return {
+        "reversal_error": told_2N[0],
+        "reversal_step": told_2N[1],
+        "reversal_fallbacks": jnp.sum(~is_kept_A).astype(jnp.float32),
+    }
+
+
+def fallback_plan() -> config.RecomputeConfig:
+    """How a stretch is computed again: in segments, as its carries count beside the anchors."""
+    return config.RecomputeConfig(plan="segments")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Depth:
+    """The passes over all blocks, and over one stretch of them."""
+
+    sublayers: tuple[Sublayer, ...]
+    anchor_blocks: int
+    evaluations: int
+    error_bound: float
+
+    def forward(self, z_BTD, rows, context):
+        """z after all blocks; and (anchor, r [blocks, S, B, T]) of the whole stretches, stacked,
+        and of the shorter last one, if there is one."""
+
+        def stretch(z_BTD, rows):
+            after_BTD, r = jax.lax.scan(
+                lambda z_BTD, row: self._block(z_BTD, *row, context), z_BTD, rows
+            )
+            return after_BTD, (z_BTD, r)
+
+        whole, rest = self._stretches(rows)
+        z_BTD, kept = jax.lax.scan(stretch, z_BTD, whole)
+        kept_rest = None
+        if rest is not None:
+            z_BTD, kept_rest = stretch(z_BTD, rest)
+        return z_BTD, (kept, kept_rest)
+
+    def backward(self, dz_BTD, z_BTD, kept, rows, context):
+        """The cotangent of the first z, the gradients of what is learned, and [A, 2]."""
+        whole, rest = self._stretches(rows)
+        kept, kept_rest = kept
+        if rest is not None:
+            dz_BTD, last_gradients, last_told = self._stretch(
+                dz_BTD, z_BTD, kept_rest, rest, context
+            )
+            z_BTD = kept_rest[0]
+
+        def stretch(carry, xs):
+            dz_BTD, gradients, told = self._stretch(*carry, *xs, context)
+            anchor_BTD = xs[0][0]
+            return (dz_BTD, anchor_BTD), (gradients, told)
+
+        (dz_BTD, _), (gradients, told_A2) = jax.lax.scan(
+            stretch, (dz_BTD, z_BTD), (kept, whole), reverse=True
+        )
+        gradients = jax.tree.map(lambda g: g.reshape(-1, *g.shape[2:]), gradients)
+        if rest is not None:
+            gradients = _joined(gradients, last_gradients)
+            told_A2 = _joined(told_A2, last_told[None])
+        return dz_BTD, gradients, told_A2
+
+    def _stretch(self, dz_BTD, top_BTD, kept, rows, context):
+        """One stretch backwards, from the z above it, which is exact.
+
+        Returns:
+          The cotangent of its anchor, its gradients [blocks, …], and what it tells, [2].
+        """
+        anchor_BTD, r = kept
+        first, others = (jax.tree.map(lambda x, p=part: x[p], rows) for part in (0, slice(1, None)))
+
+        def block(z_BTD, learned):
+            return self._block(z_BTD, learned, first[1], context)[0]
+
+        exact_BTD, pull_first = jax.vjp(block, anchor_BTD, first[0])
+        if not len(r) - 1:
+            dz_BTD, first_gradients = pull_first(dz_BTD)
+            return dz_BTD, _stacked(first_gradients), jnp.zeros(NUM_TOLD)
+
+        def step(carry, xs):
+            (z_BTD, dz_BTD, largest), (row, r) = carry, xs
+            z_BTD, dz_BTD, gradients, last_step = self._undo_block(
+                z_BTD, dz_BTD, row, r, context
+            )
+            return (z_BTD, dz_BTD, jnp.maximum(largest, last_step)), gradients
+
+        begin = top_BTD, dz_BTD, jnp.zeros(())
+        (found_BTD, reversed_BTD, last_step), reversed_gradients = jax.lax.scan(
+            step, begin, (others, r[1:]), reverse=True
+        )
+        told = jnp.stack([_relative(found_BTD - exact_BTD, exact_BTD), last_step])
+        dz_BTD, gradients = jax.lax.cond(
+            jnp.all(told < self.error_bound),
+            lambda: (reversed_BTD, reversed_gradients),
+            lambda: self._recomputed(dz_BTD, exact_BTD, others, context),
+        )
+        dz_BTD, first_gradients = pull_first(dz_BTD)
+        return dz_BTD, _joined(_stacked(first_gradients), gradients), told
+
+    @jax.named_scope(FALLBACK)
+    def _recomputed(self, dz_BTD, z_BTD, rows, context):
+        """The cotangent of z below these blocks, and their gradients: exact."""
+        learned, constants = rows
+
+        def run(z_BTD, learned):
+            def body(z_BTD, row):
+                return self._block(z_BTD, *row, context)[0], None
+
+            return recompute.scan(body, z_BTD, (learned, constants), fallback_plan())[0]
+
+        return jax.vjp(run, z_BTD, learned)[1](dz_BTD)
+
+    def _block(self, z_BTD, learned, constants, context):
+        """z after the block, and r [S, B, T]."""
+        kept = []
+        for sublayer, own in zip(self.sublayers, learned, strict=True):
+            kept.append(sublayer.norm(z_BTD, own["gain"], constants)[1])
+            z_BTD = sublayer.whole(z_BTD, own, constants, context)
+        return z_BTD, jnp.stack(kept)
+
+    def _undo_block(self, z_BTD, dz_BTD, row, r_SBT, context):
+        """z below the block, its cotangent, the gradients, and the largest last step."""
+        learned, constants = row
+        gradients, steps = [], []
+        for sublayer, own, r_BT in reversed(list(zip(self.sublayers, learned, r_SBT, strict=True))):
+            z_BTD, dz_BTD, found, last_step = self._undo(
+                sublayer, z_BTD, dz_BTD, own, r_BT, constants, context
+            )
+            gradients.append(found)
+            steps.append(last_step)
+        return z_BTD, dz_BTD, tuple(reversed(gradients)), jnp.max(jnp.stack(steps))
+
+    def _undo(self, sublayer: Sublayer, z_BTD, dz_BTD, learned, r_BT, constants, context):
+        """One sub-layer: x by K evaluations, the last of them differentiated; then its norm."""
+        alpha, gain = sublayer.alpha(constants), learned["gain"]
+
+        def branch(x_BTD, params):
+            return sublayer.branch(x_BTD, params, constants, context)
+
+        def better(_, x_BTD):
+            return (z_BTD - branch(x_BTD, learned["params"])) / alpha
+
+        x_BTD = z_BTD / alpha
+        if self.evaluations > 1:
+            x_BTD = jax.lax.fori_loop(0, self.evaluations - 1, better, x_BTD)
+        f_BTD, pull = jax.vjp(branch, x_BTD, learned["params"])
+        last_BTD = (z_BTD - f_BTD) / alpha
+        last_step = _relative(last_BTD - x_BTD, last_BTD)
+        dx_BTD, params_gradient = pull(dz_BTD)
+        below_BTD = sublayer.undo(last_BTD, r_BT, gain, constants)
+        _, pull_norm = jax.vjp(lambda z, g: sublayer.norm(z, g, constants)[0], below_BTD, gain)
+        dz_BTD, gain_gradient = pull_norm(alpha * dz_BTD + dx_BTD)
+        return below_BTD, dz_BTD, {"params": params_gradient, "gain": gain_gradient}, last_step
+
+    def _stretches(self, rows):
+        """`rows` as [A, blocks, …], and what is left of them, or None."""
+        size, num_blocks = self.anchor_blocks, len(jax.tree.leaves(rows)[0])
+        count = num_blocks // size
+        whole = jax.tree.map(lambda x: x[: count * size].reshape(count, size, *x.shape[1:]), rows)
+        if count * size == num_blocks:
+            return whole, None
+        return whole, jax.tree.map(lambda x: x[count * size :], rows)
+
+
+def _relative(difference_BTD, of_BTD) -> jax.Array:
+    """|difference| / |of| over all entries."""
+    return jnp.sqrt(jnp.sum(jnp.square(difference_BTD)) / jnp.sum(jnp.square(of_BTD)))
+
+
+def _stacked(tree):
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+def _joined(one, other):
+    return jax.tree.map(lambda *pair: jnp.concatenate(pair), one, other)

@@ -1,0 +1,91 @@
+"""The paper's configs: each one's step on the machine that its docstring names."""
+
+import functools
+import importlib
+import pathlib
+import re
+
+import jax
+import pytest
+
+from keel_jax import config, plan
+from keel_jax.model import lm
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.parallel import topology
+from keel_jax.training import state as state_lib
+from keel_jax.training import step as step_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+_SHAPES = ("L64", "L128", "L512", "L1024")
+PAPER = (
+    *(f"{name}_{shape}" for name in ("keel", "pre_ln") for shape in _SHAPES),
+    *(f"{prefix}{name}" for prefix in ("", "pre_ln_")
+      for name in ("wide", "fineweb_edu_10b", "fineweb_edu_40b")),
+)
+
+
+def _module(name: str):
+    return importlib.import_module(f"experiments.configs.{name}")
+
+
+def _config(name: str) -> config.Config:
+    return config.from_config_dict(_module(name).get_config())
+
+
+def _topology(name: str) -> str:
+    """The topology of the plan that the docstring gives the command of."""
+    command = rf"keel_jax\.plan --config=experiments/configs/{name}\.py\s+--topology=(\S+)"
+    return re.search(command, _module(name).__doc__)[1]
+
+
+@functools.cache
+def _devices(name: str):
+    return topology.devices(name)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_step_of_every_paper_config(name):
+    """Traced for the absent chips: sizes divide, the kernel takes them, shapes come back."""
+    cfg = _config(name)
+    mesh = mesh_lib.make(cfg.mesh, _devices(_topology(name)))
+    with jax.set_mesh(mesh):
+        state = state_lib.abstract(cfg, mesh)
+        after, sums = step_lib.jit_train_step(cfg, mesh).eval_shape(
+            state, step_lib.abstract_batch(cfg, mesh)
+        )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state)
+    assert sums["nats"].shape == ()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_docstrings_table_is_the_configs(name):
+    cfg, text = _config(name), _module(name).__doc__
+    m = cfg.model
+    row = [m.num_blocks, m.num_sublayers, m.d_model, m.d_ffn, m.num_heads, m.num_kv_heads]
+    if "x" in (batch := re.search(r"batch +peak LR\n.*?(\d+ x \d+)", text) or [""])[0]:
+        assert batch[1] == f"{cfg.train.batch_size} x {cfg.train.seq_len}"
+    pattern = r"\s+".join(map(str, row)) + r"\b.*\s(\S+)\n"
+    assert float(re.search(pattern, text)[1]) == cfg.optim.peak_lr
+    assert "Expected" in text or "average" in text
+    assert m.topology == ("pre_ln" if name.startswith("pre_ln") else "keel")
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if not name.startswith("pre_ln")])
+def test_twins_differ_in_the_rule_and_the_rate_alone(name):
+    twin = f"pre_ln_{name.removeprefix('keel_')}"
+    allowed = {"model.topology", "optim.peak_lr"}
+    assert set(config.differences(_config(name), _config(twin))) <= allowed
+    assert set(PAPER) >= {name, twin}
+
+
+def test_wide_has_the_parameters_of_deep():
+    deep, wide = (_config(name).model for name in ("keel_L512", "wide"))
+    blocks = [lm.count_params(m) - 2 * m.vocab_size * m.d_model for m in (deep, wide)]
+    assert blocks[1] == pytest.approx(blocks[0], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["keel_L64", "wide"])
+def test_it_fits(name):
+    assert plan.plan(_config(name), _topology(name)).fits
