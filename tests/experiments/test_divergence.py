@@ -70,8 +70,11 @@ def test_degradation_is_judged_beside_the_healthy_run_and_after_its_rate():
     found = _onset(slow, healthy, first_step=30)
     assert found["degradation"] == 30  # slow from before on
     assert _onset(_learns() + 0.29, healthy, first_step=30)["degradation"] is None
+    unsteady = healthy.copy()
+    unsteady[100:] += 1.0  # its lowest stands
+    assert _onset(_learns() + 0.35, unsteady, first_step=30)["degradation"] == 30
     late = _learns()
-    late[140:] += 0.29 + 0.02  # the healthy run has ended: its lowest stands
+    late[140:] += 0.29 + 0.02  # the healthy run has ended
     assert _onset(late, healthy)["degradation"] == 140
 
 
