@@ -2,13 +2,15 @@
 
 A topology learns up to its rate in LIMITS and not beyond; on a ramp it spikes there. A rate above 1
 diverges. A sweep with a file FAILURES fails as often as that says; one with a file STOP stops with
-the exit code that it holds.
+the exit code that it holds; with one HANG it runs until it is asked to stop.
 """
 
 import ast
 import json
 import pathlib
+import signal
 import sys
+import time
 
 import numpy as np
 
@@ -21,8 +23,13 @@ BEGIN, END, SPIKE = 6.0, 2.0, 8.0
 def main() -> int:
     given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
     workdir = pathlib.Path(given["workdir"])
+    hangs = (workdir.parents[1] / "HANG").exists()
+    if hangs:  # as the driver: a stop request is answered by saving and leaving
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_codes.PREEMPTED))
     with (workdir / "started").open("a") as file:
         file.write("started\n")
+    if hangs:
+        time.sleep(120)
     failures = workdir.parents[1] / "FAILURES"
     if failures.exists() and (left := int(failures.read_text())):
         failures.write_text(str(left - 1))

@@ -1,8 +1,10 @@
 """Sweeps: lanes of one program, skipped when finished, missing when failed, never made up."""
 
 import dataclasses
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -89,6 +91,32 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(faked, code):
     (faked.runs / "STOP").unlink()
     assert faked.run(points) == exit_codes.DONE
     assert {o.state for o in faked.outcomes(points)} == {"done"}
+
+
+def test_ctrl_c_reaches_the_run_and_the_same_command_goes_on(faked):
+    faked.runs.mkdir()
+    (faked.runs / "HANG").touch()
+    script = (
+        "import pathlib, sys\nfrom tests.experiments import test_sweep\n"
+        "from experiments.frame import sweep\n"
+        f"made = sweep.Sweep(runs=pathlib.Path({str(faked.runs)!r}), data={faked.data!r}, "
+        f"launcher={faked.launcher!r})\n"
+        "sys.exit(made.run(test_sweep._grid()))\n"
+    )
+    # A session of its own: the signal reaches the sweep alone.
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=point.ROOT, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not _starts(faked.runs):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == exit_codes.PREEMPTED
+    assert {o.state for o in faked.outcomes(_grid())} == {"pending"}
+    (faked.runs / "HANG").unlink()
+    assert faked.run(_grid()) == exit_codes.DONE
+    assert {o.state for o in faked.outcomes(_grid())} == {"done"}
 
 
 def test_shards_share_the_groups_between_them(faked):
