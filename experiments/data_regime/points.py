@@ -40,13 +40,12 @@ def small() -> command.Preset:
 def paper() -> command.Preset:
     """Table 4's two sizes of FineWeb-Edu at 512 sub-layers, over its grid of rates."""
     points = []
-    for num_tokens, seq_len in ((10 * 10**9, 2048), (40 * 10**9, 4096)):
+    for size, num_tokens, seq_len in (("10b", 10 * 10**9, 2048), ("40b", 40 * 10**9, 4096)):
         num_steps = -(-num_tokens // (256 * seq_len))
-        for topology in TOPOLOGIES:
+        for topology, prefix in zip(TOPOLOGIES, ("", "pre_ln_"), strict=True):
             points += point.grid(
-                series(topology, num_steps, None), "experiments/configs/keel_L512.py",
-                {"model.topology": topology, "train.batch_size": 256, "train.seq_len": seq_len,
-                 "train.num_steps": num_steps, "train.num_tokens": 0},
+                series(topology, num_steps, None),
+                f"experiments/configs/{prefix}fineweb_edu_{size}.py", {},
                 (1e-3, 1.5e-3, 3e-3, 4.5e-3), (0,),
             )
     return command.Preset(points=points, max_lanes=1)

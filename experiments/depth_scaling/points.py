@@ -45,13 +45,11 @@ def paper() -> command.Preset:
         for topology, rate in zip(TOPOLOGIES, rates, strict=True):
             points += point.grid(
                 series(topology, num_sublayers, 1024),
-                f"experiments/configs/keel_L{num_sublayers}.py", {"model.topology": topology},
-                (rate,), (0,),
+                f"experiments/configs/{topology}_L{num_sublayers}.py", {}, (rate,), (0,),
             )
-    for topology in TOPOLOGIES:
+    for topology, file in zip(TOPOLOGIES, ("wide", "pre_ln_wide"), strict=True):
         points += point.grid(
-            series(topology, 128, 2048), "experiments/configs/keel_L128.py",
-            {"model.topology": topology, "model.d_model": 2048, "model.d_ffn": 6144},
+            series(topology, 128, 2048), f"experiments/configs/{file}.py", {},
             (1.5e-3, 3e-3, 6e-3), (0,),
         )
     return command.Preset(points=points, max_lanes=1)
