@@ -19,8 +19,8 @@ def parse(name: str) -> tuple[str, int, int | None]:
 
 
 def micro() -> command.Preset:
-    """50 to 400 steps of 256 tokens; 200 steps on fewer distinct tokens: two cores, minutes."""
-    regimes = [(50, None), (100, None), (200, None), (400, None), (200, 2**11), (200, 2**13)]
+    """50 to 200 steps of 256 tokens; 200 steps on fewer distinct tokens: two cores, minutes."""
+    regimes = [(50, None), (100, None), (200, None), (200, 2**11)]
     return command.Preset(
         points=_points("experiments/configs/micro.py", regimes, (3.2e-3, 1e-2), range(3)),
         stdlib_vocab_size=384, max_lanes=6,
@@ -40,13 +40,12 @@ def small() -> command.Preset:
 def paper() -> command.Preset:
     """Table 4's two sizes of FineWeb-Edu at 512 sub-layers, over its grid of rates."""
     points = []
-    for num_tokens, seq_len in ((10 * 10**9, 2048), (40 * 10**9, 4096)):
+    for size, num_tokens, seq_len in (("10b", 10 * 10**9, 2048), ("40b", 40 * 10**9, 4096)):
         num_steps = -(-num_tokens // (256 * seq_len))
-        for topology in TOPOLOGIES:
+        for topology, prefix in zip(TOPOLOGIES, ("", "pre_ln_"), strict=True):
             points += point.grid(
-                series(topology, num_steps, None), "experiments/configs/keel_L512.py",
-                {"model.topology": topology, "train.batch_size": 256, "train.seq_len": seq_len,
-                 "train.num_steps": num_steps, "train.num_tokens": 0},
+                series(topology, num_steps, None),
+                f"experiments/configs/{prefix}fineweb_edu_{size}.py", {},
                 (1e-3, 1.5e-3, 3e-3, 4.5e-3), (0,),
             )
     return command.Preset(points=points, max_lanes=1)

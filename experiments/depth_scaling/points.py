@@ -20,10 +20,11 @@ def parse(name: str) -> tuple[str, int, int]:
 
 
 def micro() -> command.Preset:
-    """16 to 128 sub-layers, 32 wide, and 16 of 64: two cores, minutes."""
-    shapes = [(8, 32, 96), (16, 32, 96), (32, 32, 96), (64, 32, 96), (8, 64, 192)]
+    """16, 64 and 128 sub-layers, 32 wide, and 16 of 64: two cores, minutes."""
+    shapes = [(8, 32, 96), (32, 32, 96), (64, 32, 96), (8, 64, 192)]
+    overrides = {"train.num_steps": 150, "optim.warmup_steps": 30}
     return command.Preset(
-        points=_points("experiments/configs/micro.py", shapes, (3.2e-3, 1e-2), range(3)),
+        points=_points("experiments/configs/micro.py", shapes, (3.2e-3, 1e-2), range(3), overrides),
         stdlib_vocab_size=384, max_lanes=6,
     )
 
@@ -32,7 +33,7 @@ def small() -> command.Preset:
     """64 to 512 sub-layers, 128 wide, and 64 of 256: one accelerator."""
     shapes = [(32, 128, 384), (64, 128, 384), (128, 128, 384), (256, 128, 384), (32, 256, 768)]
     return command.Preset(
-        points=_points("experiments/configs/small.py", shapes, (1e-3, 3e-3, 1e-2), range(3)),
+        points=_points("experiments/configs/small.py", shapes, (1e-3, 3e-3, 1e-2), range(3), {}),
         stdlib_vocab_size=1024, max_lanes=9,
     )
 
@@ -44,13 +45,11 @@ def paper() -> command.Preset:
         for topology, rate in zip(TOPOLOGIES, rates, strict=True):
             points += point.grid(
                 series(topology, num_sublayers, 1024),
-                f"experiments/configs/keel_L{num_sublayers}.py", {"model.topology": topology},
-                (rate,), (0,),
+                f"experiments/configs/{topology}_L{num_sublayers}.py", {}, (rate,), (0,),
             )
-    for topology in TOPOLOGIES:
+    for topology, file in zip(TOPOLOGIES, ("wide", "pre_ln_wide"), strict=True):
         points += point.grid(
-            series(topology, 128, 2048), "experiments/configs/keel_L128.py",
-            {"model.topology": topology, "model.d_model": 2048, "model.d_ffn": 6144},
+            series(topology, 128, 2048), f"experiments/configs/{file}.py", {},
             (1.5e-3, 3e-3, 6e-3), (0,),
         )
     return command.Preset(points=points, max_lanes=1)
@@ -59,7 +58,7 @@ def paper() -> command.Preset:
 PRESETS = {"micro": micro, "small": small, "paper": paper}
 
 
-def _points(shape, sizes, rates, seeds) -> list[point.Point]:
+def _points(shape, sizes, rates, seeds, overrides) -> list[point.Point]:
     return [
         each
         for num_blocks, d_model, d_ffn in sizes
@@ -67,7 +66,7 @@ def _points(shape, sizes, rates, seeds) -> list[point.Point]:
         for each in point.grid(
             series(topology, 2 * num_blocks, d_model), shape,
             {"model.topology": topology, "model.num_blocks": num_blocks,
-             "model.d_model": d_model, "model.d_ffn": d_ffn},
+             "model.d_model": d_model, "model.d_ffn": d_ffn, **overrides},
             rates, seeds,
         )
     ]

@@ -110,12 +110,9 @@ def unigram_losses(cfg: config.Config) -> np.ndarray:
     The same batches as the run's, so that a difference from the run's losses is free of the
     batch's own difficulty, which at small batches moves the loss more than a plateau's depth.
     """
-    token_set = shards.open_set(cfg.data.path)
-    batches = loader.train_batches(
-        [token_set], seq_len=cfg.train.seq_len, batch_size=cfg.train.batch_size, seed=cfg.seed,
-        mask_documents=cfg.data.mask_documents, num_threads=0,
-    )
-    return _losses(cfg, itertools.islice(batches, cfg.train.num_steps))
+    train = cfg.train
+    return _training_losses(cfg.data.path, train.seq_len, train.batch_size, train.num_steps,
+                            cfg.seed)
 
 
 def unigram_validation_loss(cfg: config.Config) -> float:
@@ -124,13 +121,25 @@ def unigram_validation_loss(cfg: config.Config) -> float:
         shards.open_set(cfg.data.path), seq_len=cfg.train.seq_len,
         batch_size=cfg.train.batch_size, num_batches=cfg.train.eval_num_batches or None,
     )
-    # Every batch is as long as the next but the last, which fills up with weight 0.
-    return float(_losses(cfg, batches).mean())
+    nats, weight = np.sum(list(_sums(cfg.data.path, batches)), axis=0)
+    return float(nats / weight)
 
 
-def _losses(cfg: config.Config, batches) -> np.ndarray:
-    log_p = _log_probabilities(cfg.data.path)
-    return np.array([
-        -(log_p[batch["targets"]] * batch["loss_weights"]).sum() / batch["loss_weights"].sum()
-        for batch in batches
-    ])
+@functools.cache
+def _training_losses(
+    path: str, seq_len: int, batch_size: int, num_steps: int, seed: int
+) -> np.ndarray:
+    """[S]; runs of one seed and batch share it, whatever their model."""
+    batches = loader.train_batches(
+        [shards.open_set(path)], seq_len=seq_len, batch_size=batch_size, seed=seed, num_threads=0
+    )
+    nats, weights = np.transpose(list(_sums(path, itertools.islice(batches, num_steps))))
+    return nats / weights
+
+
+def _sums(path: str, batches):
+    """(nats, weight) of each batch."""
+    log_p = _log_probabilities(path)
+    for batch in batches:
+        nats = -(log_p[batch["targets"]] * batch["loss_weights"]).sum()
+        yield nats, batch["loss_weights"].sum()

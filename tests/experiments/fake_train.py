@@ -1,40 +1,81 @@
-"""Stands in for the driver: ends a group of lanes at once, as its learning rates say.
+"""Stands in for the driver: writes at once what a run of known tolerance would have written.
 
-A rate above 1 diverges. A workdir that holds FAILURES fails as often as the file says.
+A topology learns up to its rate in LIMITS and not beyond; on a ramp it spikes there. A rate above 1
+diverges. A sweep with a file FAILURES fails as often as that says; one with a file STOP stops with
+the exit code that it holds; with one HANG it runs until it is asked to stop.
 """
 
 import ast
 import json
 import pathlib
+import signal
 import sys
+import time
+
+import numpy as np
 
 from keel_jax.runtime import exit_codes
+
+LIMITS = {"keel": 3e-2, "pre_ln": 1.2e-2, "post_ln": 2e-3}
+BEGIN, END, SPIKE = 6.0, 2.0, 8.0
 
 
 def main() -> int:
     given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
     workdir = pathlib.Path(given["workdir"])
+    hangs = (workdir.parents[1] / "HANG").exists()
+    if hangs:  # as the driver: a stop request is answered by saving and leaving
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_codes.PREEMPTED))
     with (workdir / "started").open("a") as file:
         file.write("started\n")
+    if hangs:
+        time.sleep(120)
     failures = workdir.parents[1] / "FAILURES"
     if failures.exists() and (left := int(failures.read_text())):
         failures.write_text(str(left - 1))
         return 134
     if (workdir.parents[1] / "STOP").exists():
-        return exit_codes.PREEMPTED
+        return int((workdir.parents[1] / "STOP").read_text())
     rates = ast.literal_eval(given.get("config.lanes.peak_lr", "()"))
-    lanes = [(workdir / f"lanes/{lane:03}", rate) for lane, rate in enumerate(rates)]
-    lanes = lanes or [(workdir, float(given["config.optim.peak_lr"]))]
-    codes = []
-    for directory, rate in lanes:
-        directory.mkdir(parents=True, exist_ok=True)
-        codes.append(exit_codes.DIVERGED if rate > 1 else exit_codes.DONE)
-        status = {"exit_code": codes[-1], "step": 2, "compilations": {"cached": 0, "new": 1}}
-        (directory / "status.json").write_text(json.dumps(status))
-        rows = [{"step": 2, "tokens": 2, "train/loss_nats_per_token": rate},
-                {"step": 2, "eval/loss_nats_per_token": 2 * rate}]
-        (directory / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    seeds = ast.literal_eval(given.get("config.lanes.seed", "()"))
+    lanes = [(workdir / f"lanes/{lane:03}", rate, seed)
+             for lane, (rate, seed) in enumerate(zip(rates, seeds, strict=True))]
+    if not lanes:
+        lanes = [(workdir, float(given["config.optim.peak_lr"]), int(given["config.seed"]))]
+    codes = [_write(*lane, given) for lane in lanes]
     return exit_codes.DONE if exit_codes.DONE in codes else exit_codes.DIVERGED
+
+
+def curve(peak_lr: float, seed: int, num_steps: int, topology: str, is_ramp: bool):
+    """Rates and losses of a run, [S]."""
+    limit = LIMITS.get(topology, 5e-3)
+    steps = np.arange(num_steps)
+    rate = peak_lr * (steps / num_steps if is_ramp else np.ones(num_steps))
+    if is_ramp:
+        loss = BEGIN + (END - BEGIN) * np.minimum(1.0, 4 * steps / num_steps)
+        loss = np.where(rate > limit, SPIKE, loss)
+    else:
+        loss = BEGIN + (END - BEGIN) * (peak_lr <= limit) * (steps + 1) / num_steps
+    return rate, loss + 0.01 * seed
+
+
+def _write(directory: pathlib.Path, peak_lr: float, seed: int, given: dict) -> int:
+    num_steps = int(given.get("config.train.num_steps", 200))
+    rate, loss = curve(
+        peak_lr, seed, num_steps, given.get("config.model.topology", "keel"),
+        given.get("config.optim.schedule") == "linear_ramp",
+    )
+    code = exit_codes.DIVERGED if peak_lr > 1 else exit_codes.DONE
+    rows = [{"step": n + 1, "tokens": n, "train/loss_nats_per_token": loss[n],
+             "train/learning_rate": rate[n]} for n in range(num_steps)]
+    if code == exit_codes.DONE:
+        rows.append({"step": num_steps, "eval/loss_nats_per_token": loss[-1],
+                     "eval/accuracy": 1 / loss[-1]})
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status = {"exit_code": code, "step": num_steps, "compilations": {"cached": 0, "new": 1}}
+    (directory / "status.json").write_text(json.dumps(status))
+    return code
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     found = [intervals.mean(row) for row in draws]
     share = np.mean([row["low"] < 3.0 < row["high"] for row in found])
     assert abs(share - intervals.CONFIDENCE) < 0.015  # three standard errors
+    # Student's t for 2 degrees of freedom: 4.302653 / sqrt(3).
+    assert intervals.mean([1.0, 2.0, 3.0])["high"] == pytest.approx(2.0 + 2.484138)
     assert intervals.mean([1.0])["low"] is None
     assert intervals.mean([])["num_seeds"] == 0
 
@@ -49,7 +51,8 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     [
         ([3.0, 3.1, 2.9], [1.0, 1.2, 1.1], "holds"),
         ([1.0, 1.2, 1.1], [3.0, 3.1, 2.9], "reversed"),
-        ([3.0, 1.0, 2.0], [2.0, 2.0, 2.0], "undecided"),
+        ([3.0, 1.5, 2.0], [2.0, 2.0, 2.0], "undecided"),
+        ([1.0, 2.5, 2.0], [2.0, 2.0, 2.0], "undecided"),
         ([3.0, 3.0, 3.0], [3.0, 3.0, 3.0], "undecided"),
         ([3.0, None, None], [1.0, 1.0, 1.0], "undecided"),
     ],
@@ -62,6 +65,7 @@ def test_a_chain_is_as_strong_as_its_weakest_link():
     assert intervals.chain(["holds", "holds"]) == "holds"
     assert intervals.chain(["holds", "undecided"]) == "undecided"
     assert intervals.chain(["undecided", "reversed"]) == "reversed"
+    assert intervals.chain([]) == "undecided"
 
 
 def test_the_unigram_line_is_the_entropy_where_it_is_averaged(token_dir):

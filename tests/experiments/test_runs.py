@@ -1,0 +1,111 @@
+"""Each sweep's command from end to end on its own points, with runs of known tolerance."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from experiments.data_regime import analysis
+from experiments.frame import point, results
+from tests.experiments import fake_train
+
+SWEEPS = ("lr_robustness", "alpha", "depth_scaling", "data_regime")
+
+
+def _run(name, tmp_path, token_dir, *flags):
+    # A name of its own, as sets of fewer tokens are made beside it.
+    data = tmp_path / "data"
+    if not data.exists():
+        data.symlink_to(token_dir)
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}.run", "--preset=micro", f"--data={data}",
+         f"--runs={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}",
+         "--launcher=tests.experiments.fake_train", *flags],
+        cwd=point.ROOT, capture_output=True, text=True, env=env,
+    )
+
+
+def _numbers(name, tmp_path, token_dir):
+    done = _run(name, tmp_path, token_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results.read(tmp_path / "out")
+    assert found["experiment"] == name and found["numbers"]["missing"] == []
+    figures = tmp_path / "out/figures"
+    stems = {path.stem for path in figures.iterdir()}
+    assert stems and len(list(figures.iterdir())) == 3 * len(stems)
+    sizes = [path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert max(sizes) < 300_000
+    return found["numbers"]
+
+
+def test_lr_robustness_finds_the_tolerance_that_was_put_in(tmp_path, token_dir):
+    numbers = _numbers("lr_robustness", tmp_path, token_dir)["L64"]
+    ramp = numbers["ramp"]
+    for topology, limit in fake_train.LIMITS.items():
+        found = ramp["topologies"][topology]
+        # The trailing mean sees a spike within its window.
+        lag = ramp["thresholds"]["window_steps"] * ramp["slope_per_step"]
+        assert limit * 0.999 <= found["median"] <= limit + lag, topology
+        assert found["num_never_diverged"] == 0
+    assert ramp["ordering"]["verdict"] == "holds"
+    medians = [ramp["topologies"][name]["median"] for name in ("keel", "pre_ln")]
+    ratio = ramp["ordering"]["keel > pre_ln"]["ratio"]
+    assert ratio == pytest.approx(medians[0] / medians[1], rel=0.05)
+    assert numbers["fixed"]["largest_stable_rate_ordering"]["verdict"] == "holds"
+    stable = {t: numbers["fixed"]["topologies"][t]["largest_stable_rate"]
+              for t in fake_train.LIMITS}
+    assert set(stable["keel"].values()) == {1.8e-2} and set(stable["post_ln"].values()) == {1.8e-3}
+    assert len(ramp["under_other_thresholds"]) == 14
+
+
+def test_alpha_compares_with_the_reference(tmp_path, token_dir):
+    numbers = _numbers("alpha", tmp_path, token_dir)["losses"]
+    assert len(numbers["series"]) == 13 and len(numbers["advantage_over_reference"]) == 12
+    found = numbers["advantage_over_reference"]["keel-no_inner_norm"]
+    # It tolerates 5e-3 only.
+    assert found["at 0.01"]["mean"] == pytest.approx(fake_train.END - fake_train.BEGIN)
+    assert found["at 0.01"]["verdict"] == "reversed" and found["at_best"]["mean"] == 0
+
+
+def test_depth_scaling_pairs_deep_with_wide(tmp_path, token_dir):
+    numbers = _numbers("depth_scaling", tmp_path, token_dir)
+    assert set(numbers["wide_over_deep_nats"]) == {
+        f"{t} L16-d64 over L64-d32" for t in ("keel", "pre_ln")
+    }
+    assert len(numbers["keel_over_pre_ln_nats"]) == 4
+    assert numbers["depth_gain_nats"]["keel"]["mean"] == 0
+    assert numbers["series"]["keel-L64-d32"]["accuracy"]["mean"] > 0
+
+
+def test_data_regime_has_runs_on_fewer_tokens(tmp_path, token_dir):
+    numbers = _numbers("data_regime", tmp_path, token_dir)
+    assert numbers["epochs"] == {"steps200-tokens2048": 25.0}
+    assert (tmp_path / "data_first2048/index.json").exists()
+    assert numbers["keel_is_better_from_steps"] is None  # they are the same here
+
+
+def test_the_crossover_is_from_where_on_it_holds():
+    assert analysis.crossover({50: "holds", 100: "undecided", 200: "holds", 400: "holds"}) == 200
+    assert analysis.crossover({50: "holds", 100: "reversed"}) is None
+
+
+def test_a_dry_run_prints_commands_and_starts_nothing(tmp_path, token_dir):
+    done = _run("alpha", tmp_path, token_dir, "--dry_run")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "--workdir=" in line]
+    assert len(lines) == 13 and all("--config.lanes.peak_lr=" in line for line in lines)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_point_of_every_preset_is_a_run(name):
+    module = importlib.import_module(f"experiments.{name}.points")
+    assert list(module.PRESETS) == ["micro", "small", "paper"]
+    for make in module.PRESETS.values():
+        preset = make()
+        for members in point.by_series(preset.points).values():
+            cfg = point.build(members[: preset.max_lanes], "somewhere")
+            assert cfg.num_lanes == min(len(members), preset.max_lanes)
