@@ -56,7 +56,7 @@ def ordering(first: Sequence[float], second: Sequence[float]) -> dict:
 
 
 def chain(verdicts: Sequence[str]) -> str:
-    """The verdict on a > b > c from those on its neighbours."""
+    """The verdict on a > b > c from those on its neighbours; without any, undecided."""
     if "reversed" in verdicts:
         return "reversed"
-    return "holds" if all(verdict == "holds" for verdict in verdicts) else "undecided"
+    return "holds" if verdicts and set(verdicts) == {"holds"} else "undecided"

@@ -25,6 +25,9 @@ from keel_jax.runtime import exit_codes, files
 
 _ATTEMPTS = 2
 _POLL_SECONDS = 0.5
+# Codes after which nothing more is started: a stop request, Ctrl-C in a launcher, and a paid
+# machine that may have been left running (launch/command.py).
+_STOPS = (exit_codes.PREEMPTED, 130, 5)
 _STATES = {exit_codes.DONE: outcome_lib.DONE, exit_codes.DIVERGED: outcome_lib.DIVERGED}
 
 
@@ -44,7 +47,7 @@ class Sweep:
     launcher: str = "keel_jax.train"
 
     def run(self, points: Sequence[point_lib.Point]) -> int:
-        """Runs what has no result yet; DONE, or PREEMPTED after a stop request.
+        """Runs what has no result yet; DONE, or the code after which nothing more was started.
 
         Raises:
           ValueError: options that no run can have, before anything is started.
@@ -60,8 +63,8 @@ class Sweep:
         )
         with _Bar(sum(len(todo) for _, todo in pending)) as bar:
             for _, todo in pending:
-                if self._run_group(todo, bar) == exit_codes.PREEMPTED:
-                    return exit_codes.PREEMPTED
+                if (code := self._run_group(todo, bar)) in _STOPS:
+                    return code
         return exit_codes.DONE
 
     def outcomes(self, points: Sequence[point_lib.Point]) -> list[outcome_lib.Outcome]:
@@ -96,11 +99,11 @@ class Sweep:
                 self._record(group, attempt, time.monotonic() - begin)
                 bar.end(group, f"exit code {code}, {time.monotonic() - begin:.0f} s")
                 return code
-            if code == exit_codes.PREEMPTED:
-                bar.end([], "stopped; the same command goes on")
+            log = self._workdir(group) / "log.txt"
+            if code in _STOPS:
+                bar.end([], f"stopped with exit code {code} ({log}); the same command goes on")
                 return code
-            told = f"{self._workdir(group) / 'log.txt'}"
-            bar.end([], f"failed with exit code {code}, see {told}")
+            bar.end([], f"failed with exit code {code}, see {log}")
         for point in group:
             self._write(point, outcome_lib.MISSING, {"attempts": _ATTEMPTS, "exit_code": code})
         return code

@@ -1,7 +1,8 @@
 """Stands in for the driver: writes at once what a run of known tolerance would have written.
 
 A topology learns up to its rate in LIMITS and not beyond; on a ramp it spikes there. A rate above 1
-diverges. A sweep with a file FAILURES fails as often as that says; one with a file STOP stops.
+diverges. A sweep with a file FAILURES fails as often as that says; one with a file STOP stops with
+the exit code that it holds.
 """
 
 import ast
@@ -27,7 +28,7 @@ def main() -> int:
         failures.write_text(str(left - 1))
         return 134
     if (workdir.parents[1] / "STOP").exists():
-        return exit_codes.PREEMPTED
+        return int((workdir.parents[1] / "STOP").read_text())
     rates = ast.literal_eval(given.get("config.lanes.peak_lr", "()"))
     seeds = ast.literal_eval(given.get("config.lanes.seed", "()"))
     lanes = [(workdir / f"lanes/{lane:03}", rate, seed)

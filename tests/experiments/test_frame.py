@@ -62,6 +62,7 @@ def test_a_chain_is_as_strong_as_its_weakest_link():
     assert intervals.chain(["holds", "holds"]) == "holds"
     assert intervals.chain(["holds", "undecided"]) == "undecided"
     assert intervals.chain(["undecided", "reversed"]) == "reversed"
+    assert intervals.chain([]) == "undecided"
 
 
 def test_the_unigram_line_is_the_entropy_where_it_is_averaged(token_dir):

@@ -78,11 +78,13 @@ def test_a_failure_is_tried_once_more_and_then_missing(faked, failures, state):
     assert {o.state for o in faked.outcomes(points)} == {"done"}
 
 
-def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(faked):
+@pytest.mark.parametrize("code", [exit_codes.PREEMPTED, 5])
+def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(faked, code):
+    """5 is a launcher's: a paid machine may be running, so that nothing more is started."""
     faked.runs.mkdir()
-    (faked.runs / "STOP").touch()
+    (faked.runs / "STOP").write_text(str(code))
     points = _grid("a") + _grid("b", **{"model.topology": "pre_ln"})
-    assert faked.run(points) == exit_codes.PREEMPTED
+    assert faked.run(points) == code
     assert _starts(faked.runs) == 1
     (faked.runs / "STOP").unlink()
     assert faked.run(points) == exit_codes.DONE
