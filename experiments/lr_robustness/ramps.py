@@ -113,13 +113,16 @@ def orderings(rates: dict[str, dict[int, float]]) -> dict:
     """Neighbours in the order of `rates`, a mapping topology -> seed -> rate.
 
     Returns:
-      "keel > pre_ln" and so on: `intervals.ordering` of log10 rates; "verdict" of the chain.
+      "keel > pre_ln" and so on: `intervals.ordering` of log10 rates, with "ratio", the geometric
+      mean of the ratios; "verdict" of the chain.
     """
     names, found = list(rates), {}
     for first, second in zip(names, names[1:], strict=False):
         seeds = [seed for seed in rates[first] if seed in rates[second]]
         pair = [[_log10(rates[name][seed]) for seed in seeds] for name in (first, second)]
-        found[f"{first} > {second}"] = intervals.ordering(*pair)
+        row = intervals.ordering(*pair)
+        ratio = None if row["mean"] is None else 10.0 ** row["mean"]
+        found[f"{first} > {second}"] = row | {"ratio": ratio}
     return found | {"verdict": intervals.chain([row["verdict"] for row in found.values()])}
 
 

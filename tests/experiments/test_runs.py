@@ -51,6 +51,9 @@ def test_lr_robustness_finds_the_tolerance_that_was_put_in(tmp_path, token_dir):
         assert limit * 0.999 <= found["median"] <= limit + lag, topology
         assert found["num_never_diverged"] == 0
     assert ramp["ordering"]["verdict"] == "holds"
+    medians = [ramp["topologies"][name]["median"] for name in ("keel", "pre_ln")]
+    ratio = ramp["ordering"]["keel > pre_ln"]["ratio"]
+    assert ratio == pytest.approx(medians[0] / medians[1], rel=0.05)
     assert numbers["fixed"]["largest_stable_rate_ordering"]["verdict"] == "holds"
     stable = {t: numbers["fixed"]["topologies"][t]["largest_stable_rate"]
               for t in fake_train.LIMITS}
