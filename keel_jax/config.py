@@ -77,7 +77,7 @@ class RecomputeConfig:
     evaluations: int = 1
     # Reversible: relative error of the reconstructed stream from which on a stretch is computed
     # again from its anchor, exactly; 0: always.
-    error_bound: float = 3e-2
+    error_bound: float = 1e-2
 
     def __post_init__(self):
         config_checks.one_of("model.recompute.plan", self.plan, RECOMPUTE_PLANS)

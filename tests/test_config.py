@@ -141,6 +141,7 @@ def test_differences_name_both_values():
 
 # Of each option in config_checks.READERS: a value that is not its default, a setting under which it
 # is read, and one under which it is not.
+_REVERSIBLE = dict(recompute=dict(plan="reversible", anchor_blocks=3))
 _EFFECTS = {
     "model.alpha": (3.0, dict(topology="deepnorm"), dict(topology="pre_ln")),
     "model.keel_first_block": ("v1", dict(topology="keel_scaled_input"), dict(topology="post_ln")),
@@ -149,6 +150,10 @@ _EFFECTS = {
     "model.attn_res_groups": (2, dict(topology="attention_residuals"), dict(topology="mhc")),
     "model.ngpt_rate": (0.1, dict(topology="ngpt"), dict(topology="mhc")),
     "model.qk_norm": (True, dict(topology="keel"), dict(topology="hybridnorm_star")),
+    "model.recompute.anchor_blocks": (
+        2, dict(recompute=dict(plan="reversible")), dict(recompute=dict(plan="block"))),
+    "model.recompute.evaluations": (2, _REVERSIBLE, dict(recompute=dict(plan="segments"))),
+    "model.recompute.error_bound": (0.5, _REVERSIBLE, dict(recompute=dict(plan="none"))),
     "model.recompute.segment_blocks": (
         (2,), dict(recompute=dict(plan="segments")), dict(recompute=dict(plan="block"))),
     "model.recompute.save": (

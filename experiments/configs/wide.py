@@ -12,7 +12,8 @@ The cell that the paper lacks (arXiv:2601.19895, Table 5): there deep Keel has 5
 difference, this one says. Recipe: that of keel_L512.py; the paper does not state the wide model's
 rate, 6e-3 is the deep one's. Expected: nobody knows; the authors say that gains shrink when the
 width is large relative to the depth, and that a wider model may need a larger alpha.
-Plan: PLAN_wide
+The plan's verdict: fits v5e:4x4, 14.05 of 15.75 GiB a chip, block inputs and attention kept; 1.2 s
+a step estimated.
 """
 
 from experiments.configs import keel_L512

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 _HEADING = re.compile(r"^## +(.+?)\s*$", re.MULTILINE)
 _QUOTING = re.compile(r"numbers|verdict", re.IGNORECASE)
-# Digits that are names, not results: code, links, identifiers, places in papers.
+# Digits that are names, not results: code, links, identifiers, places in papers, the confidence.
 _NAMES = re.compile(
     r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv:[\d.]+|(?:Table|Fig\.?|App\.|§|issue|jax|Python)\s*[\d.]+\w*"
-    r"|\(paper[^)]*\)|\b[A-Za-z]+\d[\w.]*",
+    r"|\(paper[^)]*\)|\b[A-Za-z]+\d[\w.]*|95 % (?:confidence )?intervals?",
     re.DOTALL,
 )
 _NUMBER = re.compile(r"(?<![\w.])([-−+]?\d+(?:\.\d+)?(?:e[-−+]?\d+)?)(?![\w.]*\w)\s?(%)?")
+_IN_KEYS = re.compile(r"(?<![\d.])\d+(?:\.\d+)?(?:e[-+]?\d+)?$")
 # Below it a whole number is a count, and must be met exactly.
 _COUNTS = 10
 
@@ -61,14 +62,13 @@ def _is_quoted(quoted: str, is_percentage: bool, value: float) -> bool:
 
 
 def _values(tree) -> Iterator[float]:
-    """Every number in nested data, and every key that is one, as a depth is."""
+    """Every number in nested data, and those that keys end with: a depth, "removable_at_1.1"."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _values(key)
+            yield from map(float, _IN_KEYS.findall(key))
             yield from _values(value)
     elif isinstance(tree, str):
-        if re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", tree):
-            yield float(tree)
+        return
     elif isinstance(tree, Sequence):
         for value in tree:
             yield from _values(value)

@@ -5,6 +5,8 @@
     block           each block's input
     segments (s,)   each segment's input, N / s        its s blocks' inputs
     segments (s, t) each segment's input, N / s        inputs of s / t segments, then of t blocks
+    reversible      not here, but in `reversible`; where it cannot be (a program that looks at the
+                    stream, `telemetry`), segments of its stretches
 
 "Block's input" stands for what `save` names: it may be more (NAMES), or everything. Every level of
 segments runs the forward pass once more, so memory of N falls to about 2 sqrt(N), 3 cbrt(N), for

@@ -195,7 +195,7 @@ class _Depth:
             return self._block(z_BTD, learned, first[1], context)[0]
 
         exact_BTD, pull_first = jax.vjp(block, anchor_BTD, first[0])
-        if not len(r) - 1:
+        if len(r) == 1:
             dz_BTD, first_gradients = pull_first(dz_BTD)
             return dz_BTD, _stacked(first_gradients), jnp.zeros(NUM_TOLD)
 

@@ -11,7 +11,7 @@ directions of one link. DCN traffic is counted in full: it seldom has anything t
 
 import dataclasses
 
-from keel_jax.planning import chips, hlo
+from keel_jax.planning import chips, hlo, traffic
 
 # Move nothing by themselves: names, views, and what other instructions are counted for.
 _FREE = frozenset(
@@ -38,7 +38,7 @@ class Estimate:
 
 
 def roofline(
-    chip: chips.Chip, flops: float, hbm_bytes: float, collectives: list[hlo.Collective]
+    chip: chips.Chip, flops: float, hbm_bytes: float, collectives: list[traffic.Collective]
 ) -> Estimate:
     """The estimate of a program that executes `flops` and moves `hbm_bytes` on one device."""
     compute, hbm = flops / chip.flops_per_second, hbm_bytes / chip.hbm_bytes_per_second

@@ -23,6 +23,7 @@ from keel_jax.planning import (
     hlo,
     memory,
     recompute_choice,
+    traffic,
 )
 from keel_jax.runtime import compiler_options
 
@@ -53,7 +54,7 @@ class Report:
     # `memory_analysis()`'s temporaries, to compare with others' tables.
     reported_temporaries: int | None
     executed: flops.Executed | None
-    collectives: tuple[hlo.Collective, ...]
+    collectives: tuple[traffic.Collective, ...]
     unknown_loops: int
     estimate: estimate.Estimate | None
     peak_flops_per_second: float | None
@@ -246,7 +247,7 @@ def compile_and_measure(
         allocations, program, shards.param_shapes, stats.generated_code_size_in_bytes
     )
     simulated = num_slices if chip is None else None
-    travels = hlo.collectives(program, mesh, simulated)
+    travels = traffic.collectives(program, mesh, simulated)
     executed = flops.executed(program)
     return Report(
         **common, limit_bytes=limit, refused_bytes=None, memory=measured,

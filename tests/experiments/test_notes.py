@@ -30,8 +30,10 @@ def test_results_come_with_a_question_a_prediction_and_a_verdict(path):
         assert "verdict" in heads
 
 
-_RESULTS = {"keel": {"64": {"loss": 2.4371, "rate": 0.01013, "ratios": [0.0549, -3.2]}},
-            "num_seeds": 3}
+_RESULTS = {
+    "keel": {"64": {"loss": 2.4371, "rate": 0.01013, "ratios": [0.0549, -3.2], "kept_at_1.2": 0}},
+    "num_seeds": 3,
+}
 
 
 def _verdict(text: str) -> str:
@@ -42,6 +44,7 @@ def _verdict(text: str) -> str:
     "At 64 sub-layers Keel ends at 2.44 (2.437), 3 seeds.",
     "A rate of 1.01e-2, or 0.010; 5.5 % of it; −3.2 or 3.2.",
     "| | ours | paper |\n|---|---|---|\n| rate | 1.01e-2 | 7.65e-3 |\n\nThe ratio (paper: 1.32).",
+    "Up to 1.2 x the rate the 95 % interval holds; L = 64.",
     "`0.123` and arXiv:2601.19895, Table 1, §4 and keel_L512.py are names.",
 ])
 def test_supported(text):
@@ -56,6 +59,7 @@ def test_supported(text):
     ("+3.2", ["+3.2"]),
     ("| | ours | paper |\n|---|---|---|\n| rate | 7.65e-3 | 1 |\n\n7.65e-3", ["7.65e-3"] * 2),
     ("128 sub-layers", ["128"]),
+    ("95 % of it", ["95 %"]),
 ])
 def test_unsupported(text, missing):
     assert notes.unsupported(_verdict(text), _RESULTS) == missing

@@ -8,7 +8,7 @@ import pytest
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import pipeline
-from keel_jax.planning import hlo
+from keel_jax.planning import hlo, traffic
 
 WIDTH, ROWS, TIME = 8, 2, 8
 X_AXES, OUT_AXES = ("batch", "time", "stream"), ("batch", "loss_time", "stream")
@@ -76,7 +76,7 @@ def test_the_bubble_is_what_the_schedule_says():
     ticks = pipeline.num_ticks(num_stages, num_microbatches)
     assert ticks == 9
     assert ticks in program.trip_counts.values()
-    found = hlo.collectives(program, mesh)
+    found = traffic.collectives(program, mesh)
     assert {c.kind for c in found} <= {"collective-permute", "reduce-scatter", "all-reduce"}
     [handed_on] = [c for c in found if c.kind == "collective-permute"]
     assert (handed_on.count, handed_on.axes) == (ticks, ("stage",))

@@ -11,7 +11,7 @@ import pytest
 from keel_jax import config
 from keel_jax.parallel import gathering, products, sharding
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.planning import hlo
+from keel_jax.planning import hlo, traffic
 
 _MESHES = [
     dict(fsdp=8), dict(fsdp=2, context=2, tensor=2), dict(data=2, tensor=4), dict(context=8),
@@ -81,7 +81,7 @@ def test_gradients_are_scattered_level_by_level_in_the_compute_dtype(
         over_several = [line for line in lines if "tensor<8x1xi64>" not in line.split("\n")[0]]
         assert len(over_several) == weights * num_levels, kind
         assert all("bf16" in line for line in over_several)
-    kinds = {c.kind for c in hlo.collectives(hlo.parse(lowered.compile().as_text()), mesh)}
+    kinds = {c.kind for c in traffic.collectives(hlo.parse(lowered.compile().as_text()), mesh)}
     assert kinds <= {"all-gather", "reduce-scatter", "all-reduce"}
 
 

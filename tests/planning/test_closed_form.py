@@ -144,6 +144,22 @@ def test_depth_costs_a_tpu_neither_memory_nor_program():
 
 
 @pytest.mark.slow
+def test_a_tpu_runs_blocks_backwards():
+    """Without offload, a fifth of what `block` keeps, at about as many FLOPs."""
+    deep = _peers(512, plan="reversible", anchor_blocks=16)
+    assert deep.memory.host == 0
+    expected = deep.choice.temporaries.total
+    assert deep.memory.temporaries == pytest.approx(expected, rel=0.25), deep.memory.largest
+    assert deep.executed.total == pytest.approx(deep.choice.executed_flops, rel=0.01)
+    block = recompute_choice.with_plan(deep.cfg, config.RecomputeConfig(plan="block"))
+    sizes = dict.fromkeys(config.MESH_AXES, 1) | deep.mesh
+    arguments = sizes, deep.shards.parameters, deep.kernel
+    assert deep.memory.temporaries < 0.25 * closed_form.temporaries(block, *arguments).total
+    flops_of_block = closed_form.executed_flops(block, sizes, deep.kernel)
+    assert deep.executed.total < 1.06 * flops_of_block
+
+
+@pytest.mark.slow
 def test_a_tpu_keeps_offloaded_inputs_in_its_hosts_memory():
     deep = _peers(64, plan="block", offload=True)
     carries = 64 * 4 * 2048 * 1024 * 4

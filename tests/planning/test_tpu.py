@@ -6,7 +6,7 @@ from experiments import bench_compile
 from keel_jax import config, plan
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import topology
-from keel_jax.planning import flops, hlo
+from keel_jax.planning import flops, hlo, traffic
 from keel_jax.runtime import compiler_options
 from keel_jax.training import step as step_lib
 
@@ -26,7 +26,7 @@ def _config(**mesh):
 
 def _travels(lowered, mesh, options):
     program = hlo.parse(lowered.compile(compiler_options=options).as_text())
-    return program, hlo.collectives(program, mesh)
+    return program, traffic.collectives(program, mesh)
 
 
 def test_no_multiplication_is_turned_into_a_ring():

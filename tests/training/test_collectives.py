@@ -13,7 +13,7 @@ from keel_jax import config
 from keel_jax.model import attention, layers
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import products, sharding, topology
-from keel_jax.planning import hlo
+from keel_jax.planning import hlo, traffic
 from keel_jax.training import step as step_lib
 from tests import conftest
 
@@ -32,17 +32,17 @@ def _config(mesh: dict, train=(), **model) -> config.Config:
     )
 
 
-def _collectives(cfg: config.Config, devices=None) -> list[hlo.Collective]:
+def _collectives(cfg: config.Config, devices=None) -> list[traffic.Collective]:
     mesh = mesh_lib.make(cfg.mesh, devices)
-    return hlo.collectives(hlo.parse(step_lib.compile_train_step(cfg, mesh).as_text()), mesh)
+    return traffic.collectives(hlo.parse(step_lib.compile_train_step(cfg, mesh).as_text()), mesh)
 
 
-def _gathers_the_batch(found: list[hlo.Collective]) -> bool:
+def _gathers_the_batch(found: list[traffic.Collective]) -> bool:
     """Whether any device receives activations of all rows."""
     return any(BATCH in shape.dims and len(shape.dims) > 2 for c in found for shape in c.shapes)
 
 
-def _gathers_the_stack(found: list[hlo.Collective], blocks: int) -> bool:
+def _gathers_the_stack(found: list[traffic.Collective], blocks: int) -> bool:
     """Whether any device receives a matrix of several blocks at once."""
     return any(
         c.kind == "all-gather" and len(shape.dims) == 3 and shape.dims[0] == blocks
@@ -63,7 +63,7 @@ _DESIGN = {
 }
 
 
-def _outside_the_design(found: list[hlo.Collective], mesh: dict) -> list[hlo.Collective]:
+def _outside_the_design(found: list[traffic.Collective], mesh: dict) -> list[traffic.Collective]:
     kinds = {"all-reduce": "sum", "reduce-scatter": "sum"}
 
     def allowed(c):
@@ -110,7 +110,7 @@ def test_the_test_bites_with_depth_split_over_fsdp(monkeypatch):
 
 # --- By the TPU's compiler -----------------------------------------------------------------------
 
-def _is_remainder(permute: hlo.Collective, found: list[hlo.Collective]) -> bool:
+def _is_remainder(permute: traffic.Collective, found: list[traffic.Collective]) -> bool:
     """Whether it is the compiler's own, of the rows by which the parts of a scatter are uneven."""
     scattered = [
         shape.bytes for c in found if c.kind == _SCATTER and c.axes == permute.axes
