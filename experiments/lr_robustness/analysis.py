@@ -49,7 +49,7 @@ def _checks(fixed: dict, ramp: dict) -> dict:
                  if row["rate"] == 1e-2]
     ratios = {pair: ramp["ordering"][pair]["ratio"]
               for pair in ("keel > pre_ln", "pre_ln > post_ln")}
-    return {
+    told = {
         "1 ramp: Keel > Pre-LN > Post-LN": checks.verdict(ramp["ordering"]),
         "1 ramp: Pre-LN over Post-LN": checks.verdict(ramp["ordering"]["pre_ln > post_ln"]),
         "1 ramp: ratio of Pre-LN to Post-LN": checks.within(ratios["pre_ln > post_ln"], 2.0),
@@ -60,6 +60,15 @@ def _checks(fixed: dict, ramp: dict) -> dict:
         "3 fixed: Post-LN's largest stable rate": checks.within(max(stable["post_ln"]), 0, 5.6e-3),
         "3 fixed: Keel's largest stable rate": checks.within(min(stable["keel"]), 3.2e-2),
         "4 fixed: Keel below Pre-LN, each at its best rate": checks.verdict(over["at_best"]),
+    }
+    if "complete_p" not in fixed["topologies"]:
+        return told
+    added = fixed["topologies"]["complete_p"]["largest_stable_rate"].values()
+    return told | {
+        "added, fixed: Pre-LN with a branch over L below Keel at best, nats": checks.within(
+            fixed["complete_p_over_keel"]["at_best"]["mean"], 0.0),
+        "added, fixed: its largest stable rate": checks.within(
+            min(rate or 0.0 for rate in added), min(stable["keel"])),
     }
 
 
@@ -107,12 +116,13 @@ def _fixed(losses, outcomes, out, data, name) -> dict:
             {t: {s: rate or 0.0 for s, rate in row.items()} for t, row in claimed.items()}
         ),
     }
-    if {"keel", "pre_ln"} <= set(losses):
-        pair = losses["keel"], losses["pre_ln"]
-        # Nats a token by which Keel's loss is the lower one.
-        numbers["keel_over_pre_ln"] = {"at_best": comparison.advantage(*pair)} | {
-            f"at {rate:g}": comparison.advantage(*pair, rate) for rate in losses["keel"]
-        }
+    # Nats a token by which the first one's loss is the lower one.
+    for first, second in (("keel", "pre_ln"), ("complete_p", "keel")):
+        if {first, second} <= set(losses):
+            pair = losses[first], losses[second]
+            numbers[f"{first}_over_{second}"] = {"at_best": comparison.advantage(*pair)} | {
+                f"at {rate:g}": comparison.advantage(*pair, rate) for rate in losses[first]
+            }
     return numbers
 
 
