@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
-from experiments.frame import corpus, figures, intervals, results
+from experiments.frame import checks, corpus, figures, intervals, results
 from keel_jax.data import shards
 from tests import conftest
 
@@ -21,6 +22,24 @@ def test_results_say_where_they_come_from(tmp_path):
     assert {"jax", "python"} <= set(found["versions"]) and found["hardware"]["platform"] == "cpu"
     with pytest.raises(ValueError, match="run the experiment first"):
         results.read(tmp_path / "elsewhere")
+
+
+def test_results_do_not_make_their_own_tree_dirty(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path,
+                       check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "code.py").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "code")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    made = tmp_path / "experiments/alpha/results/micro/figures"
+    made.mkdir(parents=True)
+    (made / "loss.json").write_text("{}")
+    assert results.source.__wrapped__()["is_clean"]
+    (tmp_path / "experiments/alpha/points.py").write_text("2")
+    assert not results.source.__wrapped__()["is_clean"]
 
 
 def test_a_figure_is_the_same_bytes_from_the_same_data(tmp_path):
@@ -59,6 +78,14 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
 )
 def test_an_ordering_needs_its_interval_clear_of_zero(first, second, verdict):
     assert intervals.ordering(first, second)["verdict"] == verdict
+
+
+def test_a_prediction_needs_its_number():
+    assert checks.within(0.2, 0.2)["holds"] and checks.within(-1.0, high=0.1)["holds"]
+    assert not checks.within(0.19, 0.2)["holds"] and not checks.within(None)["holds"]
+    assert checks.verdict(intervals.ordering([3.0, 3.1], [1.0, 1.1]))["holds"]
+    assert not checks.verdict(intervals.ordering([3.0], [1.0]))["holds"]
+    assert not checks.verdict(None)["holds"]
 
 
 def test_a_chain_is_as_strong_as_its_weakest_link():
