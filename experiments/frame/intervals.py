@@ -42,10 +42,7 @@ def ordering(first: Sequence[float], second: Sequence[float]) -> dict:
       `mean` of the differences, and "verdict": "holds" (the interval lies above 0), "reversed"
       (below) or "undecided" (it holds 0, or there are fewer than two pairs).
     """
-    pairs = [
-        (a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None
-    ]
-    found = mean([a - b for a, b in pairs])
+    found = mean([a - b for a, b in zip(first, second, strict=True)])
     verdict = "undecided"
     if found["low"] is not None:
         if found["low"] > 0:

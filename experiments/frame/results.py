@@ -25,6 +25,9 @@ def write(
 ) -> None:
     """Writes `out`/results.json.
 
+    "commit", "versions" and "hardware" are of the process that analyses; those of the runs, which
+    may have been made before and elsewhere, are under "runs".
+
     Args:
       out: directory, made if it is not there.
       experiment: package under experiments/.
@@ -44,6 +47,7 @@ def write(
             **source(),
             "versions": found["packages"],
             "hardware": found["devices"] | {"cpu": _cpu()},
+            "runs": ran(points),
             "seconds": round(seconds, 1),
             "numbers": plain(numbers),
             "points": plain(points),
@@ -61,6 +65,14 @@ def read(out: pathlib.Path) -> dict:
     if found is None:
         raise ValueError(f"{pathlib.Path(out) / FILE} is not there: run the experiment first.")
     return found
+
+
+def ran(points: Sequence[Mapping]) -> dict[str, list]:
+    """The commits and the devices of the runs, each once, of points that tell them."""
+    return {
+        "commits": sorted({point["commit"] for point in points if point.get("commit")}),
+        "devices": sorted({point["devices"] for point in points if point.get("devices")}),
+    }
 
 
 @functools.cache
