@@ -25,18 +25,7 @@ def _compare(outcomes, suffix: str, out: pathlib.Path, data: str) -> dict:
              for series, losses in comparison.by_series(outcomes).items()}
     unigram = corpus.unigram_validation_loss(point_lib.build([outcomes[0].point], data))
     reference = found.get(points.REFERENCE, {})
-    figure, axes = figures.new(size=(7.0, 4.4))
-    lines = []
-    for number, (series, losses) in enumerate(found.items()):
-        style = "-" if series in points.alphas(1) else "--"
-        lines.append(figures.draw(
-            axes, list(losses), [list(row.values()) for row in losses.values()], series,
-            linestyle=style, color=f"C{number % 10}",
-        ))
-    axes.axhline(unigram, color="0.5", linewidth=0.8, linestyle=":", label="unigram model")
-    axes.set(xscale="log", xlabel="peak learning rate", ylabel="validation loss, nats/token")
-    axes.legend(fontsize=7, ncols=2)
-    figures.save(figure, out, f"losses{suffix}", {"lines": lines, "unigram_nats": unigram})
+    _draw(found, unigram, out, f"losses{suffix}")
     return {
         "unigram_eval_nats": unigram,
         "series": {series: comparison.table(losses) for series, losses in found.items()},
@@ -48,6 +37,28 @@ def _compare(outcomes, suffix: str, out: pathlib.Path, data: str) -> dict:
             for series, losses in found.items() if series != points.REFERENCE
         },
     }
+
+
+def _draw(found: dict, unigram: float, out: pathlib.Path, stem: str):
+    """A row a variant, a colour a rate; every seed a point, their mean a bar."""
+    figure, axes = figures.new(size=(7.0, 0.28 * len(found) + 1.2))
+    rates = sorted({rate for losses in found.values() for rate in losses})
+    for number, rate in enumerate(rates):
+        label = f"rate {rate:g}"
+        for place, losses in enumerate(found.values()):
+            values = [value for value in losses.get(rate, {}).values() if value is not None]
+            y = place + 0.22 * (number - (len(rates) - 1) / 2)
+            axes.plot(values, [y] * len(values), "o", markersize=3, color=f"C{number}",
+                      label=label if values else None)
+            if values:
+                axes.plot([sum(values) / len(values)], [y], "|", markersize=9, color=f"C{number}")
+                label = None
+    axes.axvline(unigram, color="0.5", linewidth=0.8, linestyle=":", label="unigram model")
+    axes.set(xlabel="validation loss, nats/token")
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=len(rates) + 1)
+    figures.save(figure, out, stem, {"losses": found, "unigram_nats": unigram})
 
 
 def _suffix(series: str) -> str:

@@ -30,6 +30,9 @@ class Preset:
     max_lanes: int = 32
 
 
+# The flags are those of the experiment's own module, whose --help is to list them.
+flags.disclaim_key_flags()
+
 # (outcomes of all points, directory of results, data) -> the numbers of results.json.
 Analysis = Callable[[Sequence[outcome_lib.Outcome], pathlib.Path, str], dict]
 

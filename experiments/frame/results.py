@@ -83,7 +83,9 @@ def source() -> dict:
     the tree too and are being written: they do not count.
     """
     commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", ".", ":!experiments/*/results")
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=all", "--", ".", ":!experiments/*/results/*"
+    )
     return {"commit": commit or None, "is_clean": bool(commit) and not changed}
 
 

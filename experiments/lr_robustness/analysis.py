@@ -1,5 +1,6 @@
 """From the runs to results.json's numbers and the figures."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
@@ -96,6 +97,14 @@ def _ramps(found: dict[str, ramps.Ramps], out: pathlib.Path, name: str) -> dict:
         variant: {topology: r.tolerated(how) for topology, r in found.items()}
         for variant, how in ramps.variants(base).items()
     }
+    if "pre_ln" in found and found["pre_ln"].healthy:
+        # Not among what was chosen before the runs: beside its own healthy run, the topology whose
+        # healthy run is the best has the furthest to fall.
+        beside = found["pre_ln"].healthy
+        under["Pre-LN's healthy run for all"] = {
+            topology: dataclasses.replace(r, healthy=beside).tolerated(base)
+            for topology, r in found.items()
+        }
     drawing.ramps(found, tolerated, base, out, f"ramps_{name}")
     drawing.sensitivity(under, out, f"thresholds_{name}")
     return {

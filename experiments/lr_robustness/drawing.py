@@ -91,7 +91,7 @@ def sensitivity(under: dict[str, dict[str, list[dict]]], out: pathlib.Path, stem
     axes.set(xscale="log", xlabel="tolerated learning rate")
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=len(drawn))
     figures.save(figure, out, stem, {"tolerated_rate": drawn})
 
 

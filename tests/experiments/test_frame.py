@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -21,6 +22,24 @@ def test_results_say_where_they_come_from(tmp_path):
     assert {"jax", "python"} <= set(found["versions"]) and found["hardware"]["platform"] == "cpu"
     with pytest.raises(ValueError, match="run the experiment first"):
         results.read(tmp_path / "elsewhere")
+
+
+def test_results_do_not_make_their_own_tree_dirty(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path,
+                       check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "code.py").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "code")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    made = tmp_path / "experiments/alpha/results/micro/figures"
+    made.mkdir(parents=True)
+    (made / "loss.json").write_text("{}")
+    assert results.source.__wrapped__()["is_clean"]
+    (tmp_path / "experiments/alpha/points.py").write_text("2")
+    assert not results.source.__wrapped__()["is_clean"]
 
 
 def test_a_figure_is_the_same_bytes_from_the_same_data(tmp_path):

@@ -59,7 +59,7 @@ def test_lr_robustness_finds_the_tolerance_that_was_put_in(tmp_path, token_dir):
     stable = {t: numbers["fixed"]["topologies"][t]["largest_stable_rate"]
               for t in fake_train.LIMITS}
     assert set(stable["keel"].values()) == {1.8e-2} and set(stable["post_ln"].values()) == {1.8e-3}
-    assert len(ramp["under_other_thresholds"]) == 14
+    assert len(ramp["under_other_thresholds"]) == 15
 
 
 def test_alpha_compares_with_the_reference(tmp_path, token_dir):

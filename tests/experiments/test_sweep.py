@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from experiments.frame import command, outcome, point, sweep
+from experiments.frame import command, outcome, point, results, sweep
 from keel_jax import config
 from keel_jax.runtime import exit_codes, files
 
@@ -126,6 +126,32 @@ def test_shards_share_the_groups_between_them(faked):
         done = [o.point.series for o in faked.outcomes(points) if o.has_result]
         assert set(done) == (set("ace") if index == 0 else set("abcde"))
     assert _starts(faked.runs) == 5
+
+
+def test_results_are_written_once_every_point_is_decided(faked, tmp_path, capsys):
+    points = _grid("a") + _grid("b", **{"model.topology": "pre_ln"})
+    preset = command.Preset(points=points)
+
+    def finish():
+        return command.finish(
+            "alpha", "micro", faked, preset, lambda found, out, data: {"n": len(found)},
+            tmp_path / "out",
+        )
+
+    dataclasses.replace(faked, shard=(0, 2)).run(points)
+    assert finish() == exit_codes.DONE
+    assert "4 of 8 points are with other shards" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    (faked.runs / "FAILURES").write_text("2")
+    dataclasses.replace(faked, shard=(1, 2)).run(points)
+    assert finish() == exit_codes.ERROR
+    written = results.read(tmp_path / "out")
+    assert written["numbers"] == {"n": 8, "missing": [p.name for p in points[4:]]}
+    states = [row["state"] for row in written["points"]]
+    assert states == ["done"] * 4 + ["missing"] * 4
+    assert written["points"][-1]["eval_loss_nats_per_token"] is None
+    assert faked.run(points) == exit_codes.DONE and finish() == exit_codes.DONE
+    assert results.read(tmp_path / "out")["numbers"]["missing"] == []
 
 
 def test_lanes_are_limited_by_memory(faked):
