@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments.alpha import points
-from experiments.frame import comparison, corpus, figures
+from experiments.frame import checks, comparison, corpus, figures
 from experiments.frame import outcome as outcome_lib
 from experiments.frame import point as point_lib
 
@@ -12,11 +12,45 @@ from experiments.frame import point as point_lib
 def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: str) -> dict:
     """Every variant's losses, and its advantage over the reference, depth by depth."""
     suffixes = dict.fromkeys(_suffix(outcome.point.series) for outcome in outcomes)
-    return {
+    numbers = {
         suffix.removeprefix("-") or "losses": _compare(
             [o for o in outcomes if _suffix(o.point.series) == suffix], suffix, out, data
         )
         for suffix in suffixes
+    }
+    is_micro = "losses" in numbers and outcome_lib.all_done(outcomes)
+    return numbers | ({"checks": _checks(numbers["losses"])} if is_micro else {})
+
+
+def _checks(found: dict) -> dict:
+    """The predictions of NOTES.md, which are of micro."""
+    over = found["advantage_over_reference"]
+    at = {series: {row["rate"]: row["mean"] for row in told["by_rate"]}
+          for series, told in found["series"].items()}
+    unigram = found["unigram_eval_nats"]
+    kin = [min(at[series].values()) for series in ("keel-N", points.REFERENCE, "keel-4N")]
+    told = {
+        f"1 at 1e-2: {series} above the unigram line, nats": checks.within(
+            at[series][1e-2] - unigram, -0.1, 0.1)
+        for series in ("keel-1", "keel-L_to_1_4")
+    }
+    told |= {
+        "1 at 1e-2: sqrt(L) worse than 2N": checks.verdict(over["keel-sqrt_L"]["at 0.01"],
+                                                           "reversed"),
+        "2 N, 2N, 4N at their best rates: spread, nats": checks.within(max(kin) - min(kin), 0, 0.1),
+    }
+    told |= {
+        f"{number} at 1e-2: {series} better than the reference, nats": checks.within(
+            over[series]["at 0.01"]["mean"], low, high)
+        for number, series, low, high in (
+            (3, "keel-v1", -0.1, 0.1), (4, "keel-no_inner_norm", -0.15, 0.15),
+            (4, "keel-scaled_input", -0.1, 0.1), (4, "keel-scaled_inner_norm", -0.1, 0.1),
+            (5, "keel-bf16_stream", -0.3, -0.02), (6, "pre_ln-branch_over_L", -0.15, 0.15),
+        )
+    }
+    better = at["pre_ln"][1e-2] - at["pre_ln-branch_over_L"][1e-2]
+    return told | {
+        "6 at 1e-2: a branch over L better than Pre-LN, nats": checks.within(better, 0.0)
     }
 
 

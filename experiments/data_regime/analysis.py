@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments.data_regime import points
-from experiments.frame import comparison, corpus, figures
+from experiments.frame import checks, comparison, corpus, figures
 from experiments.frame import outcome as outcome_lib
 from experiments.frame import point as point_lib
 from keel_jax.data import shards
@@ -30,7 +30,7 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
     verdicts = {steps: (advantages[f"steps{steps}-tokens{points.ALL}"] or {}).get("verdict")
                 for steps in lengths}
     _draw(losses, lengths, unigram, out)
-    return {
+    numbers = {
         "paper": PAPER,
         "unigram_eval_nats": unigram,
         "tokens_per_step": cfg.train.tokens_per_step,
@@ -43,6 +43,27 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
         "series": {series: comparison.table(rows) for series, rows in losses.items()},
         "keel_over_pre_ln_nats": advantages,
         "keel_is_better_from_steps": crossover(verdicts),
+    }
+    is_micro = lengths == [50, 100, 200] and outcome_lib.all_done(outcomes)
+    return numbers | ({"checks": _checks(numbers)} if is_micro else {})
+
+
+def _checks(numbers: dict) -> dict:
+    """The predictions of NOTES.md, which are of micro."""
+    over = numbers["keel_over_pre_ln_nats"]
+    mean = {regime: row["mean"] for regime, row in over.items()}
+    unlearned = min(numbers["series"][f"{t}-steps50-tokensall"]["at_best"]["mean"]
+                    for t in points.TOPOLOGIES)
+    return {
+        "1 at 50 steps: the lower one above the unigram line, nats": checks.within(
+            unlearned - numbers["unigram_eval_nats"], -0.05),
+        "1 at 50 steps: Keel below Pre-LN, nats": checks.within(mean["steps50-tokensall"],
+                                                                -0.1, 0.1),
+        "2 at 200 steps: Keel below Pre-LN": checks.verdict(over["steps200-tokensall"]),
+        "2 the advantage at 200 steps less that at 100, nats": checks.within(
+            mean["steps200-tokensall"] - mean["steps100-tokensall"], 0.0),
+        "3 on 2048 distinct tokens: Keel below Pre-LN, nats": checks.within(
+            mean["steps200-tokens2048"], high=0.1),
     }
 
 

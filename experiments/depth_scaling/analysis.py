@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments.depth_scaling import points
-from experiments.frame import comparison, corpus, figures
+from experiments.frame import checks, comparison, corpus, figures
 from experiments.frame import outcome as outcome_lib
 from experiments.frame import point as point_lib
 
@@ -31,7 +31,7 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
     cfg = point_lib.build([outcomes[0].point], data)
     unigram = corpus.unigram_validation_loss(cfg)
     _draw(losses, depths, width, unigram, out)
-    return {
+    numbers = {
         "paper": PAPER,
         "unigram_eval_nats": unigram,
         "series": {
@@ -51,6 +51,32 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
             for t in points.TOPOLOGIES
         },
         "wide_over_deep_nats": _wide_over_deep(losses, shapes, width),
+    }
+    is_micro = depths == [16, 64, 128] and width == 32 and outcome_lib.all_done(outcomes)
+    return numbers | ({"checks": _checks(numbers)} if is_micro else {})
+
+
+def _checks(numbers: dict) -> dict:
+    """The predictions of NOTES.md, which are of micro."""
+    over = {name: row["mean"] for name, row in numbers["keel_over_pre_ln_nats"].items()}
+    gain, wide = numbers["depth_gain_nats"], numbers["wide_over_deep_nats"]
+    accuracy = {series: told["accuracy"]["mean"] for series, told in numbers["series"].items()}
+    agree = [(accuracy[f"keel-{shape}"] > accuracy[f"pre_ln-{shape}"]) == (over[shape] > 0)
+             for shape in over]
+    return {
+        "1 Keel below Pre-LN at 64 sub-layers, nats": checks.within(over["L64-d32"], 0.2),
+        "1 Keel below Pre-LN at 128 sub-layers, nats": checks.within(over["L128-d32"], 0.2),
+        "1 the advantage at 64 less that at 16, nats": checks.within(
+            over["L64-d32"] - over["L16-d32"], 0.0),
+        "2 Pre-LN is worse at 128 sub-layers than at 16": checks.verdict(gain["pre_ln"],
+                                                                        "reversed"),
+        "2 Keel's gain from 16 to 128 sub-layers, nats": checks.within(gain["keel"]["mean"],
+                                                                      -0.2, 0.2),
+        "3 wide Pre-LN below deep": checks.verdict(wide["pre_ln L16-d64 over L64-d32"]),
+        "3 wide Keel below deep, nats": checks.within(
+            wide["keel L16-d64 over L64-d32"]["mean"], -0.15, 0.15),
+        "4 shapes in which accuracy orders as the loss does": checks.within(
+            float(sum(agree)), float(len(agree))),
     }
 
 

@@ -14,7 +14,7 @@ from matplotlib import pyplot  # noqa: E402  the backend must be chosen first
 
 # One colour per topology in all figures; others take the next one.
 COLOURS = {"keel": "C0", "pre_ln": "C1", "post_ln": "C2", "deepnorm": "C3", "hybridnorm": "C4",
-           "mix_ln": "C5"}
+           "mix_ln": "C5", "complete_p": "C6"}
 NAMES = {"keel": "Keel", "pre_ln": "Pre-LN", "post_ln": "Post-LN", "deepnorm": "DeepNorm",
          "hybridnorm": "HybridNorm", "mix_ln": "Mix-LN", "complete_p": "Pre-LN, branch / L"}
 # Identifiers in an SVG are hashes with this salt, so that the same data give the same file.

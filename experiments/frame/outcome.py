@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,6 +66,11 @@ class Outcome:
 
     def _rows(self) -> list[dict]:
         return metrics.read(self.workdir) if self.workdir else []
+
+
+def all_done(outcomes: Sequence[Outcome]) -> bool:
+    """Whether every run came to its end: what predictions are held against."""
+    return all(outcome.state == DONE for outcome in outcomes)
 
 
 def _device(devices: dict | None) -> str | None:

@@ -5,7 +5,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from experiments.frame import comparison, corpus
+from experiments.frame import checks, comparison, corpus
 from experiments.frame import outcome as outcome_lib
 from experiments.frame import point as point_lib
 from experiments.lr_robustness import divergence, drawing, fixed, points, ramps
@@ -33,7 +33,43 @@ def analyse(outcomes: Outcomes, out: pathlib.Path, data: str) -> dict:
     for depth in sorted(depths):
         here = [o for o in outcomes if points.parse(o.point.series)[1] == depth]
         numbers[f"L{depth}"] = _depth(here, out, data, f"L{depth}")
+    if {"fixed", "ramp"} <= set(numbers.get("L64", {})) and outcome_lib.all_done(outcomes):
+        numbers["checks"] = _checks(**numbers["L64"])
     return numbers
+
+
+def _checks(fixed: dict, ramp: dict) -> dict:
+    """The predictions of NOTES.md, at 64 sub-layers."""
+    over = fixed["keel_over_pre_ln"]
+    stable = {
+        t: [rate or 0.0 for rate in fixed["topologies"][t]["largest_stable_rate"].values()]
+        for t in CLAIM
+    }
+    [post_ln] = [row["mean"] for row in fixed["topologies"]["post_ln"]["by_rate"]
+                 if row["rate"] == 1e-2]
+    ratios = {pair: ramp["ordering"][pair]["ratio"]
+              for pair in ("keel > pre_ln", "pre_ln > post_ln")}
+    told = {
+        "1 ramp: Keel > Pre-LN > Post-LN": checks.verdict(ramp["ordering"]),
+        "1 ramp: Pre-LN over Post-LN": checks.verdict(ramp["ordering"]["pre_ln > post_ln"]),
+        "1 ramp: ratio of Pre-LN to Post-LN": checks.within(ratios["pre_ln > post_ln"], 2.0),
+        "1 ramp: ratio of Keel to Pre-LN": checks.within(ratios["keel > pre_ln"], 0.7, 2.0),
+        "2 fixed, 1e-2: Keel below Pre-LN, nats": checks.within(over["at 0.01"]["mean"], 0.2),
+        "2 fixed, 1e-2: Post-LN above the unigram line, nats": checks.within(
+            post_ln - fixed["unigram_eval_nats"], -0.05, 0.05),
+        "3 fixed: Post-LN's largest stable rate": checks.within(max(stable["post_ln"]), 0, 5.6e-3),
+        "3 fixed: Keel's largest stable rate": checks.within(min(stable["keel"]), 3.2e-2),
+        "4 fixed: Keel below Pre-LN, each at its best rate": checks.verdict(over["at_best"]),
+    }
+    if "complete_p" not in fixed["topologies"]:
+        return told
+    added = fixed["topologies"]["complete_p"]["largest_stable_rate"].values()
+    return told | {
+        "added, fixed: Pre-LN with a branch over L below Keel at best, nats": checks.within(
+            fixed["complete_p_over_keel"]["at_best"]["mean"], 0.0),
+        "added, fixed: its largest stable rate": checks.within(
+            min(rate or 0.0 for rate in added), min(stable["keel"])),
+    }
 
 
 def _depth(outcomes: Outcomes, out: pathlib.Path, data: str, name: str) -> dict:
@@ -80,12 +116,13 @@ def _fixed(losses, outcomes, out, data, name) -> dict:
         "aggressive_rate": rate,
         "largest_stable_rate_ordering": ramps.orderings(claimed),
     }
-    if {"keel", "pre_ln"} <= set(losses):
-        pair = losses["keel"], losses["pre_ln"]
-        # Nats a token by which Keel's loss is the lower one.
-        numbers["keel_over_pre_ln"] = {"at_best": comparison.advantage(*pair)} | {
-            f"at {rate:g}": comparison.advantage(*pair, rate) for rate in losses["keel"]
-        }
+    # Nats a token by which the first one's loss is the lower one.
+    for first, second in (("keel", "pre_ln"), ("complete_p", "keel")):
+        if {first, second} <= set(losses):
+            pair = losses[first], losses[second]
+            numbers[f"{first}_over_{second}"] = {"at_best": comparison.advantage(*pair)} | {
+                f"at {rate:g}": comparison.advantage(*pair, rate) for rate in losses[first]
+            }
     return numbers
 
 

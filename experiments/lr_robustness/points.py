@@ -30,6 +30,8 @@ def micro() -> command.Preset:
         points += _ramp(topology, 64, "experiments/configs/micro.py", 1e-1, range(4), {
             "train.num_steps": 300,
         })
+    # Whether it is the small branch alone: added after the results of `alpha`.
+    points += _fixed("complete_p", 64, "experiments/configs/micro.py", rates, range(3), {})
     return command.Preset(points=points, stdlib_vocab_size=384, max_lanes=14)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from experiments.frame import comparison, corpus, figures, intervals, results
+from experiments.frame import checks, comparison, corpus, figures, intervals, results
 from keel_jax.data import shards
 from tests import conftest
 
@@ -95,6 +95,14 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
 )
 def test_an_ordering_needs_its_interval_clear_of_zero(first, second, verdict):
     assert intervals.ordering(first, second)["verdict"] == verdict
+
+
+def test_a_prediction_needs_its_number():
+    assert checks.within(0.2, 0.2)["holds"] and checks.within(-1.0, high=0.1)["holds"]
+    assert not checks.within(0.19, 0.2)["holds"] and not checks.within(None)["holds"]
+    assert checks.verdict(intervals.ordering([3.0, 3.1], [1.0, 1.1]))["holds"]
+    assert not checks.verdict(intervals.ordering([3.0], [1.0]))["holds"]
+    assert not checks.verdict(None)["holds"]
 
 
 def test_a_chain_is_as_strong_as_its_weakest_link():

@@ -68,7 +68,8 @@ def test_alpha_compares_with_the_reference(tmp_path, token_dir):
     found = numbers["advantage_over_reference"]["keel-no_inner_norm"]
     # It tolerates 5e-3 only.
     assert found["at 0.01"]["mean"] == pytest.approx(fake_train.END - fake_train.BEGIN)
-    assert found["at 0.01"]["verdict"] == "reversed" and found["at_best"]["mean"] == 0
+    assert found["at 0.01"]["verdict"] == "reversed"
+    assert numbers["advantage_over_reference"]["keel-4N"]["at_best"]["mean"] == 0
 
 
 def test_depth_scaling_pairs_deep_with_wide(tmp_path, token_dir):
@@ -84,7 +85,8 @@ def test_depth_scaling_pairs_deep_with_wide(tmp_path, token_dir):
 def test_data_regime_has_runs_on_fewer_tokens(tmp_path, token_dir):
     numbers = _numbers("data_regime", tmp_path, token_dir)
     assert numbers["epochs"].pop("steps200-tokens2048") == 25.0
-    assert numbers["epochs"]["steps200-tokensall"] == 4 * numbers["epochs"]["steps50-tokensall"]
+    epochs = [numbers["epochs"][f"steps{n}-tokensall"] for n in (50, 200)]
+    assert epochs[1] == pytest.approx(4 * epochs[0], rel=1e-4)
     held = shards.open_set(token_dir).fingerprint[:8]
     assert (tmp_path / f"data_{held}_first2048/index.json").exists()
     assert numbers["keel_is_better_from_steps"] is None  # they are the same here
