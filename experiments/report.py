@@ -156,6 +156,10 @@ def _overview(found: Sequence[Found]) -> str:
         device = f"{hardware.get('count', '?')} x {hardware.get('kind', '?')}"
         if hardware.get("cpu"):
             device += f"; {hardware.get('host_cpus', '?')} cores of {hardware['cpu']}"
+        # What analysed; the runs may have been made elsewhere.
+        ran_on = set(values.get("runs", {}).get("devices", ())) - {device.split(";")[0]}
+        if ran_on:
+            device += f"; runs on {', '.join(sorted(ran_on))}"
         packages = values["versions"]
         rows.append((
             *one.key, len(values["points"]),
@@ -194,7 +198,8 @@ def _checks(checks: dict | None) -> str:
         others = {k: v for k, v in check.items() if k != "holds"}
         told = ", ".join(f"{k} {json.dumps(v, ensure_ascii=False)}" for k, v in others.items())
         mark = '<span class="good">holds</span>' if check["holds"] else (
-            '<span class="bad">does not</span>')
+            "undecided" if check.get("verdict") == "undecided"
+            else '<span class="bad">does not</span>')
         rows.append(f"<tr><td>{_text(key)}</td><td>{mark}</td><td>{_text(told)}</td></tr>")
     return "<table><tr><th>prediction</th><th></th><th>found</th></tr>" + "".join(rows) + "</table>"
 

@@ -43,13 +43,14 @@ def ordering(first: Sequence[float], second: Sequence[float]) -> dict:
       (below) or "undecided" (it holds 0, or there are fewer than two pairs).
     """
     found = mean([a - b for a, b in zip(first, second, strict=True)])
-    verdict = "undecided"
-    if found["low"] is not None:
-        if found["low"] > 0:
-            verdict = "holds"
-        elif found["high"] < 0:
-            verdict = "reversed"
-    return found | {"verdict": verdict}
+    return found | {"verdict": sign(found)}
+
+
+def sign(found: dict) -> str:
+    """Whether a `mean`'s interval lies above 0 ("holds"), below ("reversed"), or "undecided"."""
+    if found["low"] is None:
+        return "undecided"
+    return "holds" if found["low"] > 0 else "reversed" if found["high"] < 0 else "undecided"
 
 
 def chain(verdicts: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.gradient_flow import theory
 from keel_jax import config
-from keel_jax.model import intervention, lm, residual, telemetry
+from keel_jax.model import intervention, lm, residual, streams, telemetry
 
 # Branches are brought to the size of their streams within this, in at most so many passes: what a
 # branch is scaled by changes what those above it read.
@@ -60,7 +60,18 @@ def _flow(params, tokens_BT, v_BTD, through_branches, model: config.ModelConfig)
         "branch_rms": jnp.sqrt(told["branch_square"]),
         "cotangent_rms": jnp.sqrt(squares_N2),
         "branch_gradient_rms": jnp.stack([telemetry.rms(w, 1) for w in weights], axis=1),
+        "outer_gain_rms": _outer_gains(params, model),
     }
+
+
+def _outer_gains(params, model: config.ModelConfig) -> jax.Array:
+    """RMS of each outer norm's gain, [N, 2]; 1 where there is none."""
+    topology = residual.topology(model)
+    return jnp.stack([
+        telemetry.rms(params["block"][branch]["outer_norm"], 1)
+        if topology.has("outer_norm", sublayer) else jnp.ones(model.num_blocks)
+        for sublayer, branch in enumerate(_LAST)
+    ], axis=1)
 
 
 def tangent(v_BTD: jax.Array, x_BTD: jax.Array) -> jax.Array:
@@ -78,7 +89,7 @@ def look(
     Returns:
       "stream_rms", "branch_rms"; "gain", of the whole gradient from each sub-layer to the top;
       "path_gain", of the residual path alone; "predicted_path_gain", that which sizes alone say
-      (for one stream and the one equation); "branch_gradient_rms", of the weights that end a
+      (of the one equation; else NaN); "branch_gradient_rms", of the weights that end a
       branch (out, down).
     """
     v_BTD = direction(tokens_BT.shape, model.d_model, seed)
@@ -93,12 +104,15 @@ def look(
         "path_gain": path["cotangent_rms"],
         "branch_gradient_rms": whole["branch_gradient_rms"],
     }
-    factors = theory.from_sizes(
-        residual.topology(model), whole["stream_rms"], whole["branch_rms"]
-    )
+    predicted = np.full(model.num_sublayers, np.nan)
+    if streams.rule(model).puts_norms_off:  # the one equation
+        predicted = theory.gain(theory.from_sizes(
+            residual.topology(model), whole["stream_rms"], whole["branch_rms"],
+            whole["outer_gain_rms"],
+        ))
     return {
         **{name: value.reshape(-1) for name, value in found.items()},
-        "predicted_path_gain": theory.gain(factors),
+        "predicted_path_gain": predicted,
     }
 
 

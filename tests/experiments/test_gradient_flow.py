@@ -38,10 +38,18 @@ def test_factors_from_sizes_are_those_of_unit_branches_where_branches_are_units(
     topology = residual.topology(points.model("keel", 4, TINY))
     ones_N2 = np.ones((4, 2))
     np.testing.assert_allclose(
-        theory.from_sizes(topology, ones_N2, ones_N2), theory.unit_branches(topology)
+        theory.from_sizes(topology, ones_N2, ones_N2, ones_N2), theory.unit_branches(topology)
     )
-    small = theory.gain(theory.from_sizes(topology, ones_N2, 0.1 * ones_N2))
+    small = theory.gain(theory.from_sizes(topology, ones_N2, 0.1 * ones_N2, ones_N2))
     assert theory.gain(theory.unit_branches(topology))[2] < small[2] < 1
+
+
+def test_gains_that_all_grow_alike_leave_the_path_as_it_is():
+    """alpha is that many times larger beside F, and each norm divides by as much."""
+    topology = residual.topology(points.model("keel", 4, TINY))
+    ones_N2 = np.ones((4, 2))
+    factors = theory.from_sizes(topology, 2 * ones_N2, 2 * ones_N2, 2 * ones_N2)
+    np.testing.assert_allclose(factors, theory.unit_branches(topology))
 
 
 @pytest.fixture(scope="module")

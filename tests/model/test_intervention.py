@@ -41,10 +41,15 @@ def _hidden(model, params, change=None, probes_N2=None):
 _run = jax.jit(_hidden, static_argnums=0)
 
 
+# One of each rule of the carry, and one of each kind of norm.
+_KINDS = ("keel", "pre_ln", "hybridnorm_star", "sandwich", "rezero", "resi_dual", "siamese_norm",
+          "hyper_connections", "mhc", "attention_residuals", "ngpt")
+
+
 def _topologies(*quick: str) -> list:
-    """All of them; those not in `quick` in the slow part."""
+    """All kinds; those not in `quick` in the slow part."""
     slow = pytest.mark.slow
-    return [name if name in quick else pytest.param(name, marks=slow) for name in config.TOPOLOGIES]
+    return [name if name in quick else pytest.param(name, marks=slow) for name in _KINDS]
 
 
 def _without(params, block: int):
