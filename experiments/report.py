@@ -195,11 +195,14 @@ def _checks(checks: dict | None) -> str:
         return ""
     rows = []
     for key, check in checks.items():
-        others = {k: v for k, v in check.items() if k != "holds"}
-        told = ", ".join(f"{k} {json.dumps(v, ensure_ascii=False)}" for k, v in others.items())
-        mark = '<span class="good">holds</span>' if check["holds"] else (
-            "undecided" if check.get("verdict") == "undecided"
-            else '<span class="bad">does not</span>')
+        others = {name: value for name, value in check.items() if name != "holds"}
+        told = ", ".join(f"{name} {_short(value)}" for name, value in others.items())
+        if check["holds"]:
+            mark = '<span class="good">holds</span>'
+        elif check.get("verdict") == "undecided":
+            mark = '<span class="soft">undecided</span>'
+        else:
+            mark = '<span class="bad">does not hold</span>'
         rows.append(f"<tr><td>{_text(key)}</td><td>{mark}</td><td>{_text(told)}</td></tr>")
     return "<table><tr><th>prediction</th><th></th><th>found</th></tr>" + "".join(rows) + "</table>"
 
@@ -232,6 +235,10 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 def _details(title: str, content: str) -> str:
     return f"<details><summary>{_text(title)}</summary><pre>{_text(content)}</pre></details>"
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def _text(value) -> str:

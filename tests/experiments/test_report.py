@@ -26,7 +26,8 @@ def world(tmp_path):
     _write(root / "alpha/results/micro", "alpha", "micro", {
         "gain": 0.99, "missing": ["keel_lr1_seed2"],
         "checks": {"it rises": {"value": 2.5, "holds": True},
-                   "it falls": {"value": 0.1, "holds": False}},
+                   "it falls": {"value": 0.12345, "holds": False},
+                   "it stays": {"verdict": "undecided", "holds": False}},
     })
     return root
 
@@ -81,7 +82,8 @@ def test_the_page_holds_results_notes_and_figures(world):
     assert overview[2:5] == ["2", "0, 2", "1.5"]
     assert ["gain", "0.99", "0.992"] in page.rows
     assert ["it rises", "holds", "value 2.5"] in page.rows
-    assert ["it falls", "does not", "value 0.1"] in page.rows
+    assert ["it falls", "does not hold", "value 0.1235"] in page.rows
+    assert ["it stays", "undecided", 'verdict "undecided"'] in page.rows
 
 
 def test_it_needs_nothing_else(world):
