@@ -156,6 +156,10 @@ def _overview(found: Sequence[Found]) -> str:
         device = f"{hardware.get('count', '?')} x {hardware.get('kind', '?')}"
         if hardware.get("cpu"):
             device += f"; {hardware.get('host_cpus', '?')} cores of {hardware['cpu']}"
+        # What analysed; the runs may have been made elsewhere.
+        ran_on = set(values.get("runs", {}).get("devices", ())) - {device.split(";")[0]}
+        if ran_on:
+            device += f"; runs on {', '.join(sorted(ran_on))}"
         packages = values["versions"]
         rows.append((
             *one.key, len(values["points"]),

@@ -18,7 +18,8 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
         )
         for suffix in suffixes
     }
-    return numbers | ({"checks": _checks(numbers["losses"])} if "losses" in numbers else {})
+    is_micro = "losses" in numbers and outcome_lib.all_done(outcomes)
+    return numbers | ({"checks": _checks(numbers["losses"])} if is_micro else {})
 
 
 def _checks(found: dict) -> dict:

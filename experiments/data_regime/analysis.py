@@ -7,6 +7,7 @@ from experiments.data_regime import points
 from experiments.frame import checks, comparison, corpus, figures
 from experiments.frame import outcome as outcome_lib
 from experiments.frame import point as point_lib
+from keel_jax.data import shards
 
 # Average of six benchmarks, arXiv:2601.19895, Table 4: FineWeb-Edu, 512 sub-layers.
 PAPER = {"10B": {"pre_ln": 60.3, "keel": 61.5}, "40B": {"pre_ln": 66.7, "keel": 68.2}}
@@ -18,6 +19,7 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
     regimes = list(dict.fromkeys(points.parse(o.point.series)[1:] for o in outcomes))
     cfg = point_lib.build([outcomes[0].point], data)
     unigram = corpus.unigram_validation_loss(cfg)
+    num_tokens = shards.open_set(data).split("train").num_tokens
     advantages = {
         f"steps{steps}-tokens{tokens or points.ALL}": comparison.advantage(
             *(losses.get(points.series(t, steps, tokens), {}) for t in points.TOPOLOGIES)
@@ -32,13 +34,18 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
         "paper": PAPER,
         "unigram_eval_nats": unigram,
         "tokens_per_step": cfg.train.tokens_per_step,
-        "epochs": {f"steps{steps}-tokens{tokens}": steps * cfg.train.tokens_per_step / tokens
-                   for steps, tokens in regimes if tokens},
+        # Times that a run reads each of its distinct tokens; below 1, all of them are fresh.
+        "epochs": {
+            f"steps{steps}-tokens{tokens or points.ALL}":
+                steps * cfg.train.tokens_per_step / (tokens or num_tokens)
+            for steps, tokens in regimes
+        },
         "series": {series: comparison.table(rows) for series, rows in losses.items()},
         "keel_over_pre_ln_nats": advantages,
         "keel_is_better_from_steps": crossover(verdicts),
     }
-    return numbers | ({"checks": _checks(numbers)} if lengths == [50, 100, 200] else {})
+    is_micro = lengths == [50, 100, 200] and outcome_lib.all_done(outcomes)
+    return numbers | ({"checks": _checks(numbers)} if is_micro else {})
 
 
 def _checks(numbers: dict) -> dict:
@@ -75,11 +82,11 @@ def _draw(losses, lengths: list[int], unigram: float, out: pathlib.Path):
     lines = []
     for topology in points.TOPOLOGIES:
         rows = [losses.get(points.series(topology, steps, None), {}) for steps in lengths]
-        best = [list(row[comparison.best_rate(row)].values()) if row else [] for row in rows]
+        best = [comparison.best_row(row) for row in rows]
         lines.append(figures.draw(axes, lengths, best, figures.name(topology),
                                   color=figures.COLOURS[topology]))
     axes.axhline(unigram, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")
-    axes.set(xscale="log", xlabel="optimiser steps of a run, all on fresh tokens",
+    axes.set(xscale="log", xlabel="optimiser steps of a run, on all the tokens that there are",
              ylabel="validation loss at the best rate, nats/token")
     axes.set_xticks(lengths, [str(steps) for steps in lengths])
     axes.minorticks_off()

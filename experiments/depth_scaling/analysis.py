@@ -25,7 +25,7 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
     """Tables by shape, Keel's advantage at each, what depth brings, deep against wide."""
     found = {name: comparison.by_series(outcomes, metric) for name, metric in METRICS.items()}
     losses = found["loss_nats_per_token"]
-    shapes = sorted({points.parse(series)[1:] for series in losses})
+    shapes = sorted({points.parse(outcome.point.series)[1:] for outcome in outcomes})
     width = min(d_model for _, d_model in shapes)
     depths = [depth for depth, d_model in shapes if d_model == width]
     cfg = point_lib.build([outcomes[0].point], data)
@@ -52,7 +52,7 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
         },
         "wide_over_deep_nats": _wide_over_deep(losses, shapes, width),
     }
-    is_micro = depths == [16, 64, 128] and width == 32
+    is_micro = depths == [16, 64, 128] and width == 32 and outcome_lib.all_done(outcomes)
     return numbers | ({"checks": _checks(numbers)} if is_micro else {})
 
 
@@ -110,7 +110,7 @@ def _draw(losses, depths: list[int], width: int, unigram: float, out: pathlib.Pa
     lines = []
     for topology in points.TOPOLOGIES:
         rows = [losses.get(points.series(topology, depth, width), {}) for depth in depths]
-        best = [list(row[comparison.best_rate(row)].values()) if row else [] for row in rows]
+        best = [comparison.best_row(row) for row in rows]
         lines.append(figures.draw(axes, depths, best, figures.name(topology),
                                   color=figures.COLOURS[topology]))
     axes.axhline(unigram, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")

@@ -42,6 +42,12 @@ def best_rate(found: Losses) -> float | None:
     return min(medians, key=medians.get, default=None)
 
 
+def best_row(found: Losses) -> list[float]:
+    """The losses of all seeds at the best rate; [] where there is none."""
+    best = best_rate(found)
+    return [] if best is None else list(found[best].values())
+
+
 def mean(row: Mapping[int, float | None]) -> dict:
     """The mean over the seeds that came to their end, with its interval."""
     finished = [value for value in row.values() if value is not None]
@@ -65,12 +71,20 @@ def advantage(found: Losses, reference: Losses, rate: float | None = None) -> di
       rate: of both; None: each at its own best.
 
     Returns:
-      `intervals.ordering` of reference - loss: it "holds" where the loss is lower. None where one
-      of them has no such run.
+      `intervals.ordering` of reference - loss: it "holds" where the loss is lower; and
+      "num_not_finished" runs of either, with any of which it is undecided, as those that came to
+      their end are then a choice. None where one of them has no such run.
     """
     rates = (best_rate(found), best_rate(reference)) if rate is None else (rate, rate)
     if rates[0] not in found or rates[1] not in reference:
         return None
     own, other = found[rates[0]], reference[rates[1]]
     seeds = [seed for seed in other if seed in own]
-    return intervals.ordering([other[seed] for seed in seeds], [own[seed] for seed in seeds])
+    pairs = [(other[seed], own[seed]) for seed in seeds]
+    finished = [pair for pair in pairs if None not in pair]
+    found = intervals.ordering(*([pair[i] for pair in finished] for i in (0, 1)))
+    unfinished = sum(pair.count(None) for pair in pairs)
+    return found | {
+        "num_not_finished": unfinished,
+        "verdict": "undecided" if unfinished else found["verdict"],
+    }

@@ -36,18 +36,19 @@ def ensure_stdlib(path: pathlib.Path, vocab_size: int) -> None:
 def first_tokens(path: str, num_tokens: int | None) -> str:
     """A set whose training split is the first `num_tokens` of another's; the rest is the same.
 
-    It lies beside the other one, and is made once. None: the other one itself.
+    It lies beside the other one, named by what that one holds, and is made once. None: the other
+    one itself.
 
     Raises:
       ValueError: there are not so many.
     """
     if num_tokens is None:
         return path
-    source = pathlib.Path(path)
-    output = source.with_name(f"{source.name}_first{num_tokens}")
+    source, token_set = pathlib.Path(path), shards.open_set(path)
+    held = token_set.fingerprint[:8]
+    output = source.with_name(f"{source.name}_{held}_first{num_tokens}")
     if (output / shards.INDEX_FILE).exists():
         return str(output)
-    token_set = shards.open_set(path)
     split = token_set.split("train")
     if num_tokens > split.num_tokens:
         raise ValueError(f"{path} has {split.num_tokens} training tokens, {num_tokens} are wanted.")

@@ -50,19 +50,27 @@ def name(topology: str) -> str:
 def draw(axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str, **style) -> dict:
     """Draws the median of `values` [X, seeds] against `x` [X], and their range as a band.
 
-    Of a point without any finite value nothing is drawn. Returns what was drawn, for `save`.
+    Where some of a point's values are None or not finite it is of the others, and crossed out;
+    where all are, nothing is drawn. Returns what was drawn, for `save`.
     """
-    band = [_range(row) for row in values]
-    low, median, high = (np.array(column, float) for column in zip(*band, strict=True))
+    band = np.array([_range(row) for row in values], float).reshape(-1, 3)
+    low, median, high = band.T
+    lacking = np.array([sum(not _is_finite(value) for value in row) for row in values], int)
     [line] = axes.plot(x, median, label=label, **{"marker": "o", "markersize": 3, **style})
     axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    return {"label": label, "x": list(x), "low": low, "median": median, "high": high}
+    crossed = lacking > 0
+    axes.plot(np.array(x, float)[crossed], median[crossed], "x", color=line.get_color())
+    return {"label": label, "x": list(x), "low": low, "median": median, "high": high,
+            "num_not_finished": lacking}
 
 
-def _range(values: Sequence[float]) -> tuple[float, float, float]:
+def _is_finite(value: float | None) -> bool:
+    return value is not None and bool(np.isfinite(value))
+
+
+def _range(values: Sequence[float | None]) -> tuple[float, float, float]:
     """Least, median and greatest of the finite values; NaN if there is none."""
-    finite = np.array([value for value in values if value is not None], float)
-    finite = finite[np.isfinite(finite)]
-    if not len(finite):
+    finite = [value for value in values if _is_finite(value)]
+    if not finite:
         return np.nan, np.nan, np.nan
-    return float(finite.min()), float(np.median(finite)), float(finite.max())
+    return float(min(finite)), float(np.median(finite)), float(max(finite))

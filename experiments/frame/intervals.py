@@ -42,17 +42,15 @@ def ordering(first: Sequence[float], second: Sequence[float]) -> dict:
       `mean` of the differences, and "verdict": "holds" (the interval lies above 0), "reversed"
       (below) or "undecided" (it holds 0, or there are fewer than two pairs).
     """
-    pairs = [
-        (a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None
-    ]
-    found = mean([a - b for a, b in pairs])
-    verdict = "undecided"
-    if found["low"] is not None:
-        if found["low"] > 0:
-            verdict = "holds"
-        elif found["high"] < 0:
-            verdict = "reversed"
-    return found | {"verdict": verdict}
+    found = mean([a - b for a, b in zip(first, second, strict=True)])
+    return found | {"verdict": sign(found)}
+
+
+def sign(found: dict) -> str:
+    """Whether a `mean`'s interval lies above 0 ("holds"), below ("reversed"), or "undecided"."""
+    if found["low"] is None:
+        return "undecided"
+    return "holds" if found["low"] > 0 else "reversed" if found["high"] < 0 else "undecided"
 
 
 def chain(verdicts: Sequence[str]) -> str:

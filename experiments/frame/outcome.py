@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -60,10 +61,21 @@ class Outcome:
             "step": self.step,
             "eval_loss_nats_per_token": self.eval_loss,
             "commit": self.record.get("commit"),
+            "devices": _device(self.record.get("devices")),
         }
 
     def _rows(self) -> list[dict]:
         return metrics.read(self.workdir) if self.workdir else []
+
+
+def all_done(outcomes: Sequence[Outcome]) -> bool:
+    """Whether every run came to its end: what predictions are held against."""
+    return all(outcome.state == DONE for outcome in outcomes)
+
+
+def _device(devices: dict | None) -> str | None:
+    """What a run was on, in a word: "4 x TPU v5e"."""
+    return f"{devices['count']} x {devices['kind']}" if devices else None
 
 
 def record_file(runs: pathlib.Path, point: point_lib.Point) -> pathlib.Path:

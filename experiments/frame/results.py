@@ -25,6 +25,9 @@ def write(
 ) -> None:
     """Writes `out`/results.json.
 
+    "commit", "versions" and "hardware" are of the process that analyses; those of the runs, which
+    may have been made before and elsewhere, are under "runs".
+
     Args:
       out: directory, made if it is not there.
       experiment: package under experiments/.
@@ -44,6 +47,7 @@ def write(
             **source(),
             "versions": found["packages"],
             "hardware": found["devices"] | {"cpu": _cpu()},
+            "runs": ran(points),
             "seconds": round(seconds, 1),
             "numbers": plain(numbers),
             "points": plain(points),
@@ -63,6 +67,14 @@ def read(out: pathlib.Path) -> dict:
     return found
 
 
+def ran(points: Sequence[Mapping]) -> dict[str, list]:
+    """The commits and the devices of the runs, each once, of points that tell them."""
+    return {
+        "commits": sorted({point["commit"] for point in points if point.get("commit")}),
+        "devices": sorted({point["devices"] for point in points if point.get("devices")}),
+    }
+
+
 @functools.cache
 def source() -> dict:
     """The commit of the tree, and whether it is clean.
@@ -72,7 +84,8 @@ def source() -> dict:
     """
     commit = _git("rev-parse", "HEAD")
     changed = _git(
-        "status", "--porcelain", "--untracked-files=all", "--", ".", ":!experiments/*/results/*"
+        "status", "--porcelain", "--untracked-files=all", "--", ".",
+        ":(exclude,glob)experiments/*/results/**",
     )
     return {"commit": commit or None, "is_clean": bool(commit) and not changed}
 

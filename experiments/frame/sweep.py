@@ -91,8 +91,8 @@ class Sweep:
         return [outcome.point for outcome in self.outcomes(group) if not outcome.has_result]
 
     def _run_group(self, group: list[point_lib.Point], bar: "_Bar") -> int:
+        begin = time.monotonic()
         for attempt in range(1, _ATTEMPTS + 1):
-            begin = time.monotonic()
             bar.begin(group, attempt)
             code = self._start(group, bar)
             if code in _STATES:

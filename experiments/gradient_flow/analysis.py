@@ -248,11 +248,22 @@ def _trained(found):
 
 
 def _groups(found: list[dict]) -> dict[tuple, list[dict]]:
-    """The points of all seeds by (kind, name, N, step)."""
+    """The points of all seeds by (kind, name, N, step).
+
+    Raises:
+      ValueError: trained ones of several peak rates would be taken for seeds.
+    """
     groups = collections.defaultdict(list)
     for point in found:
         key = (point["kind"], point["name"], point["num_blocks"], point.get("step", 0))
         groups[key].append(point)
+    for key, group in groups.items():
+        rates = {point.get("peak_lr") for point in group}
+        if len(rates) > 1:
+            raise ValueError(
+                f"The trained models {key} are no seeds of one run: their peak rates are "
+                f"{sorted(rates)}. Give work directories of one rate."
+            )
     return groups
 
 

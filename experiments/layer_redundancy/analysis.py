@@ -39,6 +39,7 @@ def measure(model: removal.Model, num_candidates: int) -> dict:
     return {
         "topology": model.cfg.model.topology,
         "seed": model.seed,
+        "peak_lr": model.cfg.optim.peak_lr,
         "num_blocks": model.num_blocks,
         "step": model.step,
         "loss": whole,
@@ -103,25 +104,24 @@ def checks(found: list[dict]) -> dict:
             "most_critical_block": most, "holds": all(block < FIRST_BLOCKS for block in most),
         }
         rising = intervals.mean([summary(m)["rank_correlation_with_depth"] for m in group])
+        verdict = intervals.sign(rising)
         told[f"rises with depth, {name}"] = {
-            **_rounded(rising), "holds": rising["low"] is not None and rising["low"] > 0,
+            **_rounded(rising), "verdict": verdict, "holds": verdict == "holds",
         }
     if set(groups) >= {"keel", "pre_ln"}:
         keel, pre_ln = (
-            [summary(model) for model in sorted(groups[name], key=lambda m: m["seed"])]
-            for name in ("keel", "pre_ln")
+            {model["seed"]: summary(model) for model in groups[name]} for name in ("keel", "pre_ln")
         )
-        if len(keel) == len(pre_ln):
-            told["shallow blocks, keel above pre_ln"] = _compare(
-                keel, pre_ln, "delta_ppl_shallow_blocks")
-            told["removable blocks, pre_ln above keel"] = _compare(
-                pre_ln, keel, "removable_at_1.1")
+        told["shallow blocks, keel above pre_ln"] = _compare(
+            keel, pre_ln, "delta_ppl_shallow_blocks")
+        told["removable blocks, pre_ln above keel"] = _compare(pre_ln, keel, "removable_at_1.1")
     return told
 
 
-def _compare(first: list[dict], second: list[dict], key: str) -> dict:
-    """Whether `key` of the first ones is above the second ones', seed by seed."""
-    found = intervals.ordering([s[key] for s in first], [s[key] for s in second])
+def _compare(first: dict[int, dict], second: dict[int, dict], key: str) -> dict:
+    """Whether `key` of the first ones is above the second ones', by the seeds that both have."""
+    seeds = sorted(first.keys() & second.keys())
+    found = intervals.ordering(*([found[seed][key] for seed in seeds] for found in (first, second)))
     return {**_rounded(found), "holds": found["verdict"] == "holds"}
 
 
@@ -175,7 +175,7 @@ def _draw_greedy(groups, out):
                   for m in group]
         longest = max(len(ratio) for ratio in ratios)
         # A model that has left the budget is not pruned on.
-        values = [[r[k] if k < len(r) else None for r in ratios] for k in range(longest)]
+        values = [[r[k] for r in ratios if k < len(r)] for k in range(longest)]
         data.append(figures.draw(axes, range(longest), values, figures.name(name)))
     for budget in BUDGETS:
         axes.axhline(budget, color="0.8", linewidth=0.8)
@@ -189,9 +189,21 @@ def _draw_greedy(groups, out):
 
 
 def _by_topology(found: list[dict]) -> dict[str, list[dict]]:
+    """The models of each topology, which are alike but for their seeds.
+
+    Raises:
+      ValueError: they are not; with what they are.
+    """
     groups = collections.defaultdict(list)
     for model in found:
         groups[model["topology"]].append(model)
+    for topology, group in groups.items():
+        kinds = {(m["num_blocks"], m["step"], m.get("peak_lr")) for m in group}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"The {topology} models are no seeds of one run: their (blocks, steps, peak rates) "
+                f"are {sorted(kinds, key=str)}. Give work directories of one kind."
+            )
     return dict(groups)
 
 

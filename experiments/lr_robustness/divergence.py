@@ -95,12 +95,16 @@ def degradation(
 
 
 def onset(
-    excess_S: np.ndarray, healthy: np.ndarray | None, first_step: int, how: Thresholds
+    excess_S: np.ndarray,
+    healthy: np.ndarray | None,
+    first_step: int,
+    how: Thresholds,
+    is_diverged: bool = False,
 ) -> dict[str, int | None]:
     """The onset by each criterion, and "first", the earliest of them: indices into the curve.
 
-    A curve that ends in a number that is not finite spikes there, however short. Without a healthy
-    run there is no degradation.
+    A curve that ends in a number that is not finite, or whose run was stopped as diverged, spikes
+    there, however short, unless spikes do not count. Without a healthy run there is no degradation.
     """
     found = {
         "stagnation": stagnation(excess_S, how),
@@ -108,8 +112,9 @@ def onset(
         "degradation": None if healthy is None
         else degradation(excess_S, healthy, first_step, how),
     }
-    if not np.isfinite(excess_S[-1]):
-        end = int(np.argmin(np.isfinite(excess_S)))
+    is_finite_S = np.isfinite(excess_S)
+    if (is_diverged or not is_finite_S[-1]) and np.isfinite(how.spike_nats):
+        end = len(excess_S) - 1 if is_finite_S.all() else int(np.argmin(is_finite_S))
         found["spike"] = end if found["spike"] is None else min(found["spike"], end)
     steps = [step for step in found.values() if step is not None]
     return found | {"first": min(steps, default=None)}

@@ -1,6 +1,6 @@
 """What runs at fixed peak rates say: the largest stable rate, the range, the sensitivity."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,21 +11,30 @@ STABLE_NATS = 0.05
 # Rates whose loss is within this of the topology's best are as good as it. Guess.
 AS_GOOD_NATS = 0.2
 
-def summary(found: comparison.Losses, unigram_nats: float, uniform_nats: float) -> dict:
+
+def summary(
+    found: comparison.Losses, rates: Sequence[float], unigram_nats: float, uniform_nats: float
+) -> dict:
     """The numbers of one topology and depth.
 
+    A seed of which a run is missing, and so neither good nor bad, has no stable rate, no range and
+    no sensitivity: it is listed under "incomplete_seeds".
+
     Args:
+      rates: all that were to be run.
       unigram_nats: validation loss of the unigram model.
       uniform_nats: log of the vocabulary, the loss of a uniform guess.
     """
     seeds = sorted({seed for row in found.values() for seed in row})
-    by_seed = {seed: {rate: row.get(seed) for rate, row in found.items()} for seed in seeds}
+    whole = [s for s in seeds if all(s in found.get(rate, {}) for rate in rates)]
+    by_seed = {seed: {rate: found[rate][seed] for rate in rates} for seed in whole}
     stable = {seed: largest_stable(row, unigram_nats) for seed, row in by_seed.items()}
     as_good = [as_good_range(row) for row in by_seed.values()]
     return comparison.table(found) | {
+        "incomplete_seeds": [seed for seed in seeds if seed not in whole],
         "largest_stable_rate": stable,
         "as_good_range": [{"seed": seed, "least": low, "greatest": high}
-                          for seed, (low, high) in zip(seeds, as_good, strict=True)],
+                          for seed, (low, high) in zip(whole, as_good, strict=True)],
         "as_good_decades": intervals.mean([np.log10(high / low) for low, high in as_good if low]),
         "sensitivity_nats": intervals.mean(
             [sensitivity(row, uniform_nats) for row in by_seed.values()]

@@ -11,6 +11,8 @@ from experiments.frame import point as point_lib
 from experiments.lr_robustness import divergence
 
 CRITERIA = ("stagnation", "spike", "degradation")
+# Seeds that decide an ordering without an interval.
+_FEWEST_ALONE = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Curve:
     unigram: np.ndarray
     learning_rate: np.ndarray
     seed: int
+    # Whether the driver stopped it: a gradient may overflow behind a loss that is finite.
+    is_diverged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Ramps:
         for curve in self.ramps:
             passes = int(np.searchsorted(curve.learning_rate, healthy_rate))
             smooth = divergence.excess(curve.loss, curve.unigram, how.window_steps)
-            onsets = divergence.onset(smooth, healthy, passes, how)
+            onsets = divergence.onset(smooth, healthy, passes, how, curve.is_diverged)
             first = onsets["first"]
             at = len(curve.loss) - 1 if first is None else max(0, first - 1)
             found.append({
@@ -68,7 +72,10 @@ def read(outcomes: Sequence[outcome_lib.Outcome], data: str) -> tuple[Curve, ...
             _, loss = outcome.curve()
             _, learning_rate = outcome.curve("train/learning_rate")
             unigram = corpus.unigram_losses(point_lib.build([outcome.point], data))
-            curves.append(Curve(loss, unigram[: len(loss)], learning_rate, outcome.point.seed))
+            curves.append(Curve(
+                loss, unigram[: len(loss)], learning_rate, outcome.point.seed,
+                is_diverged=outcome.state == outcome_lib.DIVERGED,
+            ))
     return tuple(curves)
 
 
@@ -103,29 +110,48 @@ def summary(tolerated: list[dict]) -> dict:
         "median": float(np.median(rates)) if rates else None,
         "least": min(rates, default=None),
         "greatest": max(rates, default=None),
-        "log10": intervals.mean([_log10(rate) for rate in rates]),
+        # Of the ramps that tolerate any rate: the first one is 0.
+        "log10": intervals.mean([np.log10(rate) for rate in rates if rate]),
         "criteria": {str(name): criteria.count(name) for name in dict.fromkeys(criteria)},
         "num_never_diverged": criteria.count(None),
     }
 
 
-def orderings(rates: dict[str, dict[int, float]]) -> dict:
-    """Neighbours in the order of `rates`, a mapping topology -> seed -> rate.
+def orderings(rates: dict[str, dict[int, float | None]]) -> dict:
+    """Neighbours in the order of `rates`, a mapping topology -> seed -> tolerated rate.
+
+    A rate of None or 0, none tolerated, is below every other and has no size: it decides for its
+    seed and takes no part in the interval.
 
     Returns:
-      "keel > pre_ln" and so on: `intervals.ordering` of log10 rates, with "ratio", the geometric
-      mean of the ratios; "verdict" of the chain.
+      "keel > pre_ln" and so on: `intervals.ordering` of log10 rates over the seeds where both
+      tolerate some, with "ratio", the geometric mean of the ratios; "num_only_first" and
+      "num_only_second", the seeds where one of them tolerates none; and the verdict of both: where
+      there is no interval, three seeds at least must say the same. "verdict" of the chain.
     """
     names, found = list(rates), {}
     for first, second in zip(names, names[1:], strict=False):
-        seeds = [seed for seed in rates[first] if seed in rates[second]]
-        pair = [[_log10(rates[name][seed]) for seed in seeds] for name in (first, second)]
-        row = intervals.ordering(*pair)
-        ratio = None if row["mean"] is None else 10.0 ** row["mean"]
-        found[f"{first} > {second}"] = row | {"ratio": ratio}
+        pairs = [
+            (rates[first][seed] or None, rates[second][seed] or None)
+            for seed in rates[first] if seed in rates[second]
+        ]
+        both = [(a, b) for a, b in pairs if a and b]
+        row = intervals.ordering(*([float(np.log10(pair[i])) for pair in both] for i in (0, 1)))
+        alone = [sum(bool(p[i]) and not p[1 - i] for p in pairs) for i in (0, 1)]
+        found[f"{first} > {second}"] = row | {
+            "ratio": None if row["mean"] is None else 10.0 ** row["mean"],
+            "num_only_first": alone[0],
+            "num_only_second": alone[1],
+            "verdict": _verdict(row["verdict"], len(both), *alone),
+        }
     return found | {"verdict": intervals.chain([row["verdict"] for row in found.values()])}
 
 
-def _log10(rate: float) -> float:
-    # A ramp's first rate is 0: a run that never was healthy tolerates less than any other.
-    return float(np.log10(max(rate, 1e-6)))
+def _verdict(of_interval: str, num_both: int, only_first: int, only_second: int) -> str:
+    """The interval's, unless the seeds without one say otherwise, or are all that there is."""
+    if not only_first and not only_second:
+        return of_interval
+    alone = "undecided" if only_first and only_second else "holds" if only_first else "reversed"
+    if num_both == 0:
+        return alone if max(only_first, only_second) >= _FEWEST_ALONE else "undecided"
+    return alone if alone == of_interval else "undecided"

@@ -64,6 +64,29 @@ def test_a_loss_that_is_not_finite_is_a_spike_however_late():
     assert _onset(loss)["first"] == 199
 
 
+def test_a_run_that_was_stopped_as_diverged_spikes_at_its_end():
+    """A gradient overflows behind a loss that is finite."""
+    smooth = divergence.excess(_learns(), UNIGRAM, 1)
+    assert divergence.onset(smooth, None, 0, HOW, is_diverged=True)["first"] == 199
+    without = ramps.without("spike", HOW)
+    assert divergence.onset(smooth, None, 0, without, is_diverged=True)["first"] is None
+    assert divergence.onset(np.append(smooth, np.inf), None, 0, without)["first"] is None
+
+
+def test_an_ordering_without_a_rate_has_no_size():
+    """None tolerated is below every rate: a verdict of three seeds, and no ratio."""
+    some, none = {0: 1e-2, 1: 2e-2, 2: 1e-2}, {0: None, 1: None, 2: 0.0}
+    found = ramps.orderings({"a": some, "b": none})["a > b"]
+    assert found["verdict"] == "holds" and found["num_only_first"] == 3
+    assert found["ratio"] is None and found["mean"] is None
+    assert ramps.orderings({"a": none, "b": some})["verdict"] == "reversed"
+    assert ramps.orderings({"a": {0: 1e-2}, "b": {0: None}})["verdict"] == "undecided"
+    mixed = ramps.orderings({"a": some, "b": {0: 1e-3, 1: 1e-3, 2: None}})["a > b"]
+    assert mixed["num_seeds"] == 2 and mixed["ratio"] == pytest.approx(200**0.5)
+    other = ramps.orderings({"a": {0: None, 1: 1e-2, 2: 1.1e-2}, "b": {0: 1e-3, 1: 1e-3, 2: 1e-3}})
+    assert other["verdict"] == "undecided"
+
+
 def test_degradation_is_judged_beside_the_healthy_run_and_after_its_rate():
     healthy = _learns()[:120] - 4.0
     slow = 6.0 - 2.5 * np.minimum(1.0, np.arange(200) / 150)

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from experiments.frame import checks, corpus, figures, intervals, results
+from experiments.frame import checks, comparison, corpus, figures, intervals, results
 from keel_jax.data import shards
 from tests import conftest
 
@@ -52,6 +52,23 @@ def test_a_figure_is_the_same_bytes_from_the_same_data(tmp_path):
         assert first.read_bytes() == second.read_bytes()
     told = json.loads(first.read_text())["lines"][0]
     assert (told["low"], told["median"], told["high"]) == ([1, 2, None], [2, 2, None], [4, 2, None])
+    assert told["num_not_finished"] == [0, 2, 1]
+
+
+def test_a_line_without_points_is_drawn_as_none():
+    figure, axes = figures.new()
+    assert figures.draw(axes, [], [], "Keel")["x"] == []
+
+
+def test_an_advantage_with_an_unfinished_run_is_undecided():
+    """The others' difference is told, and is no verdict: they are those that went well."""
+    keel = {0.01: {0: 1.0, 1: 1.1, 2: 0.9}}
+    found = comparison.advantage(keel, {0.01: {0: 2.0, 1: 2.0, 2: 2.1}}, 0.01)
+    assert found["verdict"] == "holds" and found["num_not_finished"] == 0
+    found = comparison.advantage(keel, {0.01: {0: 2.0, 1: 2.0, 2: None}}, 0.01)
+    assert found["verdict"] == "undecided" and found["num_not_finished"] == 1
+    assert found["mean"] == pytest.approx(0.95)
+    assert comparison.best_row({0.01: {0: None}}) == []
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say():
@@ -73,7 +90,7 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
         ([3.0, 1.5, 2.0], [2.0, 2.0, 2.0], "undecided"),
         ([1.0, 2.5, 2.0], [2.0, 2.0, 2.0], "undecided"),
         ([3.0, 3.0, 3.0], [3.0, 3.0, 3.0], "undecided"),
-        ([3.0, None, None], [1.0, 1.0, 1.0], "undecided"),
+        ([3.0], [1.0], "undecided"),
     ],
 )
 def test_an_ordering_needs_its_interval_clear_of_zero(first, second, verdict):

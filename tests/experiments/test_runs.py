@@ -9,6 +9,7 @@ import pytest
 
 from experiments.data_regime import analysis
 from experiments.frame import point, results
+from keel_jax.data import shards
 from tests.experiments import fake_train
 
 SWEEPS = ("lr_robustness", "alpha", "depth_scaling", "data_regime")
@@ -83,9 +84,32 @@ def test_depth_scaling_pairs_deep_with_wide(tmp_path, token_dir):
 
 def test_data_regime_has_runs_on_fewer_tokens(tmp_path, token_dir):
     numbers = _numbers("data_regime", tmp_path, token_dir)
-    assert numbers["epochs"] == {"steps200-tokens2048": 25.0}
-    assert (tmp_path / "data_first2048/index.json").exists()
+    assert numbers["epochs"].pop("steps200-tokens2048") == 25.0
+    epochs = [numbers["epochs"][f"steps{n}-tokensall"] for n in (50, 200)]
+    assert epochs[1] == pytest.approx(4 * epochs[0], rel=1e-4)
+    held = shards.open_set(token_dir).fingerprint[:8]
+    assert (tmp_path / f"data_{held}_first2048/index.json").exists()
     assert numbers["keel_is_better_from_steps"] is None  # they are the same here
+
+
+@pytest.mark.parametrize("failures", [2, pytest.param(999, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SWEEPS)
+def test_what_is_missing_is_said_and_no_number(name, failures, tmp_path, token_dir):
+    """Of the first group, or of all."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/FAILURES").write_text(str(failures))
+    done = _run(name, tmp_path, token_dir)
+    assert done.returncode == 1 and "missing: " in done.stdout, done.stdout + done.stderr
+    found = results.read(tmp_path / "out")
+    states = [point["state"] for point in found["points"]]
+    assert len(found["numbers"]["missing"]) == states.count("missing") > 0
+    if name == "lr_robustness":
+        fixed = found["numbers"]["L64"]["fixed"]
+        ordering = fixed["largest_stable_rate_ordering"]
+        assert ordering["keel > pre_ln"]["verdict"] == ordering["verdict"] == "undecided"
+        if failures == 2:
+            assert fixed["topologies"]["keel"]["incomplete_seeds"] == [0, 1, 2]
+            assert fixed["topologies"]["pre_ln"]["incomplete_seeds"] == []
 
 
 def test_the_crossover_is_from_where_on_it_holds():

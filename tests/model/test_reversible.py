@@ -105,12 +105,13 @@ def test_any_depth_backwards_has_the_exact_gradients(num_blocks, anchor_blocks):
     assert told_A2.max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         dict(topology="keel_scaled_inner_norm", keel_first_block="v1"),
-        pytest.param(dict(topology="keel_no_inner_norm"), marks=pytest.mark.slow),
-        pytest.param(dict(topology="keel_scaled_input", qk_norm=True), marks=pytest.mark.slow),
+        dict(topology="keel_no_inner_norm"),
+        dict(topology="keel_scaled_input", qk_norm=True),
     ],
     ids=str,
 )
