@@ -9,9 +9,10 @@ heads or FFN (Megatron's `tensor`). `columns` leads from the stream into a branc
 and the backward passes are the transposes: a weight's gradient is reduce-scattered to where the
 weight lies, in the compute dtype.
 
-Heads are multiplied as heads, [B, T, N, H]: it is the weight that is reshaped, and not the
-activation, which attention keeps in an order of its own. Flattened to [B, T, N H], the gradients of
-queries and values were copied into another order on a TPU first (docs/performance.md).
+Heads that fill a TPU's registers are multiplied as heads, [B, T, N, H]: it is the weight that is
+reshaped, and not the activation, which attention keeps in an order of its own. Flattened to
+[B, T, N H], the gradients of queries and values were copied into another order first. Narrower
+heads would be padded in memory, and are flat (docs/performance.md has both).
 
 Dimension letters: B batch, T time, D model, F ffn or heads N x H.
 """
@@ -24,6 +25,8 @@ import jax.numpy as jnp
 from keel_jax.parallel import gathering, manual, sharding
 
 _STREAM_AXES = ("batch", "stream_time", "stream")
+# Numbers side by side in a TPU's register.
+LANES = 128
 
 
 def columns(
@@ -46,6 +49,8 @@ def columns(
     def product(x_BTD, w_DF):
         if head_dim is None:
             return x_BTD @ w_DF
+        if head_dim % LANES:
+            return (x_BTD @ w_DF).reshape(*x_BTD.shape[:2], -1, head_dim)
         return jnp.einsum("BTD,DNH->BTNH", x_BTD, w_DF.reshape(len(w_DF), -1, head_dim))
 
     def local(x_BTD, *weights_DF):
@@ -72,8 +77,8 @@ def rows(x_BTF: jax.Array, w_FD: jax.Array, axis: str) -> jax.Array:
     x_axes = "batch", "time", axis, *split
 
     def product(x_BTF, w_FD):
-        if not split:
-            return x_BTF @ w_FD
+        if not split or x_BTF.shape[-1] % LANES:
+            return x_BTF.reshape(*x_BTF.shape[:2], -1) @ w_FD
         return jnp.einsum("BTNH,NHD->BTD", x_BTF, w_FD.reshape(*x_BTF.shape[2:], -1))
 
     def local(x_BTF, w_FD):

@@ -49,10 +49,13 @@ def _loss(arrays, head_dim=None):
     return (y_BTD * arrays["x"]).sum() + k.sum() + q.sum(), (*flat, y_BTD)
 
 
-@pytest.mark.parametrize("head_dim", [None, 2])
+@pytest.mark.parametrize(("head_dim", "lanes"), [(None, 128), (2, 128), (2, 2)])
 @pytest.mark.parametrize("largest", [16, 2])
 @pytest.mark.parametrize("sizes", _MESHES, ids=str)
-def test_values_and_gradients_are_those_of_plain_products(sizes, largest, head_dim, monkeypatch):
+def test_values_and_gradients_are_those_of_plain_products(
+    sizes, largest, head_dim, lanes, monkeypatch
+):
+    monkeypatch.setattr(products, "LANES", lanes)
     monkeypatch.setattr(gathering, "MAX_GATHER", largest)
     monkeypatch.setattr(gathering, "MAX_SCATTER", largest)
     gradient = jax.value_and_grad(_loss, has_aux=True)
