@@ -70,6 +70,8 @@ class RecomputeConfig:
     # What is kept throughout (inputs of segments or, in the plan "block", of blocks) waits in the
     # host's memory.
     offload: bool = False
+    # With it, in the plan "block": what `save` names beside the input waits there, too.
+    offload_saved: bool = False
     # Reversible: blocks of a stretch, the input of whose lowest is kept.
     anchor_blocks: int = 8
     # Reversible: times that each branch is computed on the way back; the last is the one that the
@@ -97,6 +99,13 @@ class RecomputeConfig:
             )
         config_checks.at_least("model.recompute.evaluations", self.evaluations, 1)
         config_checks.not_negative("model.recompute.error_bound", self.error_bound)
+        keeps_more = self.plan == "block" and self.save != "carry"
+        if self.offload and self.offload_saved and not keeps_more:
+            raise ValueError(
+                f"model.recompute.offload_saved has no effect with plan={self.plan!r} and "
+                f"save={self.save!r}: it is for what plan=block and save=attention or products "
+                "keep beside each block's input."
+            )
         given = [size for size in self.segment_blocks if size]
         if any(inner >= outer for outer, inner in zip(given, given[1:], strict=False)):
             raise ValueError(

@@ -82,6 +82,8 @@ READERS = (
     _choices("model.recompute.segment_blocks", "model.recompute.plan", "segments"),
     _choices("model.recompute.save", "model.recompute.plan", "block", "segments"),
     _choices("model.recompute.offload", "model.recompute.plan", "block", "segments"),
+    Reader("model.recompute.offload_saved", "model.recompute.offload", bool,
+           "model.recompute.offload=True"),
     _choices("model.recompute.anchor_blocks", "model.recompute.plan", "reversible"),
     _choices("model.recompute.evaluations", "model.recompute.plan", "reversible"),
     _choices("model.recompute.error_bound", "model.recompute.plan", "reversible"),

@@ -150,6 +150,9 @@ _EFFECTS = {
     "model.attn_res_groups": (2, dict(topology="attention_residuals"), dict(topology="mhc")),
     "model.ngpt_rate": (0.1, dict(topology="ngpt"), dict(topology="mhc")),
     "model.qk_norm": (True, dict(topology="keel"), dict(topology="hybridnorm_star")),
+    "model.recompute.offload_saved": (
+        True, dict(recompute=dict(plan="block", save="attention", offload=True)),
+        dict(recompute=dict(offload=False))),
     "model.recompute.anchor_blocks": (
         2, dict(recompute=dict(plan="reversible")), dict(recompute=dict(plan="block"))),
     "model.recompute.evaluations": (2, _REVERSIBLE, dict(recompute=dict(plan="segments"))),

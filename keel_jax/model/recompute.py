@@ -56,7 +56,9 @@ def scan(body: Callable, carry, rows, recompute: config.RecomputeConfig):
         return jax.lax.scan(body, carry, rows)
     sizes = segment_sizes(recompute, num_blocks)
     if recompute.save != "all":
-        body = _remembering(body, NAMES[recompute.save], recompute.offload and not sizes)
+        body = _remembering(
+            body, NAMES[recompute.save], recompute.offload and not sizes, recompute.offload_saved
+        )
     return _segments(body, carry, rows, sizes, recompute.offload)
 
 
@@ -123,10 +125,13 @@ def _segments(body, carry, rows, sizes, offload):
     return carry, jax.tree.map(join, outputs, last)
 
 
-def _remembering(body, names: tuple[str, ...], offload: bool, prevent_cse: bool = False):
+def _remembering(
+    body, names: tuple[str, ...], offload: bool, offload_names: bool = False,
+    *, prevent_cse: bool = False,
+):
     """`body`, of which the backward pass finds its carry and what is named so; the rest again.
 
-    With `offload` the carry waits in the host's memory.
+    With `offload` the carry waits in the host's memory, with `offload_names` what is named as well.
     """
     policies = jax.checkpoint_policies
     if not offload:
@@ -137,7 +142,8 @@ def _remembering(body, names: tuple[str, ...], offload: bool, prevent_cse: bool 
         return body(checkpoint_name(carry, _INPUT), row)
 
     policy = policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=names, names_which_can_be_offloaded=[_INPUT],
+        names_which_can_be_saved=[] if offload_names else names,
+        names_which_can_be_offloaded=[_INPUT, *names] if offload_names else [_INPUT],
         offload_src="device", offload_dst="pinned_host",
     )
     return jax.checkpoint(named, prevent_cse=prevent_cse, policy=policy)

@@ -121,6 +121,8 @@ def temporaries(
     if plan.plan == "reversible":
         segments, kept, segment = _reversible(plan, num_blocks, carry, model.d_model)
     host = (outer[0] if outer else inner) * carry if plan.offload else 0
+    if plan.offload_saved:
+        host = inner * residuals
     ticks = pipeline.num_ticks(sizes["stage"], parts)
     kept, host = ticks * (kept - host), ticks * host
 

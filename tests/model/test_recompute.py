@@ -26,6 +26,7 @@ FLAT = _plan("none")
 PLANS = (
     _plan("block", save="attention"),
     _plan("block", save="products", offload=True),
+    _plan("block", save="attention", offload=True, offload_saved=True),
     _plan(),
     _plan(save="all"),
     _plan(offload=True),
@@ -34,7 +35,8 @@ PLANS = (
 
 
 def _name(plan: config.RecomputeConfig) -> str:
-    return " ".join(map(str, (plan.plan, plan.segment_blocks, plan.save, plan.offload)))
+    options = plan.plan, plan.segment_blocks, plan.save, plan.offload, plan.offload_saved
+    return " ".join(map(str, options))
 
 
 # --- The scan, with a body that has everything a block may have ----------------------------------
@@ -205,3 +207,7 @@ def test_offloaded_inputs_are_stacked_in_the_hosts_memory():
     assert "f32<host>[7,2,12,16]" in traced(_plan("block", offload=True))
     assert "f32<host>[1,2,12,16]" in traced(_plan("segments", 4, offload=True))
     assert "<host>" not in traced(_plan("block"))
+    # The input, queries, keys, values, and attention's output.
+    kept = [traced(_plan("block", save="attention", offload=True, offload_saved=wait))
+            .count("<host>[7,") for wait in (False, True)]
+    assert kept[1] >= kept[0] + 4

@@ -166,3 +166,16 @@ def test_a_tpu_keeps_offloaded_inputs_in_its_hosts_memory():
     assert deep.memory.host == pytest.approx(carries, rel=0.1)
     assert deep.memory.temporaries < carries
     assert deep.host_seconds == pytest.approx(2 * carries / V5E.host_bytes_per_second, rel=0.1)
+
+
+@pytest.mark.slow
+def test_with_what_is_saved_in_the_host_too_a_tpu_executes_four_thirds():
+    """Of the model's FLOPs, with what attention's kernels do beyond them; little in HBM."""
+    deep = _peers(64, plan="block", save="attention", offload=True, offload_saved=True)
+    assert deep.executed.total < 4 / 3 * deep.model_flops
+    assert deep.executed.total == pytest.approx(deep.choice.executed_flops, rel=0.01)
+    carries = 64 * 4 * 2048 * 1024 * 4
+    # Queries, keys, values and attention's output, in bf16: twice the input's bytes.
+    assert deep.memory.host == pytest.approx(3 * carries, rel=0.1)
+    assert deep.memory.host == pytest.approx(deep.choice.temporaries.host, rel=0.1)
+    assert deep.memory.temporaries < carries
