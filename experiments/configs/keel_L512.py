@@ -12,8 +12,8 @@ average of its benchmarks 58.1, Pre-LN 54.3. Recipe here: Table 3's peak rate, t
 protocol's warm-up of 2000 steps and cosine, windows of 2048 tokens, 10 B tokens. The batch is 4 x
 2048 tokens a chip on v5e:4x4; the protocol's own is 256 x 2048: --config.train.batch_size=256,
 with --config.train.accumulation_steps where it must fit fewer chips. The paper does not state its
-vocabulary; 32768 is ours, and `data.path` must be prepared with at most that. The plan's verdict:
-docs/planning.md.
+vocabulary; 32768 is ours, and `data.path` must be prepared with at most that.
+The plan's verdict: fits v5e:4x4, 11.61 of 15.75 GiB a chip, block inputs kept (docs/planning.md).
 """
 
 from keel_jax import config

@@ -9,6 +9,8 @@ residual rule, and the lower peak rate that the paper needed (4.5e-3 spiked).
     512     1024        1024   3072  16     8         3e-3
 
 Expected (arXiv:2601.19895, Table 3, 250 B tokens): 57.9 on average, Keel 60.9.
+The plan's verdict: fits v5p:4x4x4, 62.24 of 95.74 GiB a chip, block inputs and attention kept
+(docs/planning.md).
 """
 
 from experiments.configs import keel_L1024

@@ -8,6 +8,7 @@
     256     512         1024   3072  16     8         6e-3
 
 Expected (arXiv:2601.19895, Table 3, 250 B tokens): 54.3 on average, Keel 58.1.
+The plan's verdict: fits v5e:4x4, 11.60 of 15.75 GiB a chip, block inputs kept (docs/planning.md).
 """
 
 from experiments.configs import keel_L512

@@ -68,6 +68,7 @@ def test_the_docstrings_table_is_the_configs(name):
     pattern = r"\s+".join(map(str, row)) + r"\b.*\s(\S+)\n"
     assert float(re.search(pattern, text)[1]) == cfg.optim.peak_lr
     assert "Expected" in text or "average" in text
+    assert re.search(r"The plan's verdict: fits v\w+:[\dx]+, [\d.]+ of [\d.]+ GiB a chip", text)
     assert m.topology == ("pre_ln" if name.startswith("pre_ln") else "keel")
 
 
