@@ -107,7 +107,9 @@ def finish(
               "from the same command once they are there.")
         return exit_codes.DONE
     missing = [o.point.name for o in outcomes if o.state == outcome_lib.MISSING]
-    numbers = analyse(outcomes, out, sweep.data) | {"missing": missing}
+    # Where nothing came to a result there is nothing to analyse.
+    has_any = len(missing) < len(outcomes)
+    numbers = (analyse(outcomes, out, sweep.data) if has_any else {}) | {"missing": missing}
     groups = {o.record["workdir"].split("/")[1]: o.record["group_seconds"]
               for o in outcomes if o.has_result}
     results.write(

@@ -106,8 +106,11 @@ def _fixed(losses, outcomes, out, data, name) -> dict:
         topology: ramps.read([o for o in found if o.point.peak_lr == rate], data)
         for topology, found in outcomes.items()
     }
-    drawing.losses_against_rate(losses, unigram, out, f"loss_against_rate_{name}")
-    drawing.curves({t: runs for t, runs in aggressive.items() if runs}, rate, out, f"curves_{name}")
+    aggressive = {topology: runs for topology, runs in aggressive.items() if runs}
+    if any(losses.values()):
+        drawing.losses_against_rate(losses, unigram, out, f"loss_against_rate_{name}")
+    if aggressive:
+        drawing.curves(aggressive, rate, out, f"curves_{name}")
     claimed = {t: by_topology[t]["largest_stable_rate"] for t in CLAIM if t in by_topology}
     numbers = {
         "unigram_eval_nats": unigram,
