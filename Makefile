@@ -29,7 +29,7 @@ test: lint  ## the suite, without its slow part
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m "not slow" tests
 
 test-slow: setup  ## the slow part: minutes
-	$(VENV)/bin/python -m pytest -m slow tests
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m slow tests
 
 clean:  ## removes the virtual environment and the caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
