@@ -14,8 +14,8 @@ SciQ): 61.5, Pre-LN 60.3 (pre_ln_fineweb_edu_10b.py). Keel's loss is higher earl
 ends lower. 3e-3 was the best of {1, 1.5, 3, 4.5}e-3; warm-up of 2000 steps, then cosine. The paper
 does not state its vocabulary (32768 is ours), nor the cosine's end and the decay of this table: 0
 and 0.01, as elsewhere in it.
-The plan's verdict: fits v5e:8x8, 9.42 of 15.75 GiB a chip, block inputs kept; 1.57 s a step
-estimated, 8.3 hours for the 19 074 steps.
+The plan's verdict: fits v5e:8x8, 9.33 of 15.75 GiB a chip, block inputs kept; 1.43 s a step
+estimated, 7.6 hours for the 19 074 steps.
 """
 
 from experiments.configs import keel_L512

@@ -11,7 +11,7 @@ and the rate at which it was best.
 
 Expected (arXiv:2601.19895, Table 4): 60.3 on average, Keel 61.5; 1.5e-3 was the best of {1, 1.5, 3,
 4.5}e-3 for Pre-LN.
-The plan's verdict: fits v5e:8x8, 9.41 of 15.75 GiB a chip, block inputs kept; 1.54 s a step
+The plan's verdict: fits v5e:8x8, 9.32 of 15.75 GiB a chip, block inputs kept; 1.43 s a step
 estimated.
 """
 
