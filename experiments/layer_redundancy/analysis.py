@@ -39,7 +39,7 @@ def measure(model: removal.Model, num_candidates: int) -> dict:
     return {
         "topology": model.cfg.model.topology,
         "seed": model.seed,
-        "peak_lr": model.cfg.optim.peak_lr,
+        "peak_lr": model.peak_lr,
         "num_blocks": model.num_blocks,
         "step": model.step,
         "loss": whole,
@@ -198,7 +198,7 @@ def _by_topology(found: list[dict]) -> dict[str, list[dict]]:
     for model in found:
         groups[model["topology"]].append(model)
     for topology, group in groups.items():
-        kinds = {(m["num_blocks"], m["step"], m.get("peak_lr")) for m in group}
+        kinds = {(m["num_blocks"], m["step"], m["peak_lr"]) for m in group}
         if len(kinds) > 1:
             raise ValueError(
                 f"The {topology} models are no seeds of one run: their (blocks, steps, peak rates) "

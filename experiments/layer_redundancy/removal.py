@@ -46,6 +46,7 @@ class Model:
     # Optimiser steps behind it.
     step: int
     seed: int
+    peak_lr: float
 
     @property
     def num_blocks(self) -> int:
@@ -84,7 +85,7 @@ def load(workdir: pathlib.Path, num_sequences: int, data_path: str | None = None
     kind = dataclasses.replace(
         cfg, data=config.DataConfig(), seed=0, optim=dataclasses.replace(cfg.optim, peak_lr=1.0)
     )
-    return Model(kind, params, jax.device_put(batch), meta.step, cfg.seed)
+    return Model(kind, params, jax.device_put(batch), meta.step, cfg.seed, cfg.optim.peak_lr)
 
 
 def change(removed_N2: np.ndarray, kind: str) -> intervention.Intervention:

@@ -130,6 +130,13 @@ def test_checks_hold_where_the_theory_does_and_fail_where_not():
     assert [key for key, check in failing.items() if check["holds"]] == ["unit path, keel"]
 
 
+def test_trained_models_of_several_rates_are_no_seeds():
+    kind = {"name": "keel", "num_blocks": 2, "kind": "trained", "step": 6}
+    with pytest.raises(ValueError, match="no seeds of one run.*0.01, 0.03"):
+        analysis.numbers([kind | {"seed": n, "peak_lr": lr} for n, lr in enumerate((1e-2, 3e-2))],
+                         TINY)
+
+
 def test_the_run_writes_numbers_and_figures(monkeypatch, tmp_path):
     """On the tiny preset, of few topologies."""
     names = ("keel", "pre_ln")

@@ -38,6 +38,7 @@ def test_with_nothing_removed_it_is_the_models_own_loss(model, run_dir):
     want = evaluate.evaluate(run_dir / "lanes/000")["loss_nats_per_token"]
     assert everything.loss(np.zeros((N, 2), bool)) == pytest.approx(want, rel=1e-5)
     assert model.step == 6 and model.seed == 3
+    assert model.peak_lr == conftest.tiny_config().optim.peak_lr != 1.0
 
 
 def test_removal_is_of_the_right_part(model):
@@ -110,7 +111,8 @@ def _made_up(topology: str, seed: int, deltas, greedy_losses) -> dict:
     """A model of loss 1 whose blocks' removal costs these nats."""
     deltas = np.array(deltas)
     return {
-        "topology": topology, "seed": seed, "num_blocks": len(deltas), "step": 1, "loss": 1.0,
+        "topology": topology, "seed": seed, "peak_lr": 1e-2, "num_blocks": len(deltas), "step": 1,
+        "loss": 1.0,
         "without_block": 1 + deltas, "without_sublayer": np.repeat(1 + deltas / 2, 2),
         "without_sublayer_identity": np.repeat(1 + deltas, 2),
         "rotation_radians": np.full(2 * len(deltas), 0.1),
@@ -137,6 +139,22 @@ def test_the_verdicts_follow_the_models():
     flat = [_made_up("keel", seed, [0.1] * 4 + [1.0], [2]) for seed in range(3)]
     told = analysis.checks(flat)
     assert not told["first blocks, keel"]["holds"] and len(told) == 2
+
+
+def test_pairs_are_of_the_same_seed():
+    """Where each lacks another one, one pair is left, which decides nothing."""
+    found = _world(0.3, [1.02, 2])
+    lacking = [m for m in found if (m["topology"], m["seed"]) not in {("keel", 0), ("pre_ln", 2)}]
+    pair = analysis.checks(lacking)["shallow blocks, keel above pre_ln"]
+    assert pair["num_seeds"] == 1 and pair["verdict"] == "undecided"
+    assert analysis.checks(found)["shallow blocks, keel above pre_ln"]["num_seeds"] == 3
+
+
+@pytest.mark.parametrize("other", [dict(peak_lr=3e-2), dict(step=2), dict(num_blocks=5)], ids=str)
+def test_models_that_differ_in_more_than_their_seed_are_refused(other):
+    found = [_made_up("keel", seed, [1.0, 0.1], [2]) for seed in range(2)]
+    with pytest.raises(ValueError, match="no seeds of one run.*Give work directories of one kind"):
+        analysis.checks([*found, _made_up("keel", 2, [1.0, 0.1], [2]) | other])
 
 
 def test_removable_counts_blocks_within_the_budget():
