@@ -29,7 +29,14 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
     lengths = sorted(steps for steps, tokens in regimes if tokens is None)
     verdicts = {steps: (advantages[f"steps{steps}-tokens{points.ALL}"] or {}).get("verdict")
                 for steps in lengths}
-    _draw(losses, lengths, unigram, out)
+    best = {
+        t: [comparison.best_row(losses.get(points.series(t, steps, None), {})) for steps in lengths]
+        for t in points.TOPOLOGIES
+    }
+    figures.best_losses(
+        lengths, best, unigram, "optimiser steps of a run, on all the tokens that there are", out,
+        "loss_against_steps",
+    )
     numbers = {
         "paper": PAPER,
         "unigram_eval_nats": unigram,
@@ -75,20 +82,3 @@ def crossover(verdicts: dict[int, str | None]) -> int | None:
             break
         found = steps
     return found
-
-
-def _draw(losses, lengths: list[int], unigram: float, out: pathlib.Path):
-    figure, axes = figures.new()
-    lines = []
-    for topology in points.TOPOLOGIES:
-        rows = [losses.get(points.series(topology, steps, None), {}) for steps in lengths]
-        best = [comparison.best_row(row) for row in rows]
-        lines.append(figures.draw(axes, lengths, best, figures.name(topology),
-                                  color=figures.COLOURS[topology]))
-    axes.axhline(unigram, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")
-    axes.set(xscale="log", xlabel="optimiser steps of a run, on all the tokens that there are",
-             ylabel="validation loss at the best rate, nats/token")
-    axes.set_xticks(lengths, [str(steps) for steps in lengths])
-    axes.minorticks_off()
-    axes.legend()
-    figures.save(figure, out, "loss_against_steps", {"lines": lines, "unigram_nats": unigram})

@@ -30,7 +30,13 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
     depths = [depth for depth, d_model in shapes if d_model == width]
     cfg = point_lib.build([outcomes[0].point], data)
     unigram = corpus.unigram_validation_loss(cfg)
-    _draw(losses, depths, width, unigram, out)
+    best = {
+        t: [comparison.best_row(losses.get(points.series(t, depth, width), {})) for depth in depths]
+        for t in points.TOPOLOGIES
+    }
+    figures.best_losses(
+        depths, best, unigram, f"sub-layers, {width} wide", out, "loss_against_depth"
+    )
     numbers = {
         "paper": PAPER,
         "unigram_eval_nats": unigram,
@@ -103,20 +109,3 @@ def _advantage(losses, own: tuple, other: tuple) -> dict | None:
 def _at(found: comparison.Losses, rate: float | None) -> dict | None:
     """The mean at the rate that is best by the loss."""
     return comparison.mean(found[rate]) | {"rate": rate} if rate else None
-
-
-def _draw(losses, depths: list[int], width: int, unigram: float, out: pathlib.Path):
-    figure, axes = figures.new()
-    lines = []
-    for topology in points.TOPOLOGIES:
-        rows = [losses.get(points.series(topology, depth, width), {}) for depth in depths]
-        best = [comparison.best_row(row) for row in rows]
-        lines.append(figures.draw(axes, depths, best, figures.name(topology),
-                                  color=figures.COLOURS[topology]))
-    axes.axhline(unigram, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")
-    axes.set(xscale="log", xlabel=f"sub-layers, {width} wide",
-             ylabel="validation loss at the best rate, nats/token")
-    axes.set_xticks(depths, [str(depth) for depth in depths])
-    axes.minorticks_off()
-    axes.legend()
-    figures.save(figure, out, "loss_against_depth", {"lines": lines, "unigram_nats": unigram})

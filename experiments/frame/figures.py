@@ -1,7 +1,7 @@
 """Figures: each a PNG and an SVG beside the JSON that it was drawn from."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -62,6 +62,27 @@ def draw(axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str
     axes.plot(np.array(x, float)[crossed], median[crossed], "x", color=line.get_color())
     return {"label": label, "x": list(x), "low": low, "median": median, "high": high,
             "num_not_finished": lacking}
+
+
+def unigram_line(axes, nats: float = 0.0) -> None:
+    """The line on which a run stands that has learned token frequencies alone."""
+    axes.axhline(nats, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")
+
+
+def best_losses(
+    x: Sequence[int], found: Mapping[str, Sequence[Sequence[float]]], unigram_nats: float,
+    xlabel: str, out: pathlib.Path, stem: str,
+) -> None:
+    """Draws and saves each topology's losses at its best rate, [X, seeds], against `x`."""
+    figure, axes = new()
+    lines = [draw(axes, x, values, name(topology), color=COLOURS[topology])
+             for topology, values in found.items()]
+    unigram_line(axes, unigram_nats)
+    axes.set(xscale="log", xlabel=xlabel, ylabel="validation loss at the best rate, nats/token")
+    axes.set_xticks(x, [str(value) for value in x])
+    axes.minorticks_off()
+    axes.legend()
+    save(figure, out, stem, {"lines": lines, "unigram_nats": unigram_nats})
 
 
 def _is_finite(value: float | None) -> bool:

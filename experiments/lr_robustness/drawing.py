@@ -22,7 +22,7 @@ def losses_against_rate(
                      figures.name(topology), color=figures.COLOURS.get(topology))
         for topology, rows in losses.items()
     ]
-    _unigram(axes, unigram_nats)
+    figures.unigram_line(axes, unigram_nats)
     axes.set(xscale="log", xlabel="peak learning rate", ylabel="validation loss, nats/token")
     axes.legend()
     figures.save(figure, out, stem, {"lines": lines, "unigram_nats": unigram_nats})
@@ -43,7 +43,7 @@ def curves(
             axes, (at + 1).tolist(), values, figures.name(topology), marker="",
             color=figures.COLOURS.get(topology),
         ))
-    _unigram(axes, 0.0)
+    figures.unigram_line(axes)
     axes.set(xlabel="optimiser steps", ylabel="loss above the unigram model's, nats/token",
              title=f"peak learning rate {rate:g}")
     axes.legend()
@@ -70,7 +70,7 @@ def ramps(
                 axes.plot(row["rate"], smooth[row["step"] - 1], "x", color=colour)
             lines.append({"topology": topology, "seed": run.seed, "tolerated": row,
                           "rate": run.learning_rate[::5], "excess_nats": smooth[::5]})
-    _unigram(axes, 0.0)
+    figures.unigram_line(axes)
     axes.set(xlabel="learning rate, rising linearly with the steps",
              ylabel="loss above the unigram model's, nats/token")
     axes.legend()
@@ -93,7 +93,3 @@ def sensitivity(under: dict[str, dict[str, list[dict]]], out: pathlib.Path, stem
     axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=len(drawn))
     figures.save(figure, out, stem, {"tolerated_rate": drawn})
-
-
-def _unigram(axes, level: float):
-    axes.axhline(level, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")
