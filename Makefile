@@ -24,6 +24,7 @@ quickstart: setup  ## trains, evaluates and samples from a 64-sub-layer Keel on 
 
 lint: setup  ## style
 	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
 
 test: lint  ## the suite, without its slow part
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m "not slow" tests

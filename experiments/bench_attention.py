@@ -30,10 +30,20 @@ def gradient(kernel: str):
     """(q, k, v, segments, index) -> the gradients of the output's sum."""
 
     def loss(q, k, v, segments, index):
-        return attention.attend(
-            q, k, v, kernel=kernel, query_index_BT=index, key_index_BS=index,
-            query_segments_BT=segments, key_segments_BS=segments,
-        ).astype(jnp.float32).sum()
+        return (
+            attention.attend(
+                q,
+                k,
+                v,
+                kernel=kernel,
+                query_index_BT=index,
+                key_index_BS=index,
+                query_segments_BT=segments,
+                key_segments_BS=segments,
+            )
+            .astype(jnp.float32)
+            .sum()
+        )
 
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
 

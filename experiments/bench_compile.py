@@ -76,7 +76,9 @@ def main(_):
         )
     if _JSON.value:
         result = {
-            "rows": rows, "topology": _TOPOLOGY.value, "recompute": dataclasses.asdict(plan),
+            "rows": rows,
+            "topology": _TOPOLOGY.value,
+            "recompute": dataclasses.asdict(plan),
             **versions.describe(),
         }
         pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")

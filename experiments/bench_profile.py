@@ -52,8 +52,12 @@ def measure(cfg: config.Config, num_steps: int) -> dict:
     return {
         "step_seconds": seconds,
         "parts": [
-            {"region": part.region, "pass": part.pass_, "kind": part.kind,
-             "microseconds": part.cycles}
+            {
+                "region": part.region,
+                "pass": part.pass_,
+                "kind": part.kind,
+                "microseconds": part.cycles,
+            }
             for part in found
         ],
     }
@@ -104,7 +108,9 @@ def main(_):
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file(
-        "config", "experiments/configs/quickstart.py", "Python file with get_config().",
+        "config",
+        "experiments/configs/quickstart.py",
+        "Python file with get_config().",
         lock_config=True,
     )
     _NUM_STEPS = flags.DEFINE_integer("num_steps", 3, "Steps under the profiler.", lower_bound=1)

@@ -83,7 +83,9 @@ def compare(found, exact) -> dict:
     dots = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, found, exact)))
     matrices = [
         float(jnp.sqrt(square(part[name]) / square(exact[kind][name])))
-        for kind, part in difference.items() for name in part if name in layers.MATRICES
+        for kind, part in difference.items()
+        for name in part
+        if name in layers.MATRICES
     ]
     return {
         "all": float(jnp.sqrt(square(difference) / square(exact))),
@@ -112,40 +114,63 @@ def main(_):
         name = f"{num_blocks}_lr{_PEAK_LR.value:g}"
         cfg = run_config(num_blocks, _NUM_STEPS.value, _PEAK_LR.value, _DATA.value)
         cfg, params, batch, loss = trained(cfg, epath.Path(_WORKDIR.value) / name)
-        print(f"{num_blocks} blocks, peak rate {_PEAK_LR.value:g}, {_NUM_STEPS.value} steps: "
-              f"validation {loss:.3f} nats a token")
-        print(f"{'dtype':>9} {'anchors':>8} {'evaluations':>12} {'error':>9} {'step':>9} "
-              f"{'over':>9} {'all':>9} {'1 - cos':>9} {'worst':>9}")
+        print(
+            f"{num_blocks} blocks, peak rate {_PEAK_LR.value:g}, {_NUM_STEPS.value} steps: "
+            f"validation {loss:.3f} nats a token"
+        )
+        print(
+            f"{'dtype':>9} {'anchors':>8} {'evaluations':>12} {'error':>9} {'step':>9} "
+            f"{'over':>9} {'all':>9} {'1 - cos':>9} {'worst':>9}"
+        )
         in_float32 = gradient(cfg, _EXACT, "float32")(params, batch)[0]
         for dtype in _DTYPES.value:
             exact = gradient(cfg, _EXACT, dtype)(params, batch)[0]
             begin = time.monotonic()
             if dtype != "float32":
-                rows.append(dict(num_blocks=num_blocks, dtype=dtype, plan="block",
-                                 **compare(exact, in_float32)))
+                rows.append(
+                    dict(
+                        num_blocks=num_blocks,
+                        dtype=dtype,
+                        plan="block",
+                        **compare(exact, in_float32),
+                    )
+                )
                 _tell(rows[-1])
             for blocks, evaluations in _cases(_CASES.value):
                 if blocks > num_blocks:
                     continue
                 plan = config.RecomputeConfig(
-                    plan="reversible", anchor_blocks=blocks, evaluations=evaluations,
+                    plan="reversible",
+                    anchor_blocks=blocks,
+                    evaluations=evaluations,
                     error_bound=_ERROR_BOUND.value,
                 )
                 found, told_A2 = gradient(cfg, plan, dtype)(params, batch)
                 error, step = map(float, told_A2.max(axis=0))
-                rows.append(dict(
-                    num_blocks=num_blocks, dtype=dtype, plan="reversible", anchor_blocks=blocks,
-                    evaluations=evaluations, error=error, step=step,
-                    error_bound=_ERROR_BOUND.value,
-                    over=float(jnp.mean(jnp.any(~(told_A2 < _ONE_PERCENT), axis=1))),
-                    **compare(found, exact),
-                    worst_to_float32=compare(found, in_float32)["worst"],
-                    seconds=time.monotonic() - begin,
-                ))
+                rows.append(
+                    dict(
+                        num_blocks=num_blocks,
+                        dtype=dtype,
+                        plan="reversible",
+                        anchor_blocks=blocks,
+                        evaluations=evaluations,
+                        error=error,
+                        step=step,
+                        error_bound=_ERROR_BOUND.value,
+                        over=float(jnp.mean(jnp.any(~(told_A2 < _ONE_PERCENT), axis=1))),
+                        **compare(found, exact),
+                        worst_to_float32=compare(found, in_float32)["worst"],
+                        seconds=time.monotonic() - begin,
+                    )
+                )
                 _tell(rows[-1])
         if _JSON.value:
-            result = {"rows": rows, "peak_lr": _PEAK_LR.value, "num_steps": _NUM_STEPS.value,
-                      **versions.describe()}
+            result = {
+                "rows": rows,
+                "peak_lr": _PEAK_LR.value,
+                "num_steps": _NUM_STEPS.value,
+                **versions.describe(),
+            }
             pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -160,8 +185,11 @@ def _tell(row: dict):
         f"{row[name]:9.1e}" if name in row else f"{blank:>9}"
         for name in ("error", "step", "over", "all", "one_minus_cosine", "worst")
     ]
-    print(f"{row['dtype']:>9} {row.get('anchor_blocks', blank):>8} "
-          f"{row.get('evaluations', blank):>12} {' '.join(numbers)}", flush=True)
+    print(
+        f"{row['dtype']:>9} {row.get('anchor_blocks', blank):>8} "
+        f"{row.get('evaluations', blank):>12} {' '.join(numbers)}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
@@ -171,7 +199,8 @@ if __name__ == "__main__":
     _NUM_STEPS = flags.DEFINE_integer("num_steps", 300, "Steps of training.", lower_bound=2)
     _PEAK_LR = flags.DEFINE_float("peak_lr", 1e-2, "Of the training.", lower_bound=0.0)
     _CASES = flags.DEFINE_list(
-        "cases", "2:1,4:1,8:1,16:1,2:2,8:2,16:2,8:3,8:4",
+        "cases",
+        "2:1,4:1,8:1,16:1,2:2,8:2,16:2,8:3,8:4",
         "Blocks of a stretch, and evaluations of each branch.",
     )
     _ERROR_BOUND = flags.DEFINE_float(

@@ -44,9 +44,7 @@ class Worker:
         self._lines, self._errors = queue.Queue(), []
         self._threads = [
             threading.Thread(target=self._read_lines, daemon=True),
-            threading.Thread(
-                target=lambda: self._errors.extend(self._process.stderr), daemon=True
-            ),
+            threading.Thread(target=lambda: self._errors.extend(self._process.stderr), daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -120,10 +118,16 @@ def with_ratios(rows: list[dict]) -> list[dict]:
     """Each row with its numbers as multiples of keel_jax's, where both are known."""
     [reference] = [row for row in rows if row["contender"] == _REFERENCE]
     return [
-        row | {
+        row
+        | {
             f"{key}_ratio": row[f"{key}"] / reference[f"{key}"]
-            for key in ("step_seconds", "step_cpu_seconds", "process_bytes", "device_bytes",
-                        "first_step_cpu_seconds")
+            for key in (
+                "step_seconds",
+                "step_cpu_seconds",
+                "process_bytes",
+                "device_bytes",
+                "first_step_cpu_seconds",
+            )
             if row.get(key) and reference.get(key)
         }
         for row in rows

@@ -75,8 +75,10 @@ def _batch(cfg: config.Config, mesh) -> dict:
         0, cfg.model.vocab_size, (cfg.train.batch_size, cfg.train.seq_len + 1)
     )
     values = {
-        "inputs": tokens[:, :-1], "targets": tokens[:, 1:],
-        "segment_ids": np.zeros_like(tokens[:, 1:]), "loss_weights": np.ones_like(tokens[:, 1:]),
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": np.zeros_like(tokens[:, 1:]),
+        "loss_weights": np.ones_like(tokens[:, 1:]),
     }
     return {
         key: jax.device_put(values[key].astype(leaf.dtype), leaf.sharding)
@@ -87,8 +89,10 @@ def _batch(cfg: config.Config, mesh) -> dict:
 def main(_):
     compilation.enable_cache("")
     rows = []
-    print(f"{'blocks':>7} {'step s':>8} {'look s':>8} {'keep s':>8} {'look/step':>10} "
-          f"{'on/off, no images':>18} {'at most, with them':>19}")
+    print(
+        f"{'blocks':>7} {'step s':>8} {'look s':>8} {'keep s':>8} {'look/step':>10} "
+        f"{'on/off, no images':>18} {'at most, with them':>19}"
+    )
     for num_blocks in map(int, _NUM_BLOCKS.value):
         door = quickstart.get_config()
         door.model.vocab_size = 1024
@@ -98,9 +102,11 @@ def main(_):
         every = _EVERY_STEPS.value
         ratio = 1 + (found["look"] + found["keep"]) / (every * found["step"])
         rows.append({"num_blocks": num_blocks, "on_off": ratio, **found})
-        print(f"{num_blocks:7} {found['step']:8.3f} {found['look']:8.3f} {found['keep']:8.3f} "
-              f"{found['look'] / found['step']:10.2f} {ratio:18.4f} {ratio + _IMAGES:19.4f}",
-              flush=True)
+        print(
+            f"{num_blocks:7} {found['step']:8.3f} {found['look']:8.3f} {found['keep']:8.3f} "
+            f"{found['look'] / found['step']:10.2f} {ratio:18.4f} {ratio + _IMAGES:19.4f}",
+            flush=True,
+        )
     if _JSON.value:
         result = {"rows": rows, "every_steps": every, **versions.describe()}
         pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
@@ -110,7 +116,9 @@ if __name__ == "__main__":
     _NUM_BLOCKS = flags.DEFINE_list("num_blocks", "8,32", "Depths to measure.")
     _ROUNDS = flags.DEFINE_integer("rounds", 8, "Steps, and looks in between.", lower_bound=1)
     _EVERY_STEPS = flags.DEFINE_integer(
-        "every_steps", config.TelemetryConfig().every_steps, "As telemetry.every_steps.",
+        "every_steps",
+        config.TelemetryConfig().every_steps,
+        "As telemetry.every_steps.",
         lower_bound=1,
     )
     _PLAN = flags.DEFINE_enum(

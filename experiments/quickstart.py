@@ -48,8 +48,10 @@ def quickstart(output: pathlib.Path, num_steps: int | None) -> int:
     print(prepare.describe(summary))
 
     cfg = run_config(output, num_steps)
-    print(f"2/4  a {cfg.model.topology} model of {cfg.model.num_sublayers} sub-layers for "
-          f"{cfg.train.num_steps} steps -> {output / 'run'}")
+    print(
+        f"2/4  a {cfg.model.topology} model of {cfg.model.num_sublayers} sub-layers for "
+        f"{cfg.train.num_steps} steps -> {output / 'run'}"
+    )
     code = train.train(cfg, output / "run")
     if code != exit_codes.DONE:
         return code
@@ -111,8 +113,11 @@ def plot(output: pathlib.Path, result: dict) -> None:
     rows = [row for row in metrics.read(output / "run") if "train/bits_per_byte" in row]
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     axes.plot(
-        [row["step"] for row in rows], [row["train/bits_per_byte"] for row in rows],
-        color="0.75", linewidth=1, label="training batches",
+        [row["step"] for row in rows],
+        [row["train/bits_per_byte"] for row in rows],
+        color="0.75",
+        linewidth=1,
+        label="training batches",
     )
     axes.plot(*zip(*result["curve"], strict=True), color="C0", marker="o", label="validation")
     for name, style in (("unigram", "--"), ("gzip", ":"), ("lzma", "-.")):
@@ -152,18 +157,29 @@ def tell(output: pathlib.Path, result: dict, *, is_full: bool) -> int:
     falling = is_falling(result["curve"])
     print("-" * 72)
     print(f"validation        {result['bits_per_byte']:.3f} bits/byte after {result['step']} steps")
-    print(f"unigram entropy   {result['unigram_bits_per_byte']:.3f} bits/byte of the same text: "
-          f"the model is at {fraction:.1%} of it, {'still falling' if falling else 'not falling'}")
-    print(f"gzip -9, xz -9    {result['gzip_bits_per_byte']:.3f}, "
-          f"{result['lzma_bits_per_byte']:.3f} bits/byte (for orientation)")
-    print(f"samples           {result['tokenisable_lines_fraction']:.0%} of their "
-          f"{result['sample_lines']} lines can be tokenised by Python")
-    print(f"files             {output}/loss.png, result.json, run/ (tensorboard --logdir "
-          f"{output}/run/tensorboard)")
+    print(
+        f"unigram entropy   {result['unigram_bits_per_byte']:.3f} bits/byte of the same text: "
+        f"the model is at {fraction:.1%} of it, {'still falling' if falling else 'not falling'}"
+    )
+    print(
+        f"gzip -9, xz -9    {result['gzip_bits_per_byte']:.3f}, "
+        f"{result['lzma_bits_per_byte']:.3f} bits/byte (for orientation)"
+    )
+    print(
+        f"samples           {result['tokenisable_lines_fraction']:.0%} of their "
+        f"{result['sample_lines']} lines can be tokenised by Python"
+    )
+    print(
+        f"files             {output}/loss.png, result.json, run/ (tensorboard --logdir "
+        f"{output}/run/tensorboard)"
+    )
     learned = fraction < LEARNED_FRACTION and falling
     if is_full and not learned:
-        print(f"error: expected less than {LEARNED_FRACTION:.0%} of the unigram entropy, and "
-              "falling.", file=sys.stderr)
+        print(
+            f"error: expected less than {LEARNED_FRACTION:.0%} of the unigram entropy, and "
+            "falling.",
+            file=sys.stderr,
+        )
         return exit_codes.ERROR
     return exit_codes.DONE
 
@@ -182,8 +198,10 @@ def main(_):
     wanted = _NUM_STEPS.value or default_num_steps()
     result = files.read_json(done)
     if result and result["step"] >= wanted:
-        print(f"{output} is done: {result['step']} steps. Longer: make quickstart STEPS=1000. "
-              f"Again: remove {output}.")
+        print(
+            f"{output} is done: {result['step']} steps. Longer: make quickstart STEPS=1000. "
+            f"Again: remove {output}."
+        )
         return tell(output, result, is_full=wanted >= default_num_steps())
     return quickstart(output, _NUM_STEPS.value)
 

@@ -130,21 +130,25 @@ def page(found: Sequence[Found], root: pathlib.Path = EXPERIMENTS) -> str:
         f"{_text(keel_jax.__version__)}, "
         f"from {len(found)} results. Depth is counted in sub-layers, L = 2N: one residual "
         "connection each.</p>",
-        "<nav>" + "".join(f'<a href="#{_text(n)}">{_text(n)}</a>' for n in names)
+        "<nav>"
+        + "".join(f'<a href="#{_text(n)}">{_text(n)}</a>' for n in names)
         + '<a href="#not-run">what was not run</a></nav>',
-        "<h2>What was run</h2>", _overview(found),
+        "<h2>What was run</h2>",
+        _overview(found),
     ]
     for name in names:
         mine = [one for one in found if one.key[0] == name]
         parts.append(_experiment(name, mine, root / name / "NOTES.md"))
-    parts += ['<h2 id="not-run">What was not run</h2>', _table(
-        ("experiment", "preset", "missing"), not_run(found, names)
-    )]
+    parts += [
+        '<h2 id="not-run">What was not run</h2>',
+        _table(("experiment", "preset", "missing"), not_run(found, names)),
+    ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>keel_jax: the experiments</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts) + "\n</body></html>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
     )
 
 
@@ -161,11 +165,17 @@ def _overview(found: Sequence[Found]) -> str:
         if ran_on:
             device += f"; runs on {', '.join(sorted(ran_on))}"
         packages = values["versions"]
-        rows.append((
-            *one.key, len(values["points"]),
-            ", ".join(map(str, one.seeds)) or "-", f"{values['seconds'] / 60:.1f}", device,
-            f"jax {packages.get('jax', '?')}, Python {packages.get('python', '?')}", one.source,
-        ))
+        rows.append(
+            (
+                *one.key,
+                len(values["points"]),
+                ", ".join(map(str, one.seeds)) or "-",
+                f"{values['seconds'] / 60:.1f}",
+                device,
+                f"jax {packages.get('jax', '?')}, Python {packages.get('python', '?')}",
+                one.source,
+            )
+        )
     heads = ("experiment", "preset", "points", "seeds", "minutes", "hardware", "versions", "commit")
     return _table(heads, rows)
 
@@ -183,8 +193,9 @@ def _experiment(name: str, found: Sequence[Found], notes_file: pathlib.Path) -> 
         parts.append(_checks(one.values["numbers"].get("checks")))
         parts += [_figure(path) for path in sorted((one.directory / "figures").glob("*.svg"))]
         shown = json.dumps(one.values["numbers"], indent=1, ensure_ascii=False)
-        versions_of = json.dumps(one.values["versions"] | {"hardware": one.values["hardware"]},
-                                 indent=1)
+        versions_of = json.dumps(
+            one.values["versions"] | {"hardware": one.values["hardware"]}, indent=1
+        )
         parts.append(_details("all numbers", shown) + _details("versions, hardware", versions_of))
     return "\n".join(parts)
 
@@ -210,13 +221,14 @@ def _checks(checks: dict | None) -> str:
 def _figure(path: pathlib.Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     name = _text(path.stem.replace("_", " "))
-    return (f'<figure><img alt="{name}" src="data:image/svg+xml;base64,{data}">'
-            f"<figcaption>{name}</figcaption></figure>")
+    return (
+        f'<figure><img alt="{name}" src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{name}</figcaption></figure>"
+    )
 
 
 def _markdown(text: str) -> str:
-    """The notes as HTML, their headings two levels down; links, which lead into the tree, as text.
-    """
+    """The notes as HTML, headings two levels down; links, which lead into the tree, as text."""
     parser = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table")
     body = parser.render(re.sub(r"\A# .*\n", "", text))
     body = re.sub(r"<(/?)h([1-4])>", lambda m: f"<{m[1]}h{int(m[2]) + 2}>", body)

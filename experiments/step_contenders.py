@@ -91,7 +91,8 @@ class KeelJax(_Jax):
         mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
         tokens = shape.tokens()
         values = {
-            "inputs": tokens[:, :-1], "targets": tokens[:, 1:],
+            "inputs": tokens[:, :-1],
+            "targets": tokens[:, 1:],
             "segment_ids": np.zeros_like(tokens[:, 1:]),
             "loss_weights": np.ones(tokens[:, 1:].shape, np.float32),
         }
@@ -130,8 +131,10 @@ class PlainStack(nn.Module):
         else:
             scan = nn.scan(
                 lambda module, carry, row, context: module(carry, row, context),
-                variable_axes={"params": 0}, split_rngs={"params": True},
-                in_axes=(0, nn.broadcast), length=m.num_blocks,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=m.num_blocks,
                 metadata_params={nn.PARTITION_NAME: "blocks"},
             )
             carry, _ = scan(block(m, name="block"), carry, constants, context)

@@ -186,7 +186,12 @@ class ModelConfig:
             config_checks.one_of(f"model.{name}", getattr(self, name), ("float32", "bfloat16"))
         config_checks.at_least("model.num_blocks", self.num_blocks, 1)
         for name in (
-            "d_model", "d_ffn", "num_heads", "num_kv_heads", "hyper_streams", "attn_res_groups"
+            "d_model",
+            "d_ffn",
+            "num_heads",
+            "num_kv_heads",
+            "hyper_streams",
+            "attn_res_groups",
         ):
             config_checks.at_least(f"model.{name}", getattr(self, name), 1)
         if self.vocab_size is not None:
@@ -403,8 +408,12 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("batch_size", "seq_len", "accumulation_steps", "log_every_steps"):
             config_checks.at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("loss_chunk", "eval_every_steps", "eval_num_batches",
-                     "checkpoint_every_steps"):
+        for name in (
+            "loss_chunk",
+            "eval_every_steps",
+            "eval_num_batches",
+            "checkpoint_every_steps",
+        ):
             config_checks.at_least(f"train.{name}", getattr(self, name), 0)
         config_checks.at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
         config_checks.not_negative("train.z_loss", self.z_loss)
@@ -434,8 +443,8 @@ class TrainConfig:
         if steps and tokens and tokens != steps * self.tokens_per_step:
             raise ValueError(
                 f"Give the length of the run once: train.num_steps={steps} steps of "
-                f"{self.tokens_per_step} tokens are not train.num_tokens={tokens}. 0 means \"from "
-                f"the other one\": --config.train.num_steps=0 --config.train.num_tokens={tokens}, "
+                f'{self.tokens_per_step} tokens are not train.num_tokens={tokens}. 0 means "from '
+                f'the other one": --config.train.num_steps=0 --config.train.num_tokens={tokens}, '
                 f"or --config.train.num_tokens=0 --config.train.num_steps={steps}."
             )
         steps = steps or -(-tokens // self.tokens_per_step)

@@ -60,7 +60,11 @@ KEEL = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_no
 HYPER = ("static_hyper_connections", "hyper_connections", "mhc")
 # With parameters of the group `residual`.
 WITH_RESIDUAL_PARAMS = (
-    "keel_scaled_input", "keel_scaled_inner_norm", "rezero", *HYPER, "attention_residuals",
+    "keel_scaled_input",
+    "keel_scaled_inner_norm",
+    "rezero",
+    *HYPER,
+    "attention_residuals",
     "ngpt",
 )
 # These norm queries and keys whatever qk_norm says.
@@ -77,13 +81,21 @@ READERS = (
     _choices("model.hyper_streams", "model.topology", *HYPER),
     _choices("model.attn_res_groups", "model.topology", "attention_residuals"),
     _choices("model.ngpt_rate", "model.topology", "ngpt"),
-    Reader("model.qk_norm", "model.topology", lambda topology: topology not in WITH_OWN_QK_NORM,
-           "every other topology; here queries and keys are always normed"),
+    Reader(
+        "model.qk_norm",
+        "model.topology",
+        lambda topology: topology not in WITH_OWN_QK_NORM,
+        "every other topology; here queries and keys are always normed",
+    ),
     _choices("model.recompute.segment_blocks", "model.recompute.plan", "segments"),
     _choices("model.recompute.save", "model.recompute.plan", "block", "segments"),
     _choices("model.recompute.offload", "model.recompute.plan", "block", "segments"),
-    Reader("model.recompute.offload_saved", "model.recompute.offload", bool,
-           "model.recompute.offload=True"),
+    Reader(
+        "model.recompute.offload_saved",
+        "model.recompute.offload",
+        bool,
+        "model.recompute.offload=True",
+    ),
     _choices("model.recompute.anchor_blocks", "model.recompute.plan", "reversible"),
     _choices("model.recompute.evaluations", "model.recompute.plan", "reversible"),
     _choices("model.recompute.error_bound", "model.recompute.plan", "reversible"),
@@ -94,14 +106,30 @@ READERS = (
     _choices("optim.wsd_decay_fraction", "optim.schedule", "wsd"),
     _choices("optim.lr_multiplier.residual", "model.topology", *WITH_RESIDUAL_PARAMS),
     _choices("optim.decay_multiplier.residual", "model.topology", *WITH_RESIDUAL_PARAMS),
-    Reader("optim.lr_multiplier.output", "model.tie_embeddings", lambda tied: not tied,
-           "the untied logit matrix; tied ones go by the multiplier `embedding`"),
-    Reader("optim.decay_multiplier.output", "model.tie_embeddings", lambda tied: not tied,
-           "the untied logit matrix; tied ones go by the multiplier `embedding`"),
-    Reader("data.weights", "data.path", lambda path: sum(map(bool, path.split(","))) > 1,
-           "a mixture of several directories"),
-    Reader("data.prefetch_batches", "data.num_threads", lambda threads: threads > 0,
-           "the threads that read ahead"),
+    Reader(
+        "optim.lr_multiplier.output",
+        "model.tie_embeddings",
+        lambda tied: not tied,
+        "the untied logit matrix; tied ones go by the multiplier `embedding`",
+    ),
+    Reader(
+        "optim.decay_multiplier.output",
+        "model.tie_embeddings",
+        lambda tied: not tied,
+        "the untied logit matrix; tied ones go by the multiplier `embedding`",
+    ),
+    Reader(
+        "data.weights",
+        "data.path",
+        lambda path: sum(map(bool, path.split(","))) > 1,
+        "a mixture of several directories",
+    ),
+    Reader(
+        "data.prefetch_batches",
+        "data.num_threads",
+        lambda threads: threads > 0,
+        "the threads that read ahead",
+    ),
 )
 
 
@@ -126,18 +154,28 @@ def reversible(config):
     """Raises ValueError where blocks cannot be run backwards; `config` is the run."""
     model, mesh = config.model, config.mesh
     stages = mesh.stage * mesh.dcn_stage
-    wrong = {
-        f"model.topology={model.topology!r} ({', '.join(KEEL)} have an alpha that contracts)":
+    checks = (
+        (
             model.topology not in KEEL,
-        f"model.stream_dtype={model.stream_dtype!r} (only float32 tells a stream from its branch)":
+            f"model.topology={model.topology!r} ({', '.join(KEEL)} have an alpha that contracts)",
+        ),
+        (
             model.stream_dtype != "float32",
-        f"{stages} stages of the mesh (1)": stages > 1,
-        f"{config.num_lanes} lanes (1: of several each would pay for the others' fall-backs)":
+            f"model.stream_dtype={model.stream_dtype!r} (only float32 tells a stream from its "
+            "branch)",
+        ),
+        (stages > 1, f"{stages} stages of the mesh (1)"),
+        (
             config.num_lanes > 1,
-        f"model.recompute.anchor_blocks={model.recompute.anchor_blocks} for model.num_blocks="
-        f"{model.num_blocks} (at most as many)": model.recompute.anchor_blocks > model.num_blocks,
-    }
-    for told, is_wrong in wrong.items():
+            f"{config.num_lanes} lanes (1: of several each would pay for the others' fall-backs)",
+        ),
+        (
+            model.recompute.anchor_blocks > model.num_blocks,
+            f"model.recompute.anchor_blocks={model.recompute.anchor_blocks} for model.num_blocks="
+            f"{model.num_blocks} (at most as many)",
+        ),
+    )
+    for is_wrong, told in checks:
         if is_wrong:
             raise ValueError(
                 f"model.recompute.plan='reversible' cannot have {told}: change it, or take "

@@ -52,8 +52,15 @@ def generate(
     @jax.jit
     def draw(params, prompt_BP, length_B, key):
         return sampling.generate(
-            lm.LanguageModel(cfg.model), params, prompt_BP, length_B, key,
-            num_tokens=num_tokens, sampling=how, end_id=text.eos_id, num_ids=text.vocab_size,
+            lm.LanguageModel(cfg.model),
+            params,
+            prompt_BP,
+            length_B,
+            key,
+            num_tokens=num_tokens,
+            sampling=how,
+            end_id=text.eos_id,
+            num_ids=text.vocab_size,
         )
 
     lengths = np.array([len(row) for row in rows], np.int32)

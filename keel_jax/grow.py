@@ -71,7 +71,10 @@ def grow(
     alpha, alpha_after = growth.alphas
     how = {"position": position} if method == "identity" else {}
     told = ancestry.entry(
-        "grow", workdir, meta.step, cfg.model,
+        "grow",
+        workdir,
+        meta.step,
+        cfg.model,
         num_blocks_after=num_blocks,
         method=method,
         **how,
@@ -156,7 +159,9 @@ if __name__ == "__main__":
     _NUM_BLOCKS = flags.DEFINE_integer("num_blocks", None, "M, its new depth.", required=True)
     _METHOD = flags.DEFINE_enum("method", "identity", growth_lib.METHODS, "See above.")
     _POSITION = flags.DEFINE_enum(
-        "position", "spread", growth_lib.POSITIONS,
+        "position",
+        "spread",
+        growth_lib.POSITIONS,
         "Where identity puts new blocks: between the old ones, or after the last.",
     )
     _ALPHA = flags.DEFINE_enum(

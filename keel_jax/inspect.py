@@ -49,12 +49,15 @@ def page(workdir: epath.PathLike) -> str:
         every = cfg.telemetry.every_steps
         raise ValueError(
             f"{workdir} holds no telemetry yet: its first record is that of step 1."
-            if every else
-            f"{workdir} holds no telemetry: the run had telemetry.every_steps=0. Train with "
+            if every
+            else f"{workdir} holds no telemetry: the run had telemetry.every_steps=0. Train with "
             "--config.telemetry.every_steps=100 (a started run may be gone on with so)."
         )
-    parts = [f"<h1>{_text(workdir.name)}: {_text(cfg.model.topology)}, "
-             f"{cfg.model.num_sublayers} sub-layers</h1>", _head(workdir, cfg, records)]
+    parts = [
+        f"<h1>{_text(workdir.name)}: {_text(cfg.model.topology)}, "
+        f"{cfg.model.num_sublayers} sub-layers</h1>",
+        _head(workdir, cfg, records),
+    ]
     report = files.read_json(workdir / telemetry.DIVERGENCE)
     if report is not None:
         parts.append(f"<h2>Divergence</h2><pre>{_text(report['text'])}</pre>")
@@ -68,7 +71,8 @@ def page(workdir: epath.PathLike) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{_text(workdir.name)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts) + "\n</body></html>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
     )
 
 
@@ -81,10 +85,10 @@ def _head(workdir: epath.Path, cfg: config.Config, records) -> str:
         "α": status.get("alpha", "not known"),
         "size": f"width {m.d_model}, FFN {m.d_ffn}, {lm.count_params(m):,} parameters",
         "optimiser": f"{cfg.optim.name}, peak LR {cfg.optim.peak_lr:g}, {cfg.optim.schedule}, "
-                     f"{cfg.optim.warmup_steps} warm-up steps, seed {cfg.seed}",
+        f"{cfg.optim.warmup_steps} warm-up steps, seed {cfg.seed}",
         "batch": f"{cfg.train.batch_size} x {cfg.train.seq_len} tokens",
         "state": f"{status.get('state', 'not known')}, step {status.get('step', '?')} of "
-                 f"{cfg.train.num_steps}",
+        f"{cfg.train.num_steps}",
         "records": f"{len(steps)}, of steps {steps[0]} to {steps[-1]}",
     }
     rows = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in lines.items())
@@ -108,7 +112,8 @@ def main(_):
 
 
 if __name__ == "__main__":
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Of a run, or of one of its lanes.",
-                                   required=True)
+    _WORKDIR = flags.DEFINE_string(
+        "workdir", None, "Of a run, or of one of its lanes.", required=True
+    )
     _OUTPUT = flags.DEFINE_string("output", None, "HTML file; default: DIR/telemetry.html.")
     command.run(main)

@@ -62,7 +62,11 @@ def plan(cfg: config.Config, name: str, num_slices: int = 1) -> report.Report:
     state = state_lib.abstract(cfg, mesh)
     shards = closed_form.shards(state.params, state, step_lib.abstract_batch(cfg, mesh))
     choice = recompute_choice.choose(
-        cfg, dict(mesh.shape), shards, attention.choose(cfg, mesh), target.chip,
+        cfg,
+        dict(mesh.shape),
+        shards,
+        attention.choose(cfg, mesh),
+        target.chip,
         chips.memory_bytes(mesh.devices.flat[0]),
     )
     cfg = recompute_choice.with_plan(cfg, choice.recompute)

@@ -75,9 +75,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             state, step = start.begin(cfg, mesh, checkpoints, meta)
 
         # The programs. From here on a failure is the run's, and status.json says so.
-        status = workdir_lib.Status(
-            workdir, cfg, kernel, choice.to_json(), clock, compilations
-        )
+        status = workdir_lib.Status(workdir, cfg, kernel, choice.to_json(), clock, compilations)
         resources.enter_context(status)
         guard.on_hang = status.hung
         workdir_lib.describe(workdir, cfg, tokens.first.path / "tokenizer.model")
@@ -136,9 +134,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         return status.end(code, step, state)
 
 
-def _recompute(
-    cfg: config.Config, mesh: jax.sharding.Mesh, kernel: str
-) -> recompute_choice.Choice:
+def _recompute(cfg: config.Config, mesh: jax.sharding.Mesh, kernel: str) -> recompute_choice.Choice:
     """What the backward pass will compute again; the lead's memory decides for all processes."""
     state, device = state_lib.abstract(cfg, mesh), jax.local_devices()[0]
     shards = closed_form.shards(state.params, state, step_lib.abstract_batch(cfg, mesh))

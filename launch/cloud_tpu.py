@@ -73,16 +73,38 @@ class Machine:
     def ssh(self, remote: str, connect_flags=()) -> list[list[str]]:
         """A command for each slice that runs `remote` on all its workers."""
         return [
-            ["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, *self.place, "--worker=all",
-             *connect_flags, f"--command={remote}", "--quiet"]
+            [
+                "gcloud",
+                "compute",
+                "tpus",
+                "tpu-vm",
+                "ssh",
+                node,
+                *self.place,
+                "--worker=all",
+                *connect_flags,
+                f"--command={remote}",
+                "--quiet",
+            ]
             for node in self.nodes
         ]
 
     def scp(self, path, connect_flags=()) -> list[list[str]]:
         """A command for each slice that copies a file to the home directory of all its workers."""
         return [
-            ["gcloud", "compute", "tpus", "tpu-vm", "scp", str(path), f"{node}:", *self.place,
-             "--worker=all", *connect_flags, "--quiet"]
+            [
+                "gcloud",
+                "compute",
+                "tpus",
+                "tpu-vm",
+                "scp",
+                str(path),
+                f"{node}:",
+                *self.place,
+                "--worker=all",
+                *connect_flags,
+                "--quiet",
+            ]
             for node in self.nodes
         ]
 
@@ -109,38 +131,55 @@ def parser(description: str):
     cloud.add_argument("--project", help="(default: gcloud's)")
     cloud.add_argument("--software", help="TPU software version (default: by the generation)")
     cloud.add_argument(
-        "--create_flag", action="append", default=[], metavar="FLAG",
+        "--create_flag",
+        action="append",
+        default=[],
+        metavar="FLAG",
         help="one more for gcloud's create, as in --create_flag=--reserved",
     )
     cloud.add_argument(
-        "--connect_flag", action="append", default=[], metavar="FLAG",
+        "--connect_flag",
+        action="append",
+        default=[],
+        metavar="FLAG",
         help="one more for gcloud's ssh and scp, as in --connect_flag=--internal-ip",
     )
     paid.add_options(made, "machine")
     end = made.add_argument_group("following it")
     end.add_argument("--logs", help="gs:// directory for the workers' logs (default: RUN_DIR/logs)")
     end.add_argument(
-        "--attach", action="store_true",
+        "--attach",
+        action="store_true",
         help="to a run that is on its machine already: follow it, and delete the machine",
     )
     end.add_argument(
-        "--max_recreations", type=command.not_negative, default=10,
+        "--max_recreations",
+        type=command.not_negative,
+        default=10,
         help="after preemptions (default: 10)",
     )
     end.add_argument(
-        "--max_restarts", type=command.not_negative, default=3,
+        "--max_restarts",
+        type=command.not_negative,
+        default=3,
         help="of all workers together, once their supervisors have given up (default: 3)",
     )
     end.add_argument(
-        "--poll_seconds", type=command.positive_float, default=60.0,
+        "--poll_seconds",
+        type=command.positive_float,
+        default=60.0,
         help="between two looks at a machine (default: 60)",
     )
     end.add_argument(
-        "--grace_seconds", type=command.positive_float, default=300.0,
+        "--grace_seconds",
+        type=command.positive_float,
+        default=300.0,
         help="for the other workers when one has ended, and for saving (default: 300)",
     )
     end.add_argument(
-        "--lost_minutes", type=command.positive_float, default=20.0,
+        "--lost_minutes",
+        type=command.positive_float,
+        default=20.0,
         help="without a word of the workers: the machine counts as lost (default: 20)",
     )
     return made
@@ -219,9 +258,13 @@ def _held(runner, args, machine):
         return False
 
     return paid.held(
-        runner, f"{machine.kind} {machine.name}", delete_once=delete_once,
-        commands=[machine.delete, machine.gcloud("describe")], tries=args.delete_tries,
-        pause_seconds=args.poll_seconds, keep=args.keep,
+        runner,
+        f"{machine.kind} {machine.name}",
+        delete_once=delete_once,
+        commands=[machine.delete, machine.gcloud("describe")],
+        tries=args.delete_tries,
+        pause_seconds=args.poll_seconds,
+        keep=args.keep,
     )
 
 
@@ -361,7 +404,8 @@ def _worker_codes(runner, args, machine) -> list[int | None] | None:
         return None
     return [
         None if state == "running" else int(code or exit_codes.HUNG)
-        for workers in found for _, state, code in workers
+        for workers in found
+        for _, state, code in workers
     ]
 
 
@@ -390,8 +434,10 @@ def _stop(runner, args, machine):
 
 def _fetch_logs(runner, args, machine):
     """The workers' logs, to RUN_DIR/logs/NODE.log or to `--logs`; a failure is said, no more."""
-    remote = f"bash keel/worker.sh ship {shlex.quote(args.logs)}" if args.logs else (
-        "bash keel/worker.sh log"
+    remote = (
+        f"bash keel/worker.sh ship {shlex.quote(args.logs)}"
+        if args.logs
+        else ("bash keel/worker.sh log")
     )
     results = runner.ask_all(machine.ssh(remote, args.connect_flag), seconds=_COPY_SECONDS)
     for node, result in zip(machine.nodes, results, strict=True):

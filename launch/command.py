@@ -54,7 +54,8 @@ def _underscored(arg: str) -> str:
 def parser(description: str) -> _Parser:
     """A parser with the options that all launchers share."""
     made = _Parser(
-        description=description, allow_abbrev=False,
+        description=description,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run = made.add_argument_group(
@@ -76,11 +77,13 @@ def add_source(made: argparse.ArgumentParser, extras: str):
     )
     group = made.add_argument_group("the source", "Workers get the commit that is checked out.")
     group.add_argument(
-        "--allow_dirty", action="store_true",
+        "--allow_dirty",
+        action="store_true",
         help="take changes of tracked files along that are not committed",
     )
     group.add_argument(
-        "--constraints", type=pathlib.Path,
+        "--constraints",
+        type=pathlib.Path,
         help="versions of packages (default: those of this Python's environment)",
     )
     group.add_argument("--extras", default=extras, help=f"of setup.py (default: {extras})")
@@ -93,7 +96,9 @@ def add_tpus(made: argparse.ArgumentParser):
     group.add_argument("--num_slices", type=positive, default=1, help="(default: 1)")
     group.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
     group.add_argument(
-        "--wait_minutes", type=positive_float, default=60.0,
+        "--wait_minutes",
+        type=positive_float,
+        default=60.0,
         help="for the machines at most; then the request is deleted (default: 60)",
     )
 

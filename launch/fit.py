@@ -26,16 +26,23 @@ def fits(
     """
     if args.no_plan:
         return True
-    plan = [sys.executable, "-m", "keel_jax.plan", f"--config={args.config}",
-            f"--topology={topology}"]
+    plan = [
+        sys.executable,
+        "-m",
+        "keel_jax.plan",
+        f"--config={args.config}",
+        f"--topology={topology}",
+    ]
     if num_slices > 1:
         plan.append(f"--num_slices={num_slices}")
     result = runner.ask([*plan, *args.overrides], seconds=_PLAN_SECONDS)
     if result.stdout.strip() and not runner.dry_run:
         print(result.stdout.rstrip(), flush=True)
     if result.code == exit_codes.DOES_NOT_FIT:
-        runner.say(f"The run does not fit {num_slices} x {topology}: nothing was created. "
-                   "--no_plan launches it all the same.")
+        runner.say(
+            f"The run does not fit {num_slices} x {topology}: nothing was created. "
+            "--no_plan launches it all the same."
+        )
         return False
     if result.code != 0:
         raise runner_lib.CommandFailed(result)

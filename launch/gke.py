@@ -32,11 +32,13 @@ def parser() -> argparse.ArgumentParser:
     cluster.add_argument("--context", help="of kubectl (default: the current one)")
     cluster.add_argument("--namespace", default="default", help="(default: default)")
     cluster.add_argument(
-        "--image", default=f"python:{source.python_version()}",
+        "--image",
+        default=f"python:{source.python_version()}",
         help="with bash and this Python; what it has of the packages already need not be installed",
     )
     cluster.add_argument(
-        "--chips_per_machine", type=command.positive,
+        "--chips_per_machine",
+        type=command.positive,
         help="of the node pool (default: 4, or all of a smaller slice)",
     )
     cluster.add_argument("--service_account", help="of Kubernetes, for access to gs://")
@@ -44,19 +46,27 @@ def parser() -> argparse.ArgumentParser:
     paid.add_options(made, "JobSet")
     end = made.add_argument_group("following it")
     end.add_argument(
-        "--max_restarts", type=command.not_negative, default=20,
+        "--max_restarts",
+        type=command.not_negative,
+        default=20,
         help="of all Pods together (default: 20)",
     )
     end.add_argument(
-        "--poll_seconds", type=command.positive_float, default=30.0,
+        "--poll_seconds",
+        type=command.positive_float,
+        default=30.0,
         help="between two looks at the JobSet (default: 30)",
     )
     end.add_argument(
-        "--grace_seconds", type=command.positive, default=300,
+        "--grace_seconds",
+        type=command.positive,
+        default=300,
         help="for saving, when a Pod is to go (default: 300)",
     )
     end.add_argument(
-        "--lost_minutes", type=command.positive_float, default=60.0,
+        "--lost_minutes",
+        type=command.positive_float,
+        default=60.0,
         help="without an answer of the cluster: give up (default: 60)",
     )
     return made
@@ -158,7 +168,8 @@ def _pod(args, tpu, chips) -> dict:
                 "command": ["bash", "-c", script, "keel", *fit.train_arguments(args)],
                 "env": _megascale(args),
                 "resources": {
-                    "requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}
+                    "requests": {"google.com/tpu": chips},
+                    "limits": {"google.com/tpu": chips},
                 },
                 "volumeMounts": [{"name": "bundle", "mountPath": "/bundle", "readOnly": True}],
             }
@@ -254,10 +265,13 @@ def _held(runner, args):
     # kubectl waits until all Pods have gone, which may take their grace.
     seconds = args.grace_seconds + pods.KUBECTL_SECONDS
     return paid.held(
-        runner, f"JobSet {args.name}",
+        runner,
+        f"JobSet {args.name}",
         delete_once=lambda: runner.ask(delete, seconds=seconds).code == 0,
-        commands=[delete, [*_kubectl(args), "get", "jobset,pods"]], tries=args.delete_tries,
-        pause_seconds=args.poll_seconds, keep=args.keep,
+        commands=[delete, [*_kubectl(args), "get", "jobset,pods"]],
+        tries=args.delete_tries,
+        pause_seconds=args.poll_seconds,
+        keep=args.keep,
     )
 
 

@@ -26,8 +26,11 @@ _POLL_SECONDS = 0.05
 
 
 def run(
-    program: collections.abc.Sequence[str], num_processes: int, *,
-    environments: collections.abc.Sequence[dict[str, str]], grace_seconds: float,
+    program: collections.abc.Sequence[str],
+    num_processes: int,
+    *,
+    environments: collections.abc.Sequence[dict[str, str]],
+    grace_seconds: float,
 ) -> int:
     """Runs the processes to their end; none of them, and no child of theirs, outlives this call.
 
@@ -52,11 +55,17 @@ def run(
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, pass_on))
         for index in range(num_processes):
-            flags = [f"--coordinator_address={address}", f"--num_processes={num_processes}",
-                     f"--process_id={index}"]
+            flags = [
+                f"--coordinator_address={address}",
+                f"--num_processes={num_processes}",
+                f"--process_id={index}",
+            ]
             process = subprocess.Popen(
-                [*program, *flags], env={**os.environ, **environments[index]},
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                [*program, *flags],
+                env={**os.environ, **environments[index]},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
             processes.append(process)
@@ -118,14 +127,18 @@ def add_processes(made: argparse.ArgumentParser):
     group = made.add_argument_group("the processes")
     group.add_argument("--num_processes", type=command.positive, required=True)
     group.add_argument(
-        "--platform", choices=("cpu", "gpu"), default="cpu",
+        "--platform",
+        choices=("cpu", "gpu"),
+        default="cpu",
         help="cpu: simulated devices; gpu: each process gets its share of the GPUs (default: cpu)",
     )
     group.add_argument(
         "--devices_per_process", type=command.positive, default=1, help="(default: 1)"
     )
     group.add_argument(
-        "--grace_seconds", type=command.positive_float, default=120.0,
+        "--grace_seconds",
+        type=command.positive_float,
+        default=120.0,
         help="for the others when one has ended badly, and for saving (default: 120)",
     )
 
@@ -138,7 +151,9 @@ def main(argv: collections.abc.Sequence[str]) -> int:
     made.add_argument("program", nargs="+", metavar="COMMAND", help="after --")
     args = made.parse_args(argv)
     return run(
-        args.program, args.num_processes, grace_seconds=args.grace_seconds,
+        args.program,
+        args.num_processes,
+        grace_seconds=args.grace_seconds,
         environments=environments(args.num_processes, args.platform, args.devices_per_process),
     )
 

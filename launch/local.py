@@ -27,11 +27,18 @@ def launch(runner, args) -> int:
     if not fit.fits(runner, args, f"cpu:{num_devices}"):
         return exit_codes.DOES_NOT_FIT
     run = [
-        "bash", str(source.ROOT / "launch/supervise.sh"),
-        sys.executable, "-m", "launch.group", f"--num_processes={args.num_processes}",
-        f"--platform={args.platform}", f"--devices_per_process={args.devices_per_process}",
-        f"--grace_seconds={args.grace_seconds:g}", "--",
-        sys.executable, *fit.train_arguments(args),
+        "bash",
+        str(source.ROOT / "launch/supervise.sh"),
+        sys.executable,
+        "-m",
+        "launch.group",
+        f"--num_processes={args.num_processes}",
+        f"--platform={args.platform}",
+        f"--devices_per_process={args.devices_per_process}",
+        f"--grace_seconds={args.grace_seconds:g}",
+        "--",
+        sys.executable,
+        *fit.train_arguments(args),
     ]
     runner.show(run)
     if not runner.dry_run:

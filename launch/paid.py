@@ -16,9 +16,14 @@ class NotOurs(ValueError):
 
 @contextlib.contextmanager
 def held(
-    runner: runner_lib.Runner, what: str, *,
-    delete_once: collections.abc.Callable[[], bool], commands: collections.abc.Sequence[list[str]],
-    tries: int, pause_seconds: float, keep: bool,
+    runner: runner_lib.Runner,
+    what: str,
+    *,
+    delete_once: collections.abc.Callable[[], bool],
+    commands: collections.abc.Sequence[list[str]],
+    tries: int,
+    pause_seconds: float,
+    keep: bool,
 ) -> collections.abc.Iterator[collections.abc.Callable[[], None]]:
     """A scope in which `what` may be there; yields a function to say that the run succeeded.
 
@@ -70,6 +75,8 @@ def add_options(made, what: str):
     group = made.add_argument_group("the end")
     group.add_argument("--keep", action="store_true", help=f"keep the {what} if the run ends well")
     group.add_argument(
-        "--delete_tries", type=command.positive, default=8,
+        "--delete_tries",
+        type=command.positive,
+        default=8,
         help="before you are asked to delete it yourself (default: 8)",
     )

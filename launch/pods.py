@@ -25,13 +25,18 @@ def failure(runner: runner_lib.Runner, kubectl: list[str], name: str) -> int:
     return (verdict.judge(codes) if codes else 0) or 1
 
 
-def fetch_logs(
-    runner: runner_lib.Runner, kubectl: list[str], name: str, directory: pathlib.Path
-):
+def fetch_logs(runner: runner_lib.Runner, kubectl: list[str], name: str, directory: pathlib.Path):
     """The Pods' logs, each line after its Pod's name, to DIRECTORY/pods.log."""
     result = runner.ask(
-        [*kubectl, "logs", _selector(name), "--prefix", "--tail=-1", "--max-log-requests=1000",
-         "--ignore-errors"],
+        [
+            *kubectl,
+            "logs",
+            _selector(name),
+            "--prefix",
+            "--tail=-1",
+            "--max-log-requests=1000",
+            "--ignore-errors",
+        ],
         seconds=KUBECTL_SECONDS,
     )
     if result.code != 0:

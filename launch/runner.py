@@ -74,7 +74,11 @@ class Runner:
         return results
 
     def ask(
-        self, command: Command, *, seconds: float, stdin: str | None = None,
+        self,
+        command: Command,
+        *,
+        seconds: float,
+        stdin: str | None = None,
         dry_run_answer: str = "",
     ) -> Result:
         """Runs a command whose failure is an answer too. `dry_run_answer` is its output then."""
@@ -84,7 +88,10 @@ class Runner:
         return self._run_all([command], seconds, stdin)[0]
 
     def ask_all(
-        self, commands: collections.abc.Iterable[Command], *, seconds: float,
+        self,
+        commands: collections.abc.Iterable[Command],
+        *,
+        seconds: float,
         dry_run_answer: str = "",
     ) -> list[Result]:
         """`ask` for commands that run side by side."""

@@ -23,8 +23,16 @@ _SLURM_SECONDS = 120
 # slurm.schedmd.com/job_state_codes.html; the rest are ends.
 _PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 _RUNNING = frozenset(
-    {"CONFIGURING", "RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", "STOPPED", "SIGNALING",
-     "STAGE_OUT"}
+    {
+        "CONFIGURING",
+        "RUNNING",
+        "COMPLETING",
+        "RESIZING",
+        "SUSPENDED",
+        "STOPPED",
+        "SIGNALING",
+        "STAGE_OUT",
+    }
 )
 
 
@@ -38,25 +46,36 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--partition", help="(default: the cluster's)")
     job.add_argument("--account", help="(default: yours)")
     job.add_argument(
-        "--sbatch_flag", action="append", default=[], metavar="FLAG",
+        "--sbatch_flag",
+        action="append",
+        default=[],
+        metavar="FLAG",
         help="one more for sbatch, as in --sbatch_flag=--qos=long",
     )
     job.add_argument(
-        "--grace_seconds", type=command.positive, default=300,
+        "--grace_seconds",
+        type=command.positive,
+        default=300,
         help="before the limit the run is told to save (default: 300)",
     )
     job.add_argument(
-        "--max_requeues", type=command.not_negative, default=100,
+        "--max_requeues",
+        type=command.not_negative,
+        default=100,
         help="of the job by itself (default: 100)",
     )
     follow = made.add_argument_group("following it")
     follow.add_argument("--follow", action="store_true", help="wait for its end; Ctrl-C cancels it")
     follow.add_argument(
-        "--wait_minutes", type=command.positive_float, default=24 * 60.0,
+        "--wait_minutes",
+        type=command.positive_float,
+        default=24 * 60.0,
         help="with --follow, in the queue at most; then it is cancelled (default: 1440, a day)",
     )
     follow.add_argument(
-        "--poll_seconds", type=command.positive_float, default=60.0,
+        "--poll_seconds",
+        type=command.positive_float,
+        default=60.0,
         help="between two looks at the job (default: 60)",
     )
     paid.add_options(made, "job")
@@ -67,11 +86,16 @@ def batch_script(args: argparse.Namespace) -> str:
     """The job; options that sbatch reads are in its head."""
     run_dir = args.run_dir.absolute()
     flags = [
-        f"--job-name={args.name}", f"--nodes={args.nodes}",
-        f"--ntasks-per-node={args.gpus_per_node}", f"--gpus-per-node={args.gpus_per_node}",
-        f"--time={args.time}", f"--output={run_dir}/logs/job.log", "--open-mode=append",
+        f"--job-name={args.name}",
+        f"--nodes={args.nodes}",
+        f"--ntasks-per-node={args.gpus_per_node}",
+        f"--gpus-per-node={args.gpus_per_node}",
+        f"--time={args.time}",
+        f"--output={run_dir}/logs/job.log",
+        "--open-mode=append",
         # To this script alone, which passes it on; and a place in the queue after a preemption.
-        f"--signal=B:TERM@{args.grace_seconds}", "--requeue",
+        f"--signal=B:TERM@{args.grace_seconds}",
+        "--requeue",
         *([f"--partition={args.partition}"] if args.partition else []),
         *([f"--account={args.account}"] if args.account else []),
         *args.sbatch_flag,
@@ -128,8 +152,10 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     if not args.follow:
         answer = runner.run(submit, seconds=_SLURM_SECONDS).stdout
         job = _job_id(answer) if not runner.dry_run else "JOB"
-        runner.say(f"Job {job}. Look: squeue --jobs={job}. End: scancel --signal=TERM --batch {job}"
-                   f", then scancel {job}. Logs: {args.run_dir / 'logs'}")
+        runner.say(
+            f"Job {job}. Look: squeue --jobs={job}. End: scancel --signal=TERM --batch {job}"
+            f", then scancel {job}. Logs: {args.run_dir / 'logs'}"
+        )
         return 0
     # By its name, until its number is known: sbatch may have been interrupted.
     cancel = ["scancel", f"--name={args.name}", "--me"]
@@ -141,8 +167,13 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
         return left.code == 0 and not set(left.stdout.split()) - {"COMPLETING"}
 
     with paid.held(
-        runner, f"job {args.name}", delete_once=cancel_once, commands=[cancel, look],
-        tries=args.delete_tries, pause_seconds=args.poll_seconds, keep=args.keep,
+        runner,
+        f"job {args.name}",
+        delete_once=cancel_once,
+        commands=[cancel, look],
+        tries=args.delete_tries,
+        pause_seconds=args.poll_seconds,
+        keep=args.keep,
     ) as succeed:
         answer = runner.run(submit, seconds=_SLURM_SECONDS).stdout
         code = _follow(runner, args, _job_id(answer) if not runner.dry_run else "JOB")
@@ -162,8 +193,14 @@ def _job_id(answer: str) -> str:
 def _follow(runner, args, job: str) -> int:
     """Waits until the job has ended; its exit code."""
     pending_since = None
-    ask = ["sacct", f"--jobs={job}", "--allocations", "--noheader", "--parsable2",
-           "--format=State,ExitCode"]
+    ask = [
+        "sacct",
+        f"--jobs={job}",
+        "--allocations",
+        "--noheader",
+        "--parsable2",
+        "--format=State,ExitCode",
+    ]
     while True:
         result = runner.ask(ask, seconds=_SLURM_SECONDS)
         if runner.dry_run:

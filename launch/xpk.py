@@ -33,29 +33,42 @@ def parser() -> argparse.ArgumentParser:
     cluster.add_argument("--zone", required=True)
     cluster.add_argument("--project", required=True)
     cluster.add_argument(
-        "--image", default=f"python:{source.python_version()}",
+        "--image",
+        default=f"python:{source.python_version()}",
         help="that the source is added to: with bash and this Python, from a public registry",
     )
     paid.add_options(made, "workload")
     end = made.add_argument_group("following it")
     end.add_argument(
-        "--max_restarts", type=command.not_negative, default=20,
+        "--max_restarts",
+        type=command.not_negative,
+        default=20,
         help="of the workload (default: 20)",
     )
     end.add_argument(
-        "--run_hours", type=command.positive_float, default=168.0,
+        "--run_hours",
+        type=command.positive_float,
+        default=168.0,
         help="for the run at most, its time in the queue included (default: 168, a week)",
     )
     end.add_argument(
-        "--poll_seconds", type=command.positive_float, default=30.0,
+        "--poll_seconds",
+        type=command.positive_float,
+        default=30.0,
         help="between two tries of deleting (default: 30)",
     )
     return made
 
 
 def _xpk(args, verb: str) -> list[str]:
-    return ["xpk", "workload", verb, f"--cluster={args.cluster}", f"--zone={args.zone}",
-            f"--project={args.project}"]
+    return [
+        "xpk",
+        "workload",
+        verb,
+        f"--cluster={args.cluster}",
+        f"--zone={args.zone}",
+        f"--project={args.project}",
+    ]
 
 
 def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
@@ -71,15 +84,22 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     if not fit.fits(runner, args, args.topology, args.num_slices):
         return exit_codes.DOES_NOT_FIT
     # In /app, where xpk puts --script-dir.
-    run = " && ".join([
-        shlex.join(["bash", "worker.sh", "install", args.extras, source.python_version()]),
-        shlex.join(["bash", "worker.sh", "run", *fit.train_arguments(args)]),
-    ])
+    run = " && ".join(
+        [
+            shlex.join(["bash", "worker.sh", "install", args.extras, source.python_version()]),
+            shlex.join(["bash", "worker.sh", "run", *fit.train_arguments(args)]),
+        ]
+    )
     create = [
-        *_xpk(args, "create"), f"--workload={args.name}", f"--tpu-type={tpu_type}",
-        f"--num-slices={args.num_slices}", f"--base-docker-image={args.image}",
-        f"--script-dir={bundle}", f"--max-restarts={args.max_restarts}",
-        f"--restart-on-exit-codes={_RESTART_CODES}", *(["--spot"] if args.spot else []),
+        *_xpk(args, "create"),
+        f"--workload={args.name}",
+        f"--tpu-type={tpu_type}",
+        f"--num-slices={args.num_slices}",
+        f"--base-docker-image={args.image}",
+        f"--script-dir={bundle}",
+        f"--max-restarts={args.max_restarts}",
+        f"--restart-on-exit-codes={_RESTART_CODES}",
+        *(["--spot"] if args.spot else []),
         f"--command={run}",
     ]
     with _held(runner, args) as succeed:
@@ -102,10 +122,13 @@ def _held(runner, args):
     """In here the workload may be there."""
     delete = [*_xpk(args, "delete"), f"--workload={args.name}", "--force"]
     return paid.held(
-        runner, f"workload {args.name}",
+        runner,
+        f"workload {args.name}",
         delete_once=lambda: runner.ask(delete, seconds=_XPK_SECONDS).code == 0,
-        commands=[delete, _xpk(args, "list")], tries=args.delete_tries,
-        pause_seconds=args.poll_seconds, keep=args.keep,
+        commands=[delete, _xpk(args, "list")],
+        tries=args.delete_tries,
+        pause_seconds=args.poll_seconds,
+        keep=args.keep,
     )
 
 

@@ -35,8 +35,14 @@ def run(kernel: str, q, k, v, segments, weights, index=None):
 
     def loss(q, k, v):
         o = attention.attend(
-            q, k, v, kernel=kernel, query_index_BT=index, key_index_BS=index,
-            query_segments_BT=segments, key_segments_BS=segments,
+            q,
+            k,
+            v,
+            kernel=kernel,
+            query_index_BT=index,
+            key_index_BS=index,
+            query_segments_BT=segments,
+            key_segments_BS=segments,
         )
         return (o.astype(jnp.float32) * weights).sum(), o
 

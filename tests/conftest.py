@@ -31,8 +31,14 @@ def tiny_config(**sections) -> config.Config:
     """
     values = {
         "model": dict(
-            num_blocks=3, d_model=16, d_ffn=24, num_heads=4, num_kv_heads=2, vocab_size=64,
-            compute_dtype="float32", recompute=dict(plan="none"),
+            num_blocks=3,
+            d_model=16,
+            d_ffn=24,
+            num_heads=4,
+            num_kv_heads=2,
+            vocab_size=64,
+            compute_dtype="float32",
+            recompute=dict(plan="none"),
         ),
         "optim": dict(peak_lr=1e-2, warmup_steps=2),
         "train": dict(num_steps=6, batch_size=8, seq_len=16, log_every_steps=1, loss_chunk=0),
@@ -50,8 +56,16 @@ def tiny_config(**sections) -> config.Config:
 
 
 # Not of the one residual rule: what they carry, or how they join it, is their own.
-OTHER_RULES = ("rezero", "resi_dual", "siamese_norm", "static_hyper_connections",
-               "hyper_connections", "mhc", "attention_residuals", "ngpt")
+OTHER_RULES = (
+    "rezero",
+    "resi_dual",
+    "siamese_norm",
+    "static_hyper_connections",
+    "hyper_connections",
+    "mhc",
+    "attention_residuals",
+    "ngpt",
+)
 
 
 def topologies(*quick: str) -> list:

@@ -78,15 +78,23 @@ def start(
         for number in range(num_processes) if started is None else started:
             output = directory / f"output-{time.monotonic_ns()}-{number}"
             explicit = [
-                f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={num_processes}",
+                f"--coordinator_address=127.0.0.1:{port}",
+                f"--num_processes={num_processes}",
                 f"--process_id={number}",
             ]
             with output.open("w") as file:
                 program.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", module, *flags,
-                         *(explicit if num_processes > 1 else [])],
-                        cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                        [
+                            sys.executable,
+                            "-m",
+                            module,
+                            *flags,
+                            *(explicit if num_processes > 1 else []),
+                        ],
+                        cwd=ROOT,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
                         env={**os.environ, "XLA_FLAGS": xla_flags(devices_each)},
                     )
                 )

@@ -15,8 +15,17 @@ import numpy as np
 from keel_jax import config
 
 # Topologies whose stream is not normalised when it leaves the last block, by their own papers.
-_NO_FINAL_NORM = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_norm",
-                  "post_ln", "deepnorm", "rezero", "resi_dual", "ngpt")
+_NO_FINAL_NORM = (
+    "keel",
+    "keel_no_inner_norm",
+    "keel_scaled_input",
+    "keel_scaled_inner_norm",
+    "post_ln",
+    "deepnorm",
+    "rezero",
+    "resi_dual",
+    "ngpt",
+)
 HYPER = ("static_hyper_connections", "hyper_connections", "mhc")
 
 
@@ -49,8 +58,12 @@ def rope(x_TH, positions_T, theta: float):
     angle = positions_T[:, None] * theta ** (-2.0 * np.arange(half) / x_TH.shape[-1])
     first, second = x_TH[:, :half], x_TH[:, half:]
     return np.concatenate(
-        [first * np.cos(angle) - second * np.sin(angle),
-         second * np.cos(angle) + first * np.sin(angle)], axis=-1)
+        [
+            first * np.cos(angle) - second * np.sin(angle),
+            second * np.cos(angle) + first * np.sin(angle),
+        ],
+        axis=-1,
+    )
 
 
 def attention(model: config.ModelConfig, w: dict, x_BTD, segment_ids_BT):
@@ -69,9 +82,9 @@ def attention(model: config.ModelConfig, w: dict, x_BTD, segment_ids_BT):
         visible_TS = np.tril(np.ones(same.shape, bool)) & same
         for n in range(model.num_heads):
             g = n // (model.num_heads // model.num_kv_heads)
-            q_TH = x_TD @ w["query"][:, n * H:(n + 1) * H]
-            k_SH = x_TD @ w["key"][:, g * H:(g + 1) * H]
-            v_SH = x_TD @ w["value"][:, g * H:(g + 1) * H]
+            q_TH = x_TD @ w["query"][:, n * H : (n + 1) * H]
+            k_SH = x_TD @ w["key"][:, g * H : (g + 1) * H]
+            v_SH = x_TD @ w["value"][:, g * H : (g + 1) * H]
             if model.qk_norm or hybrid:
                 q_TH = rms_norm(q_TH, w["query_norm"], model.norm_epsilon)
                 k_SH = rms_norm(k_SH, w["key_norm"], model.norm_epsilon)
@@ -81,12 +94,12 @@ def attention(model: config.ModelConfig, w: dict, x_BTD, segment_ids_BT):
             k_SH = rope(k_SH, place_T, model.rope_theta)
             scores = q_TH @ k_SH.T / math.sqrt(H)
             if model.topology == "ngpt":  # arXiv:2410.01131, eq. 15, 16 and 18
-                scale_H = math.sqrt(model.d_model) * w["qk_scale"][g * H:(g + 1) * H]
+                scale_H = math.sqrt(model.d_model) * w["qk_scale"][g * H : (g + 1) * H]
                 scores = (scale_H * unit(q_TH)) @ (scale_H * unit(k_SH)).T * math.sqrt(H)
             score_TS = np.where(visible_TS, scores, -np.inf)
             weight_TS = np.exp(score_TS - score_TS.max(-1, keepdims=True))
             weight_TS /= weight_TS.sum(-1, keepdims=True)
-            out[b, :, n * H:(n + 1) * H] = weight_TS @ v_SH
+            out[b, :, n * H : (n + 1) * H] = weight_TS @ v_SH
     return out @ w["out"]
 
 
@@ -124,8 +137,8 @@ def hyper_weights(model: config.ModelConfig, w: dict, H):
         of_read, of_write, of_mix = w["mhc_scale"]
         dots = flat @ w["mhc_dynamic"].reshape(M * D, -1)
         read = sigmoid(of_read * dots[:M] + w["mhc_bias"][:M])
-        write = 2 * sigmoid(of_write * dots[M:2 * M] + w["mhc_bias"][M:2 * M])
-        mix = of_mix * dots[2 * M:] + w["mhc_bias"][2 * M:]
+        write = 2 * sigmoid(of_write * dots[M : 2 * M] + w["mhc_bias"][M : 2 * M])
+        mix = of_mix * dots[2 * M :] + w["mhc_bias"][2 * M :]
         return read, write, sinkhorn(mix.reshape(M, M))
     # arXiv:2409.19606, eq. 1 (static) and 10 to 13 (dynamic), with A_m, A_r and B in one array.
     table = w["hyper_static"]
@@ -142,9 +155,12 @@ def hyper_sublayer(model: config.ModelConfig, w: dict, branch, H_BTMD):
     each = [[hyper_weights(model, w, H_BTMD[b, t]) for t in range(T)] for b in range(B)]
     h_BTD = np.array([[each[b][t][0] @ H_BTMD[b, t] for t in range(T)] for b in range(B)])
     f_BTD = branch(h_BTD)
-    return np.array([
-        [each[b][t][2] @ H_BTMD[b, t] + np.outer(each[b][t][1], f_BTD[b, t]) for t in range(T)]
-        for b in range(B)])
+    return np.array(
+        [
+            [each[b][t][2] @ H_BTMD[b, t] + np.outer(each[b][t][1], f_BTD[b, t]) for t in range(T)]
+            for b in range(B)
+        ]
+    )
 
 
 def depth_attention(model: config.ModelConfig, query_D, values):
@@ -178,7 +194,8 @@ def leave(model: config.ModelConfig, params: dict, x):
         return x[0] + rms_norm(x[1], output["dual_norm"], epsilon)
     if model.topology == "siamese_norm":
         return rms_norm(x[0], output["post_norm"], epsilon) + rms_norm(
-            x[1], output["pre_norm"], epsilon)
+            x[1], output["pre_norm"], epsilon
+        )
     if model.topology in HYPER:
         return x.sum(2)
     if model.topology == "attention_residuals":
@@ -303,8 +320,9 @@ def block(model: config.ModelConfig, weights: dict, k: int, x, segment_ids_BT):
         return post, pre
 
     if name == "ngpt":  # arXiv:2410.01131, eq. 10 and 11, and 20 and 21 for the FFN's scales
+
         def rate(w):
-            return np.abs(w["step_size"] * (model.ngpt_rate / model.d_model ** -0.5))
+            return np.abs(w["step_size"] * (model.ngpt_rate / model.d_model**-0.5))
 
         x = unit(x + rate(w_attn) * (unit(attn(x)) - x))
         gate = x @ w_ffn["gate"] * w_ffn["gate_scale"] * math.sqrt(model.d_model)
@@ -367,8 +385,12 @@ def shapes(model: config.ModelConfig) -> dict:
     """The parameter tree as tuples of sizes; a stacked leaf exists if one block reads it."""
     N, D, F, V = model.num_blocks, model.d_model, model.d_ffn, model.vocab_size
     heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    attn = {"query": (N, D, heads), "key": (N, D, kv_heads), "value": (N, D, kv_heads),
-            "out": (N, heads, D)}
+    attn = {
+        "query": (N, D, heads),
+        "key": (N, D, kv_heads),
+        "value": (N, D, kv_heads),
+        "out": (N, heads, D),
+    }
     ffn = {"gate": (N, D, F), "up": (N, D, F), "down": (N, F, D)}
 
     name, v2 = model.topology, model.keel_first_block == "v2"
@@ -381,20 +403,30 @@ def shapes(model: config.ModelConfig) -> dict:
         per_head = ("query_norm", "key_norm")
     attn |= dict.fromkeys(per_head, (N, model.head_dim))
 
-    inner_both = (
-        name in ("keel", "keel_scaled_inner_norm", "pre_ln", "sandwich", "peri_ln",
-                 "layernorm_scaling", "complete_p", "hybridnorm_star", "siamese_norm",
-                 "attention_residuals", *HYPER)
-        or (name == "mix_ln" and num_post < N))
+    inner_both = name in (
+        "keel",
+        "keel_scaled_inner_norm",
+        "pre_ln",
+        "sandwich",
+        "peri_ln",
+        "layernorm_scaling",
+        "complete_p",
+        "hybridnorm_star",
+        "siamese_norm",
+        "attention_residuals",
+        *HYPER,
+    ) or (name == "mix_ln" and num_post < N)
     outer_attn = (
         name in ("post_ln", "deepnorm", "hybridnorm", "resi_dual")
         or (keel and N > 1)
         or (name == "hybridnorm_star" and N > 1)
-        or (name == "mix_ln" and num_post > 0))
+        or (name == "mix_ln" and num_post > 0)
+    )
     outer_ffn = (
         name in ("post_ln", "deepnorm", "resi_dual")
         or (keel and (N > 1 or v2))
-        or (name == "mix_ln" and num_post > 0))
+        or (name == "mix_ln" and num_post > 0)
+    )
     branch_both = name in ("sandwich", "peri_ln", "olmo2")
     beta_both = name in ("keel_scaled_input", "keel_scaled_inner_norm")
     for leaf, in_attn, in_ffn in (
@@ -411,10 +443,16 @@ def shapes(model: config.ModelConfig) -> dict:
         "rezero": {"residual_scale": (N,)},
         "siamese_norm": {"post_norm": (N, D), "pre_norm": (N, D)},
         "static_hyper_connections": {"hyper_static": (N, M, M + 2)},
-        "hyper_connections": {"hyper_static": (N, M, M + 2), "hyper_dynamic": (N, D, M + 2),
-                              "hyper_scale": (N, 2)},
-        "mhc": {"mhc_bias": (N, M * M + 2 * M), "mhc_dynamic": (N, M, D, M * M + 2 * M),
-                "mhc_scale": (N, 3)},
+        "hyper_connections": {
+            "hyper_static": (N, M, M + 2),
+            "hyper_dynamic": (N, D, M + 2),
+            "hyper_scale": (N, 2),
+        },
+        "mhc": {
+            "mhc_bias": (N, M * M + 2 * M),
+            "mhc_dynamic": (N, M, D, M * M + 2 * M),
+            "mhc_scale": (N, 3),
+        },
         "attention_residuals": {"depth_query": (N, D)},
     }.get(name, {})
     attn, ffn = attn | own, ffn | own
@@ -460,16 +498,20 @@ def random_params(model: config.ModelConfig, seed: int) -> dict:
         if name.startswith(("hyper", "mhc")):
             # Weights of the usual size, far from the initial ones, and moved by the token.
             around, size = {
-                "hyper_static": (0.4, 0.2), "mhc_bias": (0.0, 1.0),
-                "hyper_scale": (0.5, 0.2), "mhc_scale": (0.5, 0.2),
+                "hyper_static": (0.4, 0.2),
+                "mhc_bias": (0.0, 1.0),
+                "hyper_scale": (0.5, 0.2),
+                "mhc_scale": (0.5, 0.2),
             }.get(name, (0.0, 1 / math.sqrt(model.d_model)))
             return (around + size * rng.standard_normal(shape)).astype(np.float32)
         fan_in = 1 if name == "table" else shape[-2]
         return (rng.standard_normal(shape) / math.sqrt(fan_in)).astype(np.float32)
 
     def fill(tree):
-        return {key: fill(value) if isinstance(value, dict) else leaf(key, value)
-                for key, value in tree.items()}
+        return {
+            key: fill(value) if isinstance(value, dict) else leaf(key, value)
+            for key, value in tree.items()
+        }
 
     return fill(shapes(model))
 

@@ -13,8 +13,15 @@ from keel_jax.model import lm
 from tests import reference
 
 SHAPE = dict(
-    num_blocks=2, d_model=16, d_ffn=24, num_heads=4, num_kv_heads=2, vocab_size=64, batch_size=2,
-    seq_len=16, compute_dtype="float32",
+    num_blocks=2,
+    d_model=16,
+    d_ffn=24,
+    num_heads=4,
+    num_kv_heads=2,
+    vocab_size=64,
+    batch_size=2,
+    seq_len=16,
+    compute_dtype="float32",
 )
 
 
@@ -37,13 +44,27 @@ def test_the_plain_stacks_are_the_same_function():
 
 def test_ratios_are_to_keel_jax_and_a_stopped_contender_has_none():
     same = dict(num_blocks=4, device_bytes=None, compile_seconds=None, first_step_seconds=5.0)
-    rows = bench_step.with_ratios([
-        dict(same, contender="keel_jax", step_seconds=2.0, step_cpu_seconds=3.0,
-             process_bytes=100, first_step_cpu_seconds=4.0),
-        dict(same, contender="plain scan", step_seconds=3.0, step_cpu_seconds=6.0,
-             process_bytes=50, first_step_cpu_seconds=2.0),
-        dict(contender="unrolled Flax", num_blocks=4, stopped_after_seconds=9.0),
-    ])
+    rows = bench_step.with_ratios(
+        [
+            dict(
+                same,
+                contender="keel_jax",
+                step_seconds=2.0,
+                step_cpu_seconds=3.0,
+                process_bytes=100,
+                first_step_cpu_seconds=4.0,
+            ),
+            dict(
+                same,
+                contender="plain scan",
+                step_seconds=3.0,
+                step_cpu_seconds=6.0,
+                process_bytes=50,
+                first_step_cpu_seconds=2.0,
+            ),
+            dict(contender="unrolled Flax", num_blocks=4, stopped_after_seconds=9.0),
+        ]
+    )
     assert rows[0]["step_seconds_ratio"] == 1
     assert rows[1]["step_seconds_ratio"] == 1.5 and rows[1]["step_cpu_seconds_ratio"] == 2
     assert rows[1]["process_bytes_ratio"] == 0.5
@@ -61,12 +82,14 @@ def test_a_contender_that_fails_says_what_it_wrote():
 
 def test_memory_is_a_process_s_own_and_not_that_of_the_one_that_started_it():
     large = bytearray(b"1") * (2 << 30)
-    grown = "\n".join([
-        "from experiments import step_worker",
-        "before = step_worker.peak_bytes()",
-        "x = bytearray(b'1') * (64 << 20)",
-        "print(step_worker.peak_bytes() - before)",
-    ])
+    grown = "\n".join(
+        [
+            "from experiments import step_worker",
+            "before = step_worker.peak_bytes()",
+            "x = bytearray(b'1') * (64 << 20)",
+            "print(step_worker.peak_bytes() - before)",
+        ]
+    )
     told = subprocess.run(
         [sys.executable, "-c", grown], capture_output=True, text=True, check=True
     ).stdout

@@ -29,7 +29,9 @@ def _config(token_dir, cache_dir, **sections):
     sections["model"] = {"vocab_size": None, "num_blocks": 2}
     sections["data"] = {"path": str(token_dir)}
     sections["train"] = {
-        "num_steps": NUM_STEPS, "checkpoint_every_steps": 1, "keep_checkpoints": NUM_STEPS,
+        "num_steps": NUM_STEPS,
+        "checkpoint_every_steps": 1,
+        "keep_checkpoints": NUM_STEPS,
         "eval_num_batches": 1,
     }
     sections["runtime"] = {"compilation_cache_dir": cache_dir}
@@ -58,8 +60,9 @@ def test_a_diverging_step_is_recorded_and_explained(run):
     assert steps == [1, 3] and report["step"] == 3
     # The weights of block 0 are the first to be read.
     assert (report["forward"]["block"], report["forward"]["sublayer"]) == (0, "attention")
-    assert report["forward"]["told"].endswith("handed on by the embedding (0.0196 in the record "
-                                              "before)")
+    assert report["forward"]["told"].endswith(
+        "handed on by the embedding (0.0196 in the record before)"
+    )
     assert not (report["loss_is_finite"] and report["grad_norm_is_finite"])
     assert report["backward"]["block"] == 1
     # From 0.02 to infinity at once.
@@ -69,8 +72,7 @@ def test_a_diverging_step_is_recorded_and_explained(run):
 def test_tensorboard_shows_one_heat_map_and_one_profile_of_each_statistic(run):
     _, workdir = run
     events = event_accumulator.EventAccumulator(str(workdir / "lanes/000/tensorboard")).Reload()
-    tags = {f"depth/{family}/{kind}" for family in _FAMILIES
-            for kind in ("heat_map", "profile")}
+    tags = {f"depth/{family}/{kind}" for family in _FAMILIES for kind in ("heat_map", "profile")}
     assert set(events.Tags()["images"]) == tags
     for tag in tags:
         [image] = events.Images(tag)
@@ -97,8 +99,9 @@ def test_a_restart_keeps_the_records_up_to_its_checkpoint(run, tmp_path, monkeyp
             assert set(again) == set(records)
             for name, values in records.items():
                 np.testing.assert_array_equal(again[name], values, err_msg=name)
-        reports = [files.read_json(root / "lanes/001" / telemetry.DIVERGENCE)
-                   for root in (workdir, copy)]
+        reports = [
+            files.read_json(root / "lanes/001" / telemetry.DIVERGENCE) for root in (workdir, copy)
+        ]
         assert reports[0] == reports[1]
 
 
@@ -145,8 +148,7 @@ def test_the_page_is_complete_and_needs_nothing_else(run):
     report = files.read_json(workdir / "lanes/001" / telemetry.DIVERGENCE)
     pages = [_Page(inspect.page(workdir / "lanes" / lane)) for lane in ("000", "001")]
     for page in pages:
-        names = {f"{family}: {kind}" for family in _FAMILIES
-                 for kind in ("heat map", "profile")}
+        names = {f"{family}: {kind}" for family in _FAMILIES for kind in ("heat map", "profile")}
         assert set(page.images) == names | {"curves"}
         assert all(src.startswith("data:image/png;base64,iVBOR") for src in page.images.values())
         assert "N = 2 blocks, L = 4 sub-layers" in page.text
@@ -162,9 +164,17 @@ def test_lanes_are_asked_for_by_name(run):
 def test_the_verb_writes_the_page_and_hides_no_module_of_pythons(run, tmp_path):
     _, workdir = run
     done = subprocess.run(
-        [sys.executable, "-m", "keel_jax.inspect", f"--workdir={workdir / 'lanes/000'}",
-         f"--output={tmp_path / 'page.html'}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        [
+            sys.executable,
+            "-m",
+            "keel_jax.inspect",
+            f"--workdir={workdir / 'lanes/000'}",
+            f"--output={tmp_path / 'page.html'}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")

@@ -24,12 +24,20 @@ def _run(*flags, timeout=300):
     env = {key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"}
     return subprocess.run(
         [sys.executable, "-m", "keel_jax.plan", *flags],
-        cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=env,
     )
 
 
-_TINY = ("--config=experiments/configs/tiny.py", "--config.model.vocab_size=256",
-         "--config.train.seq_len=32", "--config.model.num_blocks=2")
+_TINY = (
+    "--config=experiments/configs/tiny.py",
+    "--config.model.vocab_size=256",
+    "--config.train.seq_len=32",
+    "--config.model.num_blocks=2",
+)
 
 
 def _is_plan(value):
@@ -125,6 +133,7 @@ def test_candidates_are_valid_and_all_different():
 def _fake(cost, size, fits=True):
     class Fake:
         total_bytes = size
+
     fake = Fake()
     fake.cost, fake.fits = cost, fits
     return fake

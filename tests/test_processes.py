@@ -29,8 +29,11 @@ def _config(token_dir, cache_dir, **sections):
     sections["model"] = {"num_blocks": 2, "vocab_size": None, **sections.get("model", {})}
     sections["data"] = {"path": str(token_dir), **sections.get("data", {})}
     sections["train"] = {
-        "num_steps": NUM_STEPS, "checkpoint_every_steps": 2, "eval_every_steps": 2,
-        "eval_num_batches": 2, **sections.get("train", {}),
+        "num_steps": NUM_STEPS,
+        "checkpoint_every_steps": 2,
+        "eval_every_steps": 2,
+        "eval_num_batches": 2,
+        **sections.get("train", {}),
     }
     sections["optim"] = {"schedule": "constant", **sections.get("optim", {})}
     sections["runtime"] = {"compilation_cache_dir": cache_dir, **sections.get("runtime", {})}
@@ -80,7 +83,8 @@ def _assert_same_run(one, other):
     _assert_same_log(one, other)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
-        _params(one), _params(other),
+        _params(one),
+        _params(other),
     )
 
 
@@ -90,8 +94,9 @@ def _status(workdir):
 
 def _train(cfg, workdir, **options):
     """Trains to the end in the processes that `options` say."""
-    with processes.start("keel_jax.train", processes.train_flags(cfg, workdir), workdir.parent,
-                         **options) as program:
+    with processes.start(
+        "keel_jax.train", processes.train_flags(cfg, workdir), workdir.parent, **options
+    ) as program:
         codes = program.codes()
         assert set(codes) == {exit_codes.DONE}, f"{codes}:\n{program.told()}"
 
@@ -161,15 +166,24 @@ def test_four_processes_are_one_and_two_and_one_go_on(alone, token_dir, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
-    [dict(data=4, fsdp=1), dict(data=1, fsdp=4), dict(data=1, fsdp=1, tensor=4),
-     dict(data=1, fsdp=1, context=4), dict(data=2, fsdp=1, context=2),
-     dict(data=1, fsdp=2, tensor=2), dict(data=1, fsdp=1, stage=2, tensor=2)],
+    [
+        dict(data=4, fsdp=1),
+        dict(data=1, fsdp=4),
+        dict(data=1, fsdp=1, tensor=4),
+        dict(data=1, fsdp=1, context=4),
+        dict(data=2, fsdp=1, context=2),
+        dict(data=1, fsdp=2, tensor=2),
+        dict(data=1, fsdp=1, stage=2, tensor=2),
+    ],
     ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()),
 )
 def test_every_axis_over_four_processes(sizes, token_dir, cache_dir, tmp_path):
     """Each process reads the rows that its device holds, whichever axis divides the processes."""
     cfg = _config(
-        token_dir, cache_dir, mesh=sizes, train=dict(num_steps=3),
+        token_dir,
+        cache_dir,
+        mesh=sizes,
+        train=dict(num_steps=3),
         model=dict(num_blocks=2, num_heads=4, num_kv_heads=4),
     )
     _train(cfg, tmp_path / "one", num_processes=1, devices_each=4)
@@ -184,8 +198,11 @@ def test_lanes_over_processes(token_dir, cache_dir, tmp_path):
     Each process looks at the steps that are due and at the diverging one, which is not.
     """
     cfg = _config(
-        token_dir, cache_dir, lanes=dict(peak_lr=(1e-2, 1e30), seed=(3, 4)),
-        mesh=dict(lane=2, fsdp=1), telemetry=dict(every_steps=4),
+        token_dir,
+        cache_dir,
+        lanes=dict(peak_lr=(1e-2, 1e30), seed=(3, 4)),
+        mesh=dict(lane=2, fsdp=1),
+        telemetry=dict(every_steps=4),
     )
     _train(cfg, tmp_path / "one", num_processes=1, devices_each=2)
     _train(cfg, tmp_path / "two", num_processes=2)
@@ -212,8 +229,10 @@ def test_a_killed_process_ends_the_other_and_nothing_is_lost(victim, alone, tmp_
     """kill -9 of the lead, or of another; the restart is the run never killed."""
     cfg, workdir = alone
     run = tmp_path / "run"
-    flags = [*processes.train_flags(_with_steps(cfg, _ENDLESS), run),
-             "--heartbeat_timeout_seconds=10"]
+    flags = [
+        *processes.train_flags(_with_steps(cfg, _ENDLESS), run),
+        "--heartbeat_timeout_seconds=10",
+    ]
     two = dict(num_processes=2, devices_each=4)
     with processes.start("keel_jax.train", flags, tmp_path, **two) as program:
         program.wait_until((run / "checkpoints/2").is_dir)
@@ -234,8 +253,10 @@ def test_a_stopped_process_is_noticed(alone, tmp_path):
     """SIGSTOP, as a machine that froze: its heart stops, and the others end."""
     cfg, _ = alone
     run = tmp_path / "run"
-    flags = [*processes.train_flags(_with_steps(cfg, _ENDLESS), run),
-             "--heartbeat_timeout_seconds=10"]
+    flags = [
+        *processes.train_flags(_with_steps(cfg, _ENDLESS), run),
+        "--heartbeat_timeout_seconds=10",
+    ]
     with processes.start("keel_jax.train", flags, tmp_path, num_processes=2) as program:
         program.wait_for_step(run, 3)
         program.processes[1].send_signal(signal.SIGSTOP)
@@ -266,8 +287,13 @@ def test_an_error_of_one_process_is_not_the_others(alone, tmp_path):
     flags = [*processes.train_flags(cfg, tmp_path / "run"), "--heartbeat_timeout_seconds=10"]
     with processes.start("keel_jax.train", flags, tmp_path, num_processes=2, started=(0,)) as first:
         address = next(f for f in first.processes[0].args if f.startswith("--coordinator"))
-        broken = [*flags, "--config.data.path=/nowhere", address, "--num_processes=2",
-                  "--process_id=1"]
+        broken = [
+            *flags,
+            "--config.data.path=/nowhere",
+            address,
+            "--num_processes=2",
+            "--process_id=1",
+        ]
         codes = processes.run("keel_jax.train", broken, tmp_path, num_processes=1)
         assert codes == [exit_codes.ERROR]
         assert first.code(0) in LOST, first.told()

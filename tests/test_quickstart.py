@@ -18,8 +18,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("x = 1", True), ("    return x", True), ("def f(:", False), ("x = 'unclosed", False),
-     ("# anything ' goes", True)],
+    [
+        ("x = 1", True),
+        ("    return x", True),
+        ("def f(:", False),
+        ("x = 'unclosed", False),
+        ("# anything ' goes", True),
+    ],
 )
 def test_lines_that_python_can_tokenise(line, expected):
     assert quickstart.is_tokenisable(line) == expected
@@ -34,8 +39,13 @@ def test_falling_is_about_the_last_point():
 @pytest.mark.slow
 def test_quickstart_survives_a_kill_and_ends(tmp_path):
     output = tmp_path / "quickstart"
-    command = [sys.executable, "-m", "experiments.quickstart", f"--output={output}",
-               "--num_steps=30"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.quickstart",
+        f"--output={output}",
+        "--num_steps=30",
+    ]
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     options = dict(cwd=ROOT, env=env, text=True)
     with (tmp_path / "log").open("w") as log:

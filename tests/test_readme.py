@@ -38,7 +38,10 @@ def test_every_verb_and_flag_in_the_readme_exists():
     assert len(flags) >= 4
     for module, names in flags.items():
         text = subprocess.run(
-            [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True,
+            [sys.executable, "-m", module, "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
             timeout=120,
         ).stdout
         for name in names:

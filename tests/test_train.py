@@ -77,7 +77,8 @@ def finished(token_dir, cache_dir, tmp_path_factory):
     """A run that was never stopped, with a checkpoint of every step."""
     workdir = tmp_path_factory.mktemp("run")
     cfg = _config(
-        token_dir, cache_dir,
+        token_dir,
+        cache_dir,
         train=dict(checkpoint_every_steps=1, keep_checkpoints=NUM_STEPS, eval_every_steps=2),
     )
     assert train.train(cfg, workdir) == exit_codes.DONE
@@ -94,9 +95,16 @@ def test_a_run_writes_what_it_promises(finished):
     rows = metrics.read(workdir)
     train_rows = [row for row in rows if "train/loss_nats_per_token" in row]
     assert [row["step"] for row in train_rows] == [1, 2, 3, 4, 5]
-    for key in ("tokens", "train/grad_norm", "train/learning_rate", "train/bits_per_byte",
-                "time/step_seconds", "time/tokens_per_second", "time/data_wait_fraction",
-                "time/model_flops_per_second"):
+    for key in (
+        "tokens",
+        "train/grad_norm",
+        "train/learning_rate",
+        "train/bits_per_byte",
+        "time/step_seconds",
+        "time/tokens_per_second",
+        "time/data_wait_fraction",
+        "time/model_flops_per_second",
+    ):
         assert key in train_rows[0]
     assert "time/mfu" not in train_rows[0], "a CPU's peak is not known: no guess"
     evals = [row["step"] for row in rows if "eval/loss_nats_per_token" in row]
@@ -118,9 +126,7 @@ def test_resume_from_every_step_is_bitwise_the_run_never_stopped(finished, tmp_p
     assert _numbers(copy) == _numbers(workdir)
     for step in range(stop + 1, NUM_STEPS + 1):
         jax.tree.map(np.testing.assert_array_equal, _params(copy, step), _params(workdir, step))
-        jax.tree.map(
-            np.testing.assert_array_equal, _progress(copy, step), _progress(workdir, step)
-        )
+        jax.tree.map(np.testing.assert_array_equal, _progress(copy, step), _progress(workdir, step))
 
 
 def test_a_restart_compiles_nothing(finished, tmp_path):
@@ -156,8 +162,13 @@ def test_a_finished_run_can_be_lengthened_and_its_rate_changed(finished, tmp_pat
 
 @pytest.mark.parametrize(
     ("section", "change"),
-    [("model", dict(d_ffn=48)), ("model", dict(topology="pre_ln")), ("train", dict(seq_len=8)),
-     ("optim", dict(name="lion")), ("data", dict(mask_documents=False))],
+    [
+        ("model", dict(d_ffn=48)),
+        ("model", dict(topology="pre_ln")),
+        ("train", dict(seq_len=8)),
+        ("optim", dict(name="lion")),
+        ("data", dict(mask_documents=False)),
+    ],
 )
 def test_a_changed_config_is_refused_and_nothing_lost(finished, section, change):
     cfg, workdir = finished
@@ -220,8 +231,9 @@ def test_lanes_are_runs_of_their_own(token_dir, cache_dir, tmp_path):
             assert one[key] == pytest.approx(other[key], rel=1e-3), key
     states = [_status(tmp_path / f"lanes/lanes/{lane:03}")["state"] for lane in range(2)]
     assert states == ["done", "diverged"]
-    found = [evaluate.evaluate(tmp_path / d)["loss_nats_per_token"] for d in ("lanes/lanes/000",
-                                                                            "alone")]
+    found = [
+        evaluate.evaluate(tmp_path / d)["loss_nats_per_token"] for d in ("lanes/lanes/000", "alone")
+    ]
     assert found[0] == pytest.approx(found[1], rel=1e-3)
     with pytest.raises(ValueError, match="holds 2 lanes"):
         evaluate.evaluate(tmp_path / "lanes")
@@ -262,7 +274,8 @@ def test_a_diverged_run_is_rescued_by_a_lower_rate(token_dir, cache_dir, tmp_pat
 def test_init_from_takes_the_weights_and_nothing_else(finished, token_dir, cache_dir, tmp_path):
     cfg, workdir = finished
     start = _config(
-        token_dir, cache_dir,
+        token_dir,
+        cache_dir,
         train=dict(init_from=f"{workdir}/checkpoints/3", checkpoint_every_steps=1, num_steps=1),
         optim=dict(warmup_steps=0, schedule="constant", peak_lr=1e-30),
     )
@@ -359,7 +372,9 @@ def test_generation_needs_the_checkpoints_tokenizer(finished, tmp_path, corpus_d
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     conftest.preparation.prepare(
-        [str(corpus_dir / "*.txt")], str(tmp_path / "other"), vocab_size=290,
+        [str(corpus_dir / "*.txt")],
+        str(tmp_path / "other"),
+        vocab_size=290,
         validation_fraction=0.2,
     )
     shutil.copy(tmp_path / "other/tokenizer.model", copy / "tokenizer.model")
@@ -430,21 +445,31 @@ def test_a_failed_checkpoint_write_is_an_error_that_keeps_the_older_ones(
 def _verb(name, *flags, **options):
     return subprocess.run(
         [sys.executable, "-m", f"keel_jax.{name}", *flags],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}, **options,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        **options,
     )
 
 
 def test_sigterm_saves_and_exits_75_and_the_next_start_goes_on(token_dir, cache_dir, tmp_path):
     flags = [
-        f"--workdir={tmp_path}", "--config=experiments/configs/tiny.py",
-        f"--config.data.path={token_dir}", "--config.train.num_steps=100000",
-        "--config.train.seq_len=16", "--config.train.log_every_steps=1",
+        f"--workdir={tmp_path}",
+        "--config=experiments/configs/tiny.py",
+        f"--config.data.path={token_dir}",
+        "--config.train.num_steps=100000",
+        "--config.train.seq_len=16",
+        "--config.train.log_every_steps=1",
         f"--config.runtime.compilation_cache_dir={cache_dir}",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "keel_jax.train", *flags], cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", "keel_jax.train", *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         deadline = time.monotonic() + 200
@@ -469,14 +494,18 @@ def test_sigterm_saves_and_exits_75_and_the_next_start_goes_on(token_dir, cache_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config=experiments/configs/tiny.py", "--config.model.num_block=3"],
-         'Did you mean "num_blocks"'),
+        (
+            ["--config=experiments/configs/tiny.py", "--config.model.num_block=3"],
+            'Did you mean "num_blocks"',
+        ),
         (["--config=experiments/configs/tiny.py", "--wrokdir=x"], "workdir"),
         (["--config=experiments/configs/tiny.py", "--config.model.num_blocks=x"], "num_blocks"),
         (["--config=experiments/configs/none.py"], "none.py"),
         (["--config=experiments/configs/tiny.py", "extra"], "Unexpected argument 'extra'"),
-        (["--config=experiments/configs/tiny.py", "--config.model.topology=keeel"],
-         "Did you mean 'keel'"),
+        (
+            ["--config=experiments/configs/tiny.py", "--config.model.topology=keeel"],
+            "Did you mean 'keel'",
+        ),
     ],
 )
 def test_the_verb_tells_mistakes_plainly(flags, message, tmp_path):
@@ -491,10 +520,20 @@ def test_evaluate_and_generate_write_json(finished, tmp_path):
     done = _verb("evaluate", f"--workdir={workdir}", f"--json={tmp_path / 'e.json'}")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "e.json").read_text())
-    assert set(found) >= {"loss_nats_per_token", "perplexity", "bits_per_byte", "num_tokens",
-                          "step"}
-    done = _verb("generate", f"--workdir={workdir}", "--prompt=def", "--num_tokens=3",
-                 f"--json={tmp_path / 'g.json'}")
+    assert set(found) >= {
+        "loss_nats_per_token",
+        "perplexity",
+        "bits_per_byte",
+        "num_tokens",
+        "step",
+    }
+    done = _verb(
+        "generate",
+        f"--workdir={workdir}",
+        "--prompt=def",
+        "--num_tokens=3",
+        f"--json={tmp_path / 'g.json'}",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "g.json").read_text())[0]["prompt"] == "def"
     assert done.stdout.startswith("def")

@@ -35,7 +35,10 @@ VARIANTS = {
 def micro() -> command.Preset:
     """64 sub-layers, 32 wide: two cores, minutes."""
     points = _points(
-        "experiments/configs/micro.py", 32, (3.2e-3, 1e-2), range(3),
+        "experiments/configs/micro.py",
+        32,
+        (3.2e-3, 1e-2),
+        range(3),
         {"train.num_steps": 150, "optim.warmup_steps": 30},
     )
     # What is not a value of alpha: at the larger rate alone.
@@ -47,8 +50,14 @@ def small() -> command.Preset:
     """64 and 512 sub-layers, 128 wide: one accelerator."""
     points = []
     for num_blocks in (32, 256):
-        points += _points("experiments/configs/small.py", num_blocks, (3e-3, 1e-2, 3e-2), range(3),
-                          {"model.num_blocks": num_blocks}, f"-L{2 * num_blocks}")
+        points += _points(
+            "experiments/configs/small.py",
+            num_blocks,
+            (3e-3, 1e-2, 3e-2),
+            range(3),
+            {"model.num_blocks": num_blocks},
+            f"-L{2 * num_blocks}",
+        )
     return command.Preset(points=points, stdlib_vocab_size=1024, max_lanes=9)
 
 

@@ -27,14 +27,20 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
         for steps, tokens in regimes
     }
     lengths = sorted(steps for steps, tokens in regimes if tokens is None)
-    verdicts = {steps: (advantages[f"steps{steps}-tokens{points.ALL}"] or {}).get("verdict")
-                for steps in lengths}
+    verdicts = {
+        steps: (advantages[f"steps{steps}-tokens{points.ALL}"] or {}).get("verdict")
+        for steps in lengths
+    }
     best = {
         t: [comparison.best_row(losses.get(points.series(t, steps, None), {})) for steps in lengths]
         for t in points.TOPOLOGIES
     }
     figures.best_losses(
-        lengths, best, unigram, "optimiser steps of a run, on all the tokens that there are", out,
+        lengths,
+        best,
+        unigram,
+        "optimiser steps of a run, on all the tokens that there are",
+        out,
         "loss_against_steps",
     )
     numbers = {
@@ -43,8 +49,9 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
         "tokens_per_step": cfg.train.tokens_per_step,
         # Times that a run reads each of its distinct tokens; below 1, all of them are fresh.
         "epochs": {
-            f"steps{steps}-tokens{tokens or points.ALL}":
-                steps * cfg.train.tokens_per_step / (tokens or num_tokens)
+            f"steps{steps}-tokens{tokens or points.ALL}": steps
+            * cfg.train.tokens_per_step
+            / (tokens or num_tokens)
             for steps, tokens in regimes
         },
         "series": {series: comparison.table(rows) for series, rows in losses.items()},
@@ -59,18 +66,23 @@ def _checks(numbers: dict) -> dict:
     """The predictions of NOTES.md, which are of micro."""
     over = numbers["keel_over_pre_ln_nats"]
     mean = {regime: row["mean"] for regime, row in over.items()}
-    unlearned = min(numbers["series"][f"{t}-steps50-tokensall"]["at_best"]["mean"]
-                    for t in points.TOPOLOGIES)
+    unlearned = min(
+        numbers["series"][f"{t}-steps50-tokensall"]["at_best"]["mean"] for t in points.TOPOLOGIES
+    )
     return {
         "1 at 50 steps: the lower one above the unigram line, nats": checks.within(
-            unlearned - numbers["unigram_eval_nats"], -0.05),
-        "1 at 50 steps: Keel below Pre-LN, nats": checks.within(mean["steps50-tokensall"],
-                                                                -0.1, 0.1),
+            unlearned - numbers["unigram_eval_nats"], -0.05
+        ),
+        "1 at 50 steps: Keel below Pre-LN, nats": checks.within(
+            mean["steps50-tokensall"], -0.1, 0.1
+        ),
         "2 at 200 steps: Keel below Pre-LN": checks.verdict(over["steps200-tokensall"]),
         "2 the advantage at 200 steps less that at 100, nats": checks.within(
-            mean["steps200-tokensall"] - mean["steps100-tokensall"], 0.0),
+            mean["steps200-tokensall"] - mean["steps100-tokensall"], 0.0
+        ),
         "3 on 2048 distinct tokens: Keel below Pre-LN, nats": checks.within(
-            mean["steps200-tokens2048"], high=0.1),
+            mean["steps200-tokens2048"], high=0.1
+        ),
     }
 
 

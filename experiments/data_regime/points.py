@@ -23,17 +23,27 @@ def micro() -> command.Preset:
     regimes = [(50, None), (100, None), (200, None), (200, 2**11)]
     return command.Preset(
         points=_points("experiments/configs/micro.py", regimes, (3.2e-3, 1e-2), range(3)),
-        stdlib_vocab_size=384, max_lanes=6,
+        stdlib_vocab_size=384,
+        max_lanes=6,
     )
 
 
 def small() -> command.Preset:
     """500 to 16 000 steps of 8192 tokens; 4000 on fewer distinct tokens: one accelerator."""
-    regimes = [(500, None), (1000, None), (2000, None), (4000, None), (8000, None),
-               (16000, None), (4000, 2**18), (4000, 2**20)]
+    regimes = [
+        (500, None),
+        (1000, None),
+        (2000, None),
+        (4000, None),
+        (8000, None),
+        (16000, None),
+        (4000, 2**18),
+        (4000, 2**20),
+    ]
     return command.Preset(
         points=_points("experiments/configs/small.py", regimes, (1e-3, 3e-3, 1e-2), range(3)),
-        stdlib_vocab_size=1024, max_lanes=9,
+        stdlib_vocab_size=1024,
+        max_lanes=9,
     )
 
 
@@ -45,8 +55,10 @@ def paper() -> command.Preset:
         for topology, prefix in zip(TOPOLOGIES, ("", "pre_ln_"), strict=True):
             points += point.grid(
                 series(topology, num_steps, None),
-                f"experiments/configs/{prefix}fineweb_edu_{size}.py", {},
-                (1e-3, 1.5e-3, 3e-3, 4.5e-3), (0,),
+                f"experiments/configs/{prefix}fineweb_edu_{size}.py",
+                {},
+                (1e-3, 1.5e-3, 3e-3, 4.5e-3),
+                (0,),
             )
     return command.Preset(points=points, max_lanes=1)
 
@@ -60,10 +72,16 @@ def _points(shape, regimes, rates, seeds) -> list[point.Point]:
         for num_steps, num_tokens in regimes
         for topology in TOPOLOGIES
         for each in point.grid(
-            series(topology, num_steps, num_tokens), shape,
-            {"model.topology": topology, "train.num_steps": num_steps,
-             # A fifth: a run has as much of a warm-up as any other.
-             "optim.warmup_steps": num_steps // 5},
-            rates, seeds, num_tokens,
+            series(topology, num_steps, num_tokens),
+            shape,
+            {
+                "model.topology": topology,
+                "train.num_steps": num_steps,
+                # A fifth: a run has as much of a warm-up as any other.
+                "optim.warmup_steps": num_steps // 5,
+            },
+            rates,
+            seeds,
+            num_tokens,
         )
     ]

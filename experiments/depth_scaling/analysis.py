@@ -11,11 +11,15 @@ from experiments.frame import point as point_lib
 # Average of the paper's benchmarks by sub-layers (Table 3), and deep against wide at 3 B (Table 5),
 # arXiv:2601.19895.
 PAPER = {
-    "score_by_sublayers": {"L64": {"pre_ln": 37.9, "keel": 39.6},
-                           "L128": {"pre_ln": 45.3, "keel": 46.5},
-                           "L512": {"pre_ln": 54.3, "keel": 58.1},
-                           "L1024": {"pre_ln": 57.9, "keel": 60.9}},
-    "deep_pre_ln": 52.3, "wide_pre_ln": 52.2, "deep_keel": 55.5,
+    "score_by_sublayers": {
+        "L64": {"pre_ln": 37.9, "keel": 39.6},
+        "L128": {"pre_ln": 45.3, "keel": 46.5},
+        "L512": {"pre_ln": 54.3, "keel": 58.1},
+        "L1024": {"pre_ln": 57.9, "keel": 60.9},
+    },
+    "deep_pre_ln": 52.3,
+    "wide_pre_ln": 52.2,
+    "deep_keel": 55.5,
 }
 # Small models take no benchmark: the share of next tokens that they get right stands for a task.
 METRICS = {"loss_nats_per_token": "eval/loss_nats_per_token", "accuracy": "eval/accuracy"}
@@ -41,14 +45,18 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
         "paper": PAPER,
         "unigram_eval_nats": unigram,
         "series": {
-            series: {name: comparison.table(found[name][series]) if name != "accuracy"
-                     else _at(found[name][series], comparison.best_rate(losses[series]))
-                     for name in METRICS}
+            series: {
+                name: comparison.table(found[name][series])
+                if name != "accuracy"
+                else _at(found[name][series], comparison.best_rate(losses[series]))
+                for name in METRICS
+            }
             for series in losses
         },
         "keel_over_pre_ln_nats": {
-            f"L{depth}-d{d_model}": _advantage(losses, ("keel", depth, d_model),
-                                               ("pre_ln", depth, d_model))
+            f"L{depth}-d{d_model}": _advantage(
+                losses, ("keel", depth, d_model), ("pre_ln", depth, d_model)
+            )
             for depth, d_model in shapes
         },
         # Nats a token by which the deepest is better than the shallowest of one width.
@@ -67,22 +75,29 @@ def _checks(numbers: dict) -> dict:
     over = {name: row["mean"] for name, row in numbers["keel_over_pre_ln_nats"].items()}
     gain, wide = numbers["depth_gain_nats"], numbers["wide_over_deep_nats"]
     accuracy = {series: told["accuracy"]["mean"] for series, told in numbers["series"].items()}
-    agree = [(accuracy[f"keel-{shape}"] > accuracy[f"pre_ln-{shape}"]) == (over[shape] > 0)
-             for shape in over]
+    agree = [
+        (accuracy[f"keel-{shape}"] > accuracy[f"pre_ln-{shape}"]) == (over[shape] > 0)
+        for shape in over
+    ]
     return {
         "1 Keel below Pre-LN at 64 sub-layers, nats": checks.within(over["L64-d32"], 0.2),
         "1 Keel below Pre-LN at 128 sub-layers, nats": checks.within(over["L128-d32"], 0.2),
         "1 the advantage at 64 less that at 16, nats": checks.within(
-            over["L64-d32"] - over["L16-d32"], 0.0),
-        "2 Pre-LN is worse at 128 sub-layers than at 16": checks.verdict(gain["pre_ln"],
-                                                                        "reversed"),
-        "2 Keel's gain from 16 to 128 sub-layers, nats": checks.within(gain["keel"]["mean"],
-                                                                      -0.2, 0.2),
+            over["L64-d32"] - over["L16-d32"], 0.0
+        ),
+        "2 Pre-LN is worse at 128 sub-layers than at 16": checks.verdict(
+            gain["pre_ln"], "reversed"
+        ),
+        "2 Keel's gain from 16 to 128 sub-layers, nats": checks.within(
+            gain["keel"]["mean"], -0.2, 0.2
+        ),
         "3 wide Pre-LN below deep": checks.verdict(wide["pre_ln L16-d64 over L64-d32"]),
         "3 wide Keel below deep, nats": checks.within(
-            wide["keel L16-d64 over L64-d32"]["mean"], -0.15, 0.15),
+            wide["keel L16-d64 over L64-d32"]["mean"], -0.15, 0.15
+        ),
         "4 shapes in which accuracy orders as the loss does": checks.within(
-            float(sum(agree)), float(len(agree))),
+            float(sum(agree)), float(len(agree))
+        ),
     }
 
 
@@ -95,8 +110,10 @@ def _wide_over_deep(losses, shapes, width: int) -> dict:
         f"{t} L{depth}-d{d_model} over L{depth * factor}-d{width}": _advantage(
             losses, (t, depth, d_model), (t, depth * factor, width)
         )
-        for depth, d_model in shapes if d_model > width
-        for factor in [(d_model // width) ** 2] if (depth * factor, width) in shapes
+        for depth, d_model in shapes
+        if d_model > width
+        for factor in [(d_model // width) ** 2]
+        if (depth * factor, width) in shapes
         for t in points.TOPOLOGIES
     }
 

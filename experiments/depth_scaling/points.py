@@ -25,7 +25,8 @@ def micro() -> command.Preset:
     overrides = {"train.num_steps": 150, "optim.warmup_steps": 30}
     return command.Preset(
         points=_points("experiments/configs/micro.py", shapes, (3.2e-3, 1e-2), range(3), overrides),
-        stdlib_vocab_size=384, max_lanes=6,
+        stdlib_vocab_size=384,
+        max_lanes=6,
     )
 
 
@@ -34,7 +35,8 @@ def small() -> command.Preset:
     shapes = [(32, 128, 384), (64, 128, 384), (128, 128, 384), (256, 128, 384), (32, 256, 768)]
     return command.Preset(
         points=_points("experiments/configs/small.py", shapes, (1e-3, 3e-3, 1e-2), range(3), {}),
-        stdlib_vocab_size=1024, max_lanes=9,
+        stdlib_vocab_size=1024,
+        max_lanes=9,
     )
 
 
@@ -45,12 +47,18 @@ def paper() -> command.Preset:
         for topology, rate in zip(TOPOLOGIES, rates, strict=True):
             points += point.grid(
                 series(topology, num_sublayers, 1024),
-                f"experiments/configs/{topology}_L{num_sublayers}.py", {}, (rate,), (0,),
+                f"experiments/configs/{topology}_L{num_sublayers}.py",
+                {},
+                (rate,),
+                (0,),
             )
     for topology, file in zip(TOPOLOGIES, ("wide", "pre_ln_wide"), strict=True):
         points += point.grid(
-            series(topology, 128, 2048), f"experiments/configs/{file}.py", {},
-            (1.5e-3, 3e-3, 6e-3), (0,),
+            series(topology, 128, 2048),
+            f"experiments/configs/{file}.py",
+            {},
+            (1.5e-3, 3e-3, 6e-3),
+            (0,),
         )
     return command.Preset(points=points, max_lanes=1)
 
@@ -64,9 +72,16 @@ def _points(shape, sizes, rates, seeds, overrides) -> list[point.Point]:
         for num_blocks, d_model, d_ffn in sizes
         for topology in TOPOLOGIES
         for each in point.grid(
-            series(topology, 2 * num_blocks, d_model), shape,
-            {"model.topology": topology, "model.num_blocks": num_blocks,
-             "model.d_model": d_model, "model.d_ffn": d_ffn, **overrides},
-            rates, seeds,
+            series(topology, 2 * num_blocks, d_model),
+            shape,
+            {
+                "model.topology": topology,
+                "model.num_blocks": num_blocks,
+                "model.d_model": d_model,
+                "model.d_ffn": d_ffn,
+                **overrides,
+            },
+            rates,
+            seeds,
         )
     ]

@@ -17,5 +17,8 @@ def verdict(found: dict | None, wanted: str = "holds") -> dict:
     """Whether an ordering's verdict (`intervals.ordering`) is the one that was predicted."""
     found = found or {}
     told = {key: found[key] for key in ("mean", "low", "high") if key in found}
-    return told | {"verdict": found.get("verdict"), "predicted": wanted,
-                   "holds": found.get("verdict") == wanted}
+    return told | {
+        "verdict": found.get("verdict"),
+        "predicted": wanted,
+        "holds": found.get("verdict") == wanted,
+    }

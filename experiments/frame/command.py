@@ -41,32 +41,39 @@ def define_flags(experiment: str, presets: Mapping[str, Callable[[], Preset]]):
     """The flags that all sweeps have."""
     flags.DEFINE_enum("preset", None, list(presets), "Size: micro is for two cores.")
     flags.DEFINE_string(
-        "out", None, "Directory of results.json and figures/; committed ones lie in "
+        "out",
+        None,
+        "Directory of results.json and figures/; committed ones lie in "
         f"experiments/{experiment}/results/PRESET [runs/{experiment}/PRESET].",
     )
     flags.DEFINE_string(
-        "runs", None, "Directory of the runs, which every shard sees "
-        f"[runs/{experiment}/PRESET/runs].",
+        "runs",
+        None,
+        f"Directory of the runs, which every shard sees [runs/{experiment}/PRESET/runs].",
     )
     flags.DEFINE_string(
-        "data", None, "Token shards; micro prepares the embedded corpus there if need be "
+        "data",
+        None,
+        "Token shards; micro prepares the embedded corpus there if need be "
         "[runs/data/stdlib_VOCABULARY].",
     )
     flags.DEFINE_string(
-        "shard", "0/1", "i/n: run every n-th group of lanes from the i-th on. The shards are "
+        "shard",
+        "0/1",
+        "i/n: run every n-th group of lanes from the i-th on. The shards are "
         "processes or machines that share --runs.",
     )
     flags.DEFINE_string(
-        "launcher", "keel_jax.train", "Module that trains a group, with its own flags: "
+        "launcher",
+        "keel_jax.train",
+        "Module that trains a group, with its own flags: "
         "keel_jax.train, or a launcher, as in 'launch.local --num_processes=2'.",
     )
     flags.DEFINE_bool("dry_run", False, "Print the commands of what is to be run, and leave.")
     flags.mark_flag_as_required("preset")
 
 
-def run(
-    experiment: str, presets: Mapping[str, Callable[[], Preset]], analyse: Analysis
-) -> int:
+def run(experiment: str, presets: Mapping[str, Callable[[], Preset]], analyse: Analysis) -> int:
     """What the flags say; the exit code."""
     values = flags.FLAGS
     results.source()  # what runs is what is there now
@@ -87,8 +94,9 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if (code := sweep.run(preset.points)) != exit_codes.DONE:
         return code
-    return finish(experiment, values.preset, sweep, preset, analyse,
-                  pathlib.Path(values.out or home))
+    return finish(
+        experiment, values.preset, sweep, preset, analyse, pathlib.Path(values.out or home)
+    )
 
 
 def finish(
@@ -103,21 +111,32 @@ def finish(
     outcomes = sweep.outcomes(preset.points)
     pending = [outcome for outcome in outcomes if outcome.state == outcome_lib.PENDING]
     if pending:
-        print(f"{len(pending)} of {len(outcomes)} points are with other shards; results follow "
-              "from the same command once they are there.")
+        print(
+            f"{len(pending)} of {len(outcomes)} points are with other shards; results follow "
+            "from the same command once they are there."
+        )
         return exit_codes.DONE
     missing = [o.point.name for o in outcomes if o.state == outcome_lib.MISSING]
     # Where nothing came to a result there is nothing to analyse.
     has_any = len(missing) < len(outcomes)
     numbers = (analyse(outcomes, out, sweep.data) if has_any else {}) | {"missing": missing}
-    groups = {o.record["workdir"].split("/")[1]: o.record["group_seconds"]
-              for o in outcomes if o.has_result}
+    groups = {
+        o.record["workdir"].split("/")[1]: o.record["group_seconds"]
+        for o in outcomes
+        if o.has_result
+    }
     results.write(
-        out, experiment, preset_name, numbers=numbers,
-        points=[outcome.summary() for outcome in outcomes], seconds=sum(groups.values()),
+        out,
+        experiment,
+        preset_name,
+        numbers=numbers,
+        points=[outcome.summary() for outcome in outcomes],
+        seconds=sum(groups.values()),
     )
-    print(f"{out / results.FILE}: {len(outcomes) - len(missing)} points"
-          + (f", missing: {', '.join(missing)}" if missing else ""))
+    print(
+        f"{out / results.FILE}: {len(outcomes) - len(missing)} points"
+        + (f", missing: {', '.join(missing)}" if missing else "")
+    )
     return exit_codes.ERROR if missing else exit_codes.DONE
 
 

@@ -37,7 +37,8 @@ def best_rate(found: Losses) -> float | None:
     """The rate of the lowest median loss, among those where every seed came to its end."""
     medians = {
         rate: float(np.median(list(row.values())))
-        for rate, row in found.items() if None not in row.values()
+        for rate, row in found.items()
+        if None not in row.values()
     }
     return min(medians, key=medians.get, default=None)
 

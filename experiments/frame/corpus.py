@@ -28,8 +28,11 @@ def ensure_stdlib(path: pathlib.Path, vocab_size: int) -> None:
     """Prepares the embedded corpus in `path`; if it is there already, nothing is done."""
     with prepare.progress() as on_progress:
         preparation.prepare(
-            ["stdlib"], str(path), vocab_size=vocab_size,
-            validation_fraction=_VALIDATION_FRACTION, on_progress=on_progress,
+            ["stdlib"],
+            str(path),
+            vocab_size=vocab_size,
+            validation_fraction=_VALIDATION_FRACTION,
+            on_progress=on_progress,
         )
 
 
@@ -90,8 +93,14 @@ def _entry(token_set: shards.TokenSet, tokens: np.ndarray, file: str) -> dict:
         "total_target_weight": float(len(tokens)),
         "unigram_entropy_bits_per_token": bits,
         "unigram_entropy_bits_per_byte": bits * (len(tokens) + 1) / num_bytes,
-        "shards": [{"file": file, "num_tokens": len(tokens), "weights_sha256": "",
-                    "sha256": hashlib.sha256(tokens.tobytes()).hexdigest()}],
+        "shards": [
+            {
+                "file": file,
+                "num_tokens": len(tokens),
+                "weights_sha256": "",
+                "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
+            }
+        ],
     }
 
 
@@ -112,15 +121,18 @@ def unigram_losses(cfg: config.Config) -> np.ndarray:
     batch's own difficulty, which at small batches moves the loss more than a plateau's depth.
     """
     train = cfg.train
-    return _training_losses(cfg.data.path, train.seq_len, train.batch_size, train.num_steps,
-                            cfg.seed)
+    return _training_losses(
+        cfg.data.path, train.seq_len, train.batch_size, train.num_steps, cfg.seed
+    )
 
 
 def unigram_validation_loss(cfg: config.Config) -> float:
     """The same on the batches of a run's validation."""
     batches = loader.validation_batches(
-        shards.open_set(cfg.data.path), seq_len=cfg.train.seq_len,
-        batch_size=cfg.train.batch_size, num_batches=cfg.train.eval_num_batches or None,
+        shards.open_set(cfg.data.path),
+        seq_len=cfg.train.seq_len,
+        batch_size=cfg.train.batch_size,
+        num_batches=cfg.train.eval_num_batches or None,
     )
     nats, weight = np.sum(list(_sums(cfg.data.path, batches)), axis=0)
     return float(nats / weight)

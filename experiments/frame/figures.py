@@ -13,13 +13,33 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  the backend must be chosen first
 
 # One colour per topology in all figures; others take the next one.
-COLOURS = {"keel": "C0", "pre_ln": "C1", "post_ln": "C2", "deepnorm": "C3", "hybridnorm": "C4",
-           "mix_ln": "C5", "complete_p": "C6"}
-NAMES = {"keel": "Keel", "pre_ln": "Pre-LN", "post_ln": "Post-LN", "deepnorm": "DeepNorm",
-         "hybridnorm": "HybridNorm", "mix_ln": "Mix-LN", "complete_p": "Pre-LN, branch / L"}
+COLOURS = {
+    "keel": "C0",
+    "pre_ln": "C1",
+    "post_ln": "C2",
+    "deepnorm": "C3",
+    "hybridnorm": "C4",
+    "mix_ln": "C5",
+    "complete_p": "C6",
+}
+NAMES = {
+    "keel": "Keel",
+    "pre_ln": "Pre-LN",
+    "post_ln": "Post-LN",
+    "deepnorm": "DeepNorm",
+    "hybridnorm": "HybridNorm",
+    "mix_ln": "Mix-LN",
+    "complete_p": "Pre-LN, branch / L",
+}
 # Identifiers in an SVG are hashes with this salt, so that the same data give the same file.
-_STYLE = {"svg.hashsalt": "keel_jax", "svg.fonttype": "path", "axes.spines.top": False,
-          "axes.spines.right": False, "legend.frameon": False, "font.size": 9}
+_STYLE = {
+    "svg.hashsalt": "keel_jax",
+    "svg.fonttype": "path",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "font.size": 9,
+}
 _DPI = 110
 
 
@@ -60,8 +80,14 @@ def draw(axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str
     axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     crossed = lacking > 0
     axes.plot(np.array(x, float)[crossed], median[crossed], "x", color=line.get_color())
-    return {"label": label, "x": list(x), "low": low, "median": median, "high": high,
-            "num_not_finished": lacking}
+    return {
+        "label": label,
+        "x": list(x),
+        "low": low,
+        "median": median,
+        "high": high,
+        "num_not_finished": lacking,
+    }
 
 
 def unigram_line(axes, nats: float = 0.0) -> None:
@@ -70,13 +96,19 @@ def unigram_line(axes, nats: float = 0.0) -> None:
 
 
 def best_losses(
-    x: Sequence[int], found: Mapping[str, Sequence[Sequence[float]]], unigram_nats: float,
-    xlabel: str, out: pathlib.Path, stem: str,
+    x: Sequence[int],
+    found: Mapping[str, Sequence[Sequence[float]]],
+    unigram_nats: float,
+    xlabel: str,
+    out: pathlib.Path,
+    stem: str,
 ) -> None:
     """Draws and saves each topology's losses at its best rate, [X, seeds], against `x`."""
     figure, axes = new()
-    lines = [draw(axes, x, values, name(topology), color=COLOURS[topology])
-             for topology, values in found.items()]
+    lines = [
+        draw(axes, x, values, name(topology), color=COLOURS[topology])
+        for topology, values in found.items()
+    ]
     unigram_line(axes, unigram_nats)
     axes.set(xscale="log", xlabel=xlabel, ylabel="validation loss at the best rate, nats/token")
     axes.set_xticks(x, [str(value) for value in x])

@@ -19,8 +19,14 @@ def mean(values: Sequence[float]) -> dict:
     """
     values = np.array(values, float)
     if not len(values):
-        return {"mean": None, "low": None, "high": None, "least": None, "greatest": None,
-                "num_seeds": 0}
+        return {
+            "mean": None,
+            "low": None,
+            "high": None,
+            "least": None,
+            "greatest": None,
+            "num_seeds": 0,
+        }
     centre, half = float(values.mean()), None
     if len(values) > 1:
         quantile = scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)

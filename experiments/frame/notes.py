@@ -39,7 +39,8 @@ def unsupported(text: str, numbers: Mapping) -> list[str]:
     values = set(_values(numbers))
     bare = _NAMES.sub(" ", _without_papers_columns(quoting(text)))
     return [
-        match[0].strip() for match in _NUMBER.finditer(bare)
+        match[0].strip()
+        for match in _NUMBER.finditer(bare)
         if not any(_is_quoted(match[1], bool(match[2]), value) for value in values)
     ]
 
@@ -87,6 +88,7 @@ def _without_papers_columns(text: str) -> str:
         cells = line.strip().strip("|").split("|")
         if papers is None:
             papers = {place for place, cell in enumerate(cells) if "paper" in cell.lower()}
-        lines.append(" | ".join("" if place in papers else cell
-                                for place, cell in enumerate(cells)))
+        lines.append(
+            " | ".join("" if place in papers else cell for place, cell in enumerate(cells))
+        )
     return "\n".join(lines)

@@ -53,8 +53,11 @@ def grid(
     num_train_tokens: int | None = None,
 ) -> list[Point]:
     """The points of one series: learning rates x seeds."""
-    return [Point(series, config_file, dict(overrides), lr, seed, num_train_tokens)
-            for lr in peak_lr for seed in seeds]
+    return [
+        Point(series, config_file, dict(overrides), lr, seed, num_train_tokens)
+        for lr in peak_lr
+        for seed in seeds
+    ]
 
 
 def by_series(points: Sequence[Point]) -> dict[str, list[Point]]:

@@ -84,7 +84,11 @@ def source() -> dict:
     """
     commit = _git("rev-parse", "HEAD")
     changed = _git(
-        "status", "--porcelain", "--untracked-files=all", "--", ".",
+        "status",
+        "--porcelain",
+        "--untracked-files=all",
+        "--",
+        ".",
         ":(exclude,glob)experiments/*/results/**",
     )
     return {"commit": commit or None, "is_clean": bool(commit) and not changed}

@@ -69,9 +69,7 @@ class Sweep:
 
     def outcomes(self, points: Sequence[point_lib.Point]) -> list[outcome_lib.Outcome]:
         """What became of every point, in order."""
-        return [
-            outcome_lib.read(self.runs, point, self._digest([point])) for point in points
-        ]
+        return [outcome_lib.read(self.runs, point, self._digest([point])) for point in points]
 
     def commands(self, points: Sequence[point_lib.Point]) -> list[list[str]]:
         """What would be started, a command a group."""
@@ -150,17 +148,21 @@ class Sweep:
         for lane, point in enumerate(group):
             directory = workdir / "lanes" / f"{lane:03}" if len(group) > 1 else workdir
             status = files.read_json(directory / "status.json")
-            self._write(point, _STATES[status["exit_code"]], {
-                "attempts": attempt,
-                "exit_code": status["exit_code"],
-                "step": status["step"],
-                "workdir": str(directory.relative_to(self.runs)),
-                "group_seconds": round(seconds, 1),
-                "num_lanes": len(group),
-                "compilations": status["compilations"],
-                "commit": ran_on.get("commit"),
-                "devices": ran_on.get("devices"),
-            })
+            self._write(
+                point,
+                _STATES[status["exit_code"]],
+                {
+                    "attempts": attempt,
+                    "exit_code": status["exit_code"],
+                    "step": status["step"],
+                    "workdir": str(directory.relative_to(self.runs)),
+                    "group_seconds": round(seconds, 1),
+                    "num_lanes": len(group),
+                    "compilations": status["compilations"],
+                    "commit": ran_on.get("commit"),
+                    "devices": ran_on.get("devices"),
+                },
+            )
 
     def _write(self, point, state: str, told: dict):
         path = outcome_lib.record_file(self.runs, point)

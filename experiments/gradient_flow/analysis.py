@@ -36,7 +36,10 @@ class Check:
 
     def to_json(self) -> dict:
         return {
-            "says": self.says, "value": _rounded(self.value), "low": self.low, "high": self.high,
+            "says": self.says,
+            "value": _rounded(self.value),
+            "low": self.low,
+            "high": self.high,
             "holds": bool(self.low <= self.value <= self.high),
         }
 
@@ -82,20 +85,39 @@ def checks(told: dict) -> dict:
         if at("unit", name, num_sublayers):
             value = np.log(at("unit", name, num_sublayers))
             value /= np.log(at("unit", name, num_sublayers, "theory"))
-            check(f"unit path, {name}", f"ln measured / ln theory, L = {num_sublayers}",
-                  value, 0.9, 1.1)
+            check(
+                f"unit path, {name}",
+                f"ln measured / ln theory, L = {num_sublayers}",
+                value,
+                0.9,
+                1.1,
+            )
     if at("initial", "pre_ln", 64):
-        check("path, pre_ln", "the path's gain as initialised, L = 64",
-              at("initial", "pre_ln", 64), 0.999, 1.001)
-        check("total, post_ln", "the whole gradient's gain as initialised, L = 64: it does not "
-              "vanish", at("initial", "post_ln", 64, "gain_from_block_0"), 0.1, np.inf)
+        check(
+            "path, pre_ln",
+            "the path's gain as initialised, L = 64",
+            at("initial", "pre_ln", 64),
+            0.999,
+            1.001,
+        )
+        check(
+            "total, post_ln",
+            "the whole gradient's gain as initialised, L = 64: it does not vanish",
+            at("initial", "post_ln", 64, "gain_from_block_0"),
+            0.1,
+            np.inf,
+        )
     for deep, factor in ((512, 8), (1024, 16)):
         shallow = at("initial", "keel", 64, "branch_gradient_rms")
         if shallow and at("initial", "keel", deep):
             ratio = shallow / at("initial", "keel", deep, "branch_gradient_rms")
-            check(f"branch gradients, keel, {deep}",
-                  f"RMS at L = 64 / RMS at L = {deep}: 1/alpha says {factor}",
-                  ratio, 0.85 * factor, 1.15 * factor)
+            check(
+                f"branch gradients, keel, {deep}",
+                f"RMS at L = 64 / RMS at L = {deep}: 1/alpha says {factor}",
+                ratio,
+                0.85 * factor,
+                1.15 * factor,
+            )
     return found
 
 
@@ -108,8 +130,10 @@ def theory_gain(name: str, num_blocks: int, preset: points.Preset) -> np.ndarray
 def interval(values) -> dict:
     """The median, and the lowest and highest of the seeds."""
     return {
-        "median": _rounded(np.median(values)), "low": _rounded(min(values)),
-        "high": _rounded(max(values)), "num_seeds": len(values),
+        "median": _rounded(np.median(values)),
+        "low": _rounded(min(values)),
+        "high": _rounded(max(values)),
+        "num_seeds": len(values),
     }
 
 
@@ -118,10 +142,12 @@ def scalars(found: list[dict]) -> list[dict]:
     kept = []
     for point in found:
         vectors = {name: v for name, v in point.items() if isinstance(v, np.ndarray)}
-        kept.append({
-            **{name: value for name, value in point.items() if name not in vectors},
-            **{name: [_rounded(v[_BLOCK_1]), _rounded(v[-1])] for name, v in vectors.items()},
-        })
+        kept.append(
+            {
+                **{name: value for name, value in point.items() if name not in vectors},
+                **{name: [_rounded(v[_BLOCK_1]), _rounded(v[-1])] for name, v in vectors.items()},
+            }
+        )
     return kept
 
 
@@ -135,11 +161,18 @@ def figures(
     drawn = {
         "path_over_depth": _over_depth(found, preset),
         "path_profile": _profiles(found, preset),
-        "forward": _maps(found, preset, ("stream_rms", "branch_rms"),
-                         ("RMS of the stream", "RMS of the branch's output")),
-        "backward": _maps(found, preset, ("gain", "branch_gradient_rms"),
-                          ("gain of the whole gradient to the top",
-                           "RMS of the gradient of out and down")),
+        "forward": _maps(
+            found,
+            preset,
+            ("stream_rms", "branch_rms"),
+            ("RMS of the stream", "RMS of the branch's output"),
+        ),
+        "backward": _maps(
+            found,
+            preset,
+            ("gain", "branch_gradient_rms"),
+            ("gain of the whole gradient to the top", "RMS of the gradient of out and down"),
+        ),
         "branch_gradients": _branch_gradients(found),
     }
     if any(point["kind"] == "trained" for point in found):
@@ -160,9 +193,14 @@ def _over_depth(found, preset):
         expected = [theory_gain(name, n // 2, preset)[_BLOCK_1] for n in lengths]
         axes.plot(lengths, expected, linewidth=1, **style)
         data.append({**drawn, "theory": expected})
-    axes.set(xscale="log", yscale="log", xlabel="sub-layers L", ylim=(1e-11, 5),
-             ylabel="gain of the residual path, block 0 to top",
-             title="Branches of the stream's size; lines: closed forms")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="sub-layers L",
+        ylim=(1e-11, 5),
+        ylabel="gain of the residual path, block 0 to top",
+        title="Branches of the stream's size; lines: closed forms",
+    )
     axes.legend(fontsize=8)
     return canvas, data
 
@@ -178,8 +216,12 @@ def _profiles(found, preset):
         predicted = np.median([point["predicted_path_gain"][_BLOCK_1:] for point in group], axis=0)
         axes.plot(drawn["x"], predicted, ":", **style)
         data.append({**drawn, "predicted": predicted})
-    axes.set(yscale="log", xlabel="sub-layer", ylabel="gain of the residual path to the top",
-             title=f"As initialised, {2 * preset.num_blocks} sub-layers; dotted: from sizes alone")
+    axes.set(
+        yscale="log",
+        xlabel="sub-layer",
+        ylabel="gain of the residual path to the top",
+        title=f"As initialised, {2 * preset.num_blocks} sub-layers; dotted: from sizes alone",
+    )
     axes.legend(fontsize=8)
     return canvas, data
 
@@ -196,11 +238,15 @@ def _maps(found, preset, quantities, titles):
     canvas, panels = figures_lib.new(1, len(quantities), size=(11, 6.2), sharey=True)
     data: dict = {"names": list(points.NAMES)}
     for axes, quantity, title in zip(panels, quantities, titles, strict=True):
-        rows = np.array([
-            np.median([point[quantity] for point in
-                       _at(found, "initial", name, preset.num_blocks)], axis=0)
-            for name in points.NAMES
-        ])
+        rows = np.array(
+            [
+                np.median(
+                    [point[quantity] for point in _at(found, "initial", name, preset.num_blocks)],
+                    axis=0,
+                )
+                for name in points.NAMES
+            ]
+        )
         mesh = axes.imshow(
             np.log10(np.maximum(rows, _LEAST_DRAWN)), aspect="auto", interpolation="nearest"
         )
@@ -221,8 +267,13 @@ def _branch_gradients(found):
         if name == "keel":
             x = np.array(lengths, float)
             axes.plot(x, data[-1]["median"][0] * x[0] / x, "k:", label="1 / L")
-    axes.set(xscale="log", yscale="log", xlabel="sub-layers L", title="As initialised",
-             ylabel="RMS of branch-weight gradients, blocks 1..")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="sub-layers L",
+        title="As initialised",
+        ylabel="RMS of branch-weight gradients, blocks 1..",
+    )
     axes.legend(fontsize=8)
     return canvas, data
 

@@ -67,11 +67,15 @@ def _flow(params, tokens_BT, v_BTD, through_branches, model: config.ModelConfig)
 def _outer_gains(params, model: config.ModelConfig) -> jax.Array:
     """RMS of each outer norm's gain, [N, 2]; 1 where there is none."""
     topology = residual.topology(model)
-    return jnp.stack([
-        telemetry.rms(params["block"][branch]["outer_norm"], 1)
-        if topology.has("outer_norm", sublayer) else jnp.ones(model.num_blocks)
-        for sublayer, branch in enumerate(_LAST)
-    ], axis=1)
+    return jnp.stack(
+        [
+            telemetry.rms(params["block"][branch]["outer_norm"], 1)
+            if topology.has("outer_norm", sublayer)
+            else jnp.ones(model.num_blocks)
+            for sublayer, branch in enumerate(_LAST)
+        ],
+        axis=1,
+    )
 
 
 def tangent(v_BTD: jax.Array, x_BTD: jax.Array) -> jax.Array:
@@ -106,10 +110,14 @@ def look(
     }
     predicted = np.full(model.num_sublayers, np.nan)
     if streams.rule(model).puts_norms_off:  # the one equation
-        predicted = theory.gain(theory.from_sizes(
-            residual.topology(model), whole["stream_rms"], whole["branch_rms"],
-            whole["outer_gain_rms"],
-        ))
+        predicted = theory.gain(
+            theory.from_sizes(
+                residual.topology(model),
+                whole["stream_rms"],
+                whole["branch_rms"],
+                whole["outer_gain_rms"],
+            )
+        )
     return {
         **{name: value.reshape(-1) for name, value in found.items()},
         "predicted_path_gain": predicted,

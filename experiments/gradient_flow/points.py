@@ -40,20 +40,49 @@ class Preset:
 PRESETS = {
     # For the tests.
     "tiny": Preset(
-        d_model=16, num_heads=2, num_kv_heads=1, batch_size=1, seq_len=8, vocab_size=32,
-        num_blocks=4, depths=(2, 4), num_seeds=2,
+        d_model=16,
+        num_heads=2,
+        num_kv_heads=1,
+        batch_size=1,
+        seq_len=8,
+        vocab_size=32,
+        num_blocks=4,
+        depths=(2, 4),
+        num_seeds=2,
     ),
     "micro": Preset(
-        d_model=64, num_heads=4, num_kv_heads=2, batch_size=2, seq_len=32, vocab_size=256,
-        num_blocks=32, depths=(8, 16, 32, 256, 512), num_seeds=3,
+        d_model=64,
+        num_heads=4,
+        num_kv_heads=2,
+        batch_size=2,
+        seq_len=32,
+        vocab_size=256,
+        num_blocks=32,
+        depths=(8, 16, 32, 256, 512),
+        num_seeds=3,
     ),
     "small": Preset(
-        d_model=1024, num_heads=16, num_kv_heads=8, batch_size=2, seq_len=256, vocab_size=32768,
-        num_blocks=32, depths=(32, 64, 256), num_seeds=3,
+        d_model=1024,
+        num_heads=16,
+        num_kv_heads=8,
+        batch_size=2,
+        seq_len=256,
+        vocab_size=32768,
+        num_blocks=32,
+        depths=(32, 64, 256),
+        num_seeds=3,
     ),
     "paper": Preset(
-        d_model=1024, num_heads=16, num_kv_heads=8, batch_size=4, seq_len=2048, vocab_size=32768,
-        num_blocks=256, depths=(32, 64, 256, 512), num_seeds=3, compute_dtype="bfloat16",
+        d_model=1024,
+        num_heads=16,
+        num_kv_heads=8,
+        batch_size=4,
+        seq_len=2048,
+        vocab_size=32768,
+        num_blocks=256,
+        depths=(32, 64, 256, 512),
+        num_seeds=3,
+        compute_dtype="bfloat16",
     ),
 }
 
@@ -85,7 +114,9 @@ def model(name: str, num_blocks: int, preset: Preset) -> config.ModelConfig:
 def cases(preset: Preset) -> list[tuple[str, int]]:
     """(name, N) of every model, no pair twice."""
     over_depth = [
-        (name, n) for name in OVER_DEPTH for n in preset.depths
+        (name, n)
+        for name in OVER_DEPTH
+        for n in preset.depths
         if name != "post_ln" or n <= _POST_LN_MOST_BLOCKS
     ]
     at_one = [(name, preset.num_blocks) for name in NAMES]

@@ -24,9 +24,7 @@ def run(preset_name: str, out: pathlib.Path, workdirs: list[pathlib.Path], data:
     results.source()  # what runs is what is there now
     started, preset = time.monotonic(), points.PRESETS[preset_name]
     found = []
-    for name, num_blocks in rich.progress.track(
-        points.cases(preset), "models", transient=True
-    ):
+    for name, num_blocks in rich.progress.track(points.cases(preset), "models", transient=True):
         found += initialised(name, num_blocks, preset)
     for workdir in workdirs:
         found += trained.points(workdir, data)
@@ -34,8 +32,11 @@ def run(preset_name: str, out: pathlib.Path, workdirs: list[pathlib.Path], data:
     for stem, (canvas, drawn) in analysis.figures(found, preset).items():
         figures.save(canvas, out, stem, drawn)
     results.write(
-        out, "gradient_flow", preset_name,
-        numbers={"checks": analysis.checks(told), **told}, points=analysis.scalars(found),
+        out,
+        "gradient_flow",
+        preset_name,
+        numbers={"checks": analysis.checks(told), **told},
+        points=analysis.scalars(found),
         seconds=time.monotonic() - started,
     )
     return told
@@ -66,8 +67,10 @@ def main(_):
     out = pathlib.Path(_OUT.value or f"runs/gradient_flow/{_PRESET.value}")
     told = run(_PRESET.value, out, [pathlib.Path(w) for w in _WORKDIRS.value], _DATA.value)
     for key, check in analysis.checks(told).items():
-        print(f"{'holds' if check['holds'] else 'FAILS'}  {key}: {check['says']}: "
-              f"{check['value']:g} in [{check['low']:g}, {check['high']:g}]")
+        print(
+            f"{'holds' if check['holds'] else 'FAILS'}  {key}: {check['says']}: "
+            f"{check['value']:g} in [{check['low']:g}, {check['high']:g}]"
+        )
     print(f"{out}/results.json, figures/")
 
 

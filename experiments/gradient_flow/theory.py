@@ -28,8 +28,13 @@ def from_sizes(
 ) -> np.ndarray:
     """The factor of each sub-layer where stream, branch and outer gain have these sizes; [L]."""
     alpha_N2, scale_N2, stream_N2, branch_N2, gain_N2 = (
-        np.asarray(x, np.float64) for x in (
-            topology.alpha, topology.branch_scale, stream_rms_N2, branch_rms_N2, outer_gain_rms_N2
+        np.asarray(x, np.float64)
+        for x in (
+            topology.alpha,
+            topology.branch_scale,
+            stream_rms_N2,
+            branch_rms_N2,
+            outer_gain_rms_N2,
         )
     )
     sum_N2 = np.hypot(alpha_N2 * stream_N2, scale_N2 * branch_N2)

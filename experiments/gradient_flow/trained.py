@@ -34,10 +34,17 @@ def points(workdir: pathlib.Path, data_path: str | None = None) -> list[dict]:
     found = []
     for step, weights in ((0, at_first), (meta.step, _without_final_norm(params, model))):
         told = measure.look(flow, weights, tokens_BT, model, cfg.seed)
-        found.append({
-            "name": cfg.model.topology, "num_blocks": model.num_blocks, "seed": cfg.seed,
-            "peak_lr": cfg.optim.peak_lr, "step": step, "kind": "trained", **told,
-        })
+        found.append(
+            {
+                "name": cfg.model.topology,
+                "num_blocks": model.num_blocks,
+                "seed": cfg.seed,
+                "peak_lr": cfg.optim.peak_lr,
+                "step": step,
+                "kind": "trained",
+                **told,
+            }
+        )
     return found
 
 

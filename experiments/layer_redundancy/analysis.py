@@ -101,19 +101,23 @@ def checks(found: list[dict]) -> dict:
     for name, group in groups.items():
         most = [int(np.argmax(delta_ppl_block(model))) for model in group]
         told[f"first blocks, {name}"] = {
-            "most_critical_block": most, "holds": all(block < FIRST_BLOCKS for block in most),
+            "most_critical_block": most,
+            "holds": all(block < FIRST_BLOCKS for block in most),
         }
         rising = intervals.mean([summary(m)["rank_correlation_with_depth"] for m in group])
         verdict = intervals.sign(rising)
         told[f"rises with depth, {name}"] = {
-            **_rounded(rising), "verdict": verdict, "holds": verdict == "holds",
+            **_rounded(rising),
+            "verdict": verdict,
+            "holds": verdict == "holds",
         }
     if set(groups) >= {"keel", "pre_ln"}:
         keel, pre_ln = (
             {model["seed"]: summary(model) for model in groups[name]} for name in ("keel", "pre_ln")
         )
         told["shallow blocks, keel above pre_ln"] = _compare(
-            keel, pre_ln, "delta_ppl_shallow_blocks")
+            keel, pre_ln, "delta_ppl_shallow_blocks"
+        )
         told["removable blocks, pre_ln above keel"] = _compare(pre_ln, keel, "removable_at_1.1")
     return told
 
@@ -150,8 +154,13 @@ def draw(found: list[dict], out: pathlib.Path) -> None:
     panels = (
         ("block", "block", "ΔPPL without its branches", delta_ppl_block, symlog),
         ("sublayer", "sub-layer", "ΔPPL without its branch", delta_ppl_sublayer, symlog),
-        ("rotation", "sub-layer", "angle between the streams before and after [rad]",
-         lambda model: model["rotation_radians"], {"value": "log"}),
+        (
+            "rotation",
+            "sub-layer",
+            "angle between the streams before and after [rad]",
+            lambda model: model["rotation_radians"],
+            {"value": "log"},
+        ),
     )
     for stem, x, y, read, scale in panels:
         canvas, axes = figures.new()
@@ -171,16 +180,18 @@ def _draw_greedy(groups, out):
     canvas, axes = figures.new()
     data = []
     for name, group in groups.items():
-        ratios = [np.exp(np.array([0.0, *np.array(m["greedy_losses"]) - m["loss"]]))
-                  for m in group]
+        ratios = [np.exp(np.array([0.0, *np.array(m["greedy_losses"]) - m["loss"]])) for m in group]
         longest = max(len(ratio) for ratio in ratios)
         # A model that has left the budget is not pruned on.
         values = [[r[k] for r in ratios if k < len(r)] for k in range(longest)]
         data.append(figures.draw(axes, range(longest), values, figures.name(name)))
     for budget in BUDGETS:
         axes.axhline(budget, color="0.8", linewidth=0.8)
-    axes.set(xlabel="blocks removed, cheapest first", ylabel="PPL / PPL of the whole model",
-             ylim=(0.95, max(BUDGETS) * 1.1))
+    axes.set(
+        xlabel="blocks removed, cheapest first",
+        ylabel="PPL / PPL of the whole model",
+        ylim=(0.95, max(BUDGETS) * 1.1),
+    )
     axes.legend()
     figures.save(canvas, out, "greedy", data)
 
@@ -218,5 +229,7 @@ def _rank_correlation(values: np.ndarray) -> float:
 
 
 def _rounded(found: dict) -> dict:
-    return {key: float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
-            for key, value in found.items()}
+    return {
+        key: float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+        for key, value in found.items()
+    }

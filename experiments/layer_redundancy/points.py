@@ -52,8 +52,10 @@ def _preset(config_file, num_blocks, peak_lr, seeds, overrides, vocab_size) -> c
     points = []
     for topology in TOPOLOGIES:
         points += point.grid(
-            f"{topology}-L{2 * num_blocks}", config_file,
+            f"{topology}-L{2 * num_blocks}",
+            config_file,
             {"model.topology": topology, "model.num_blocks": num_blocks, **overrides},
-            (peak_lr,), seeds,
+            (peak_lr,),
+            seeds,
         )
     return command.Preset(points=points, stdlib_vocab_size=vocab_size)

@@ -78,8 +78,11 @@ def load(workdir: pathlib.Path, num_sequences: int, data_path: str | None = None
     model = dataclasses.replace(cfg.model, attention="auto")
     cfg = step_lib.with_kernel(dataclasses.replace(cfg, model=model), here)
     [batch] = loader.validation_batches(
-        shards.open_set(data_path or cfg.data.path), seq_len=cfg.train.seq_len,
-        batch_size=num_sequences, mask_documents=cfg.data.mask_documents, num_batches=1,
+        shards.open_set(data_path or cfg.data.path),
+        seq_len=cfg.train.seq_len,
+        batch_size=num_sequences,
+        mask_documents=cfg.data.mask_documents,
+        num_batches=1,
     )
     # What the programs do not depend on is left out, so that seeds and rates share them.
     kind = dataclasses.replace(
@@ -105,7 +108,10 @@ def program(cfg: config.Config):
     def nats_per_token(params, batch, change):
         h_BTD, _ = _observed(cfg, params, batch, change=change)
         sums = loss.cross_entropy_sums(
-            h_BTD, lm.output_matrix(params, cfg.model), batch["targets"], batch["loss_weights"],
+            h_BTD,
+            lm.output_matrix(params, cfg.model),
+            batch["targets"],
+            batch["loss_weights"],
             chunk=cfg.train.loss_chunk,
         )
         return sums["nats"] / sums["weight"]
@@ -154,8 +160,9 @@ def without_each_sublayer(model: Model, kind: str = BRANCH) -> np.ndarray:
 
 def without_each_block(model: Model) -> np.ndarray:
     """The loss without both branches of each block, one block at a time; [N]."""
-    return np.array([model.loss(_blocks([block], model.num_blocks))
-                     for block in range(model.num_blocks)])
+    return np.array(
+        [model.loss(_blocks([block], model.num_blocks)) for block in range(model.num_blocks)]
+    )
 
 
 def greedy(

@@ -54,8 +54,14 @@ def analyse_workdirs(workdirs: list[pathlib.Path], preset: str, out: pathlib.Pat
     found = take_apart(workdirs, points.SIZES[preset], flags.FLAGS.data)
     analysis.draw(found, out)
     models = [{key: model[key] for key in ("topology", "seed", "step", "loss")} for model in found]
-    results.write(out, EXPERIMENT, preset, numbers=analysis.numbers(found), points=models,
-                  seconds=time.monotonic() - started)
+    results.write(
+        out,
+        EXPERIMENT,
+        preset,
+        numbers=analysis.numbers(found),
+        points=models,
+        seconds=time.monotonic() - started,
+    )
     print(f"{out / results.FILE}")
     return exit_codes.DONE
 

@@ -13,10 +13,22 @@ from keel_jax.data import shards
 
 # Table 1 of arXiv:2601.19895, v2.
 PAPER = {
-    "L64": {"post_ln": 3.0e-4, "deepnorm": 3.5e-4, "hybridnorm": 4.9e-4, "mix_ln": 8.6e-4,
-            "pre_ln": 7.65e-3, "keel": 1.01e-2},
-    "L512": {"post_ln": 2.8e-4, "deepnorm": 3.5e-4, "hybridnorm": 3.5e-4, "mix_ln": 3.5e-4,
-             "pre_ln": 4.67e-3, "keel": 6.31e-3},
+    "L64": {
+        "post_ln": 3.0e-4,
+        "deepnorm": 3.5e-4,
+        "hybridnorm": 4.9e-4,
+        "mix_ln": 8.6e-4,
+        "pre_ln": 7.65e-3,
+        "keel": 1.01e-2,
+    },
+    "L512": {
+        "post_ln": 2.8e-4,
+        "deepnorm": 3.5e-4,
+        "hybridnorm": 3.5e-4,
+        "mix_ln": 3.5e-4,
+        "pre_ln": 4.67e-3,
+        "keel": 6.31e-3,
+    },
 }
 # The claim, in its order.
 CLAIM = ("keel", "pre_ln", "post_ln")
@@ -45,10 +57,12 @@ def _checks(fixed: dict, ramp: dict) -> dict:
         t: [rate or 0.0 for rate in fixed["topologies"][t]["largest_stable_rate"].values()]
         for t in CLAIM
     }
-    [post_ln] = [row["mean"] for row in fixed["topologies"]["post_ln"]["by_rate"]
-                 if row["rate"] == 1e-2]
-    ratios = {pair: ramp["ordering"][pair]["ratio"]
-              for pair in ("keel > pre_ln", "pre_ln > post_ln")}
+    [post_ln] = [
+        row["mean"] for row in fixed["topologies"]["post_ln"]["by_rate"] if row["rate"] == 1e-2
+    ]
+    ratios = {
+        pair: ramp["ordering"][pair]["ratio"] for pair in ("keel > pre_ln", "pre_ln > post_ln")
+    }
     told = {
         "1 ramp: Keel > Pre-LN > Post-LN": checks.verdict(ramp["ordering"]),
         "1 ramp: Pre-LN over Post-LN": checks.verdict(ramp["ordering"]["pre_ln > post_ln"]),
@@ -56,7 +70,8 @@ def _checks(fixed: dict, ramp: dict) -> dict:
         "1 ramp: ratio of Keel to Pre-LN": checks.within(ratios["keel > pre_ln"], 0.7, 2.0),
         "2 fixed, 1e-2: Keel below Pre-LN, nats": checks.within(over["at 0.01"]["mean"], 0.2),
         "2 fixed, 1e-2: Post-LN above the unigram line, nats": checks.within(
-            post_ln - fixed["unigram_eval_nats"], -0.05, 0.05),
+            post_ln - fixed["unigram_eval_nats"], -0.05, 0.05
+        ),
         "3 fixed: Post-LN's largest stable rate": checks.within(max(stable["post_ln"]), 0, 5.6e-3),
         "3 fixed: Keel's largest stable rate": checks.within(min(stable["keel"]), 3.2e-2),
         "4 fixed: Keel below Pre-LN, each at its best rate": checks.verdict(over["at_best"]),
@@ -66,9 +81,11 @@ def _checks(fixed: dict, ramp: dict) -> dict:
     added = fixed["topologies"]["complete_p"]["largest_stable_rate"].values()
     return told | {
         "added, fixed: Pre-LN with a branch over L below Keel at best, nats": checks.within(
-            fixed["complete_p_over_keel"]["at_best"]["mean"], 0.0),
+            fixed["complete_p_over_keel"]["at_best"]["mean"], 0.0
+        ),
         "added, fixed: its largest stable rate": checks.within(
-            min(rate or 0.0 for rate in added), min(stable["keel"])),
+            min(rate or 0.0 for rate in added), min(stable["keel"])
+        ),
     }
 
 
@@ -84,8 +101,9 @@ def _depth(outcomes: Outcomes, out: pathlib.Path, data: str, name: str) -> dict:
     found = {
         topology: ramps.Ramps(
             ramps.read(outcomes_, data),
-            ramps.read(_at_best(by_protocol[points.FIXED].get(topology, []), losses, topology),
-                       data),
+            ramps.read(
+                _at_best(by_protocol[points.FIXED].get(topology, []), losses, topology), data
+            ),
         )
         for topology, outcomes_ in by_protocol[points.RAMP].items()
     }
@@ -163,9 +181,9 @@ def _ramps(found: dict[str, ramps.Ramps], out: pathlib.Path, name: str) -> dict:
 
 
 def _ordering(tolerated: dict[str, list[dict]]) -> dict:
-    return ramps.orderings({
-        t: {row["seed"]: row["rate"] for row in tolerated[t]} for t in CLAIM if t in tolerated
-    })
+    return ramps.orderings(
+        {t: {row["seed"]: row["rate"] for row in tolerated[t]} for t in CLAIM if t in tolerated}
+    )
 
 
 def _by_topology(outcomes: Outcomes) -> dict[str, list[outcome_lib.Outcome]]:

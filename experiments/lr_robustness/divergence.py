@@ -109,8 +109,7 @@ def onset(
     found = {
         "stagnation": stagnation(excess_S, how),
         "spike": spike(excess_S, how),
-        "degradation": None if healthy is None
-        else degradation(excess_S, healthy, first_step, how),
+        "degradation": None if healthy is None else degradation(excess_S, healthy, first_step, how),
     }
     is_finite_S = np.isfinite(excess_S)
     if (is_diverged or not is_finite_S[-1]) and np.isfinite(how.spike_nats):

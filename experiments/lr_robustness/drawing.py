@@ -18,8 +18,13 @@ def losses_against_rate(
     """Final validation loss against the peak rate: the median over seeds, and their range."""
     figure, axes = figures.new()
     lines = [
-        figures.draw(axes, list(rows), [list(row.values()) for row in rows.values()],
-                     figures.name(topology), color=figures.COLOURS.get(topology))
+        figures.draw(
+            axes,
+            list(rows),
+            [list(row.values()) for row in rows.values()],
+            figures.name(topology),
+            color=figures.COLOURS.get(topology),
+        )
         for topology, rows in losses.items()
     ]
     figures.unigram_line(axes, unigram_nats)
@@ -39,13 +44,22 @@ def curves(
         smooth = [divergence.excess(run.loss, run.unigram, _WINDOW_STEPS) for run in runs]
         at = np.arange(4, num_steps, 5)
         values = [[row[step] for row in smooth if step < len(row)] for step in at]
-        lines.append(figures.draw(
-            axes, (at + 1).tolist(), values, figures.name(topology), marker="",
-            color=figures.COLOURS.get(topology),
-        ))
+        lines.append(
+            figures.draw(
+                axes,
+                (at + 1).tolist(),
+                values,
+                figures.name(topology),
+                marker="",
+                color=figures.COLOURS.get(topology),
+            )
+        )
     figures.unigram_line(axes)
-    axes.set(xlabel="optimiser steps", ylabel="loss above the unigram model's, nats/token",
-             title=f"peak learning rate {rate:g}")
+    axes.set(
+        xlabel="optimiser steps",
+        ylabel="loss above the unigram model's, nats/token",
+        title=f"peak learning rate {rate:g}",
+    )
     axes.legend()
     figures.save(figure, out, stem, {"lines": lines, "rate": rate})
 
@@ -68,11 +82,20 @@ def ramps(
             label, colour = None, line.get_color()
             if row["criterion"]:
                 axes.plot(row["rate"], smooth[row["step"] - 1], "x", color=colour)
-            lines.append({"topology": topology, "seed": run.seed, "tolerated": row,
-                          "rate": run.learning_rate[::5], "excess_nats": smooth[::5]})
+            lines.append(
+                {
+                    "topology": topology,
+                    "seed": run.seed,
+                    "tolerated": row,
+                    "rate": run.learning_rate[::5],
+                    "excess_nats": smooth[::5],
+                }
+            )
     figures.unigram_line(axes)
-    axes.set(xlabel="learning rate, rising linearly with the steps",
-             ylabel="loss above the unigram model's, nats/token")
+    axes.set(
+        xlabel="learning rate, rising linearly with the steps",
+        ylabel="loss above the unigram model's, nats/token",
+    )
     axes.legend()
     figures.save(figure, out, stem, {"lines": lines})
 
@@ -82,11 +105,20 @@ def sensitivity(under: dict[str, dict[str, list[dict]]], out: pathlib.Path, stem
     figure, axes = figures.new(size=(7.0, 0.28 * len(under) + 1.2))
     rows, drawn = list(under), {}
     for number, topology in enumerate(under[rows[0]]):
-        spots = [(row["rate"], place) for place, variant in enumerate(rows)
-                 for row in under[variant][topology]]
+        spots = [
+            (row["rate"], place)
+            for place, variant in enumerate(rows)
+            for row in under[variant][topology]
+        ]
         rates, places = np.array(spots).T
-        axes.plot(rates, places + 0.15 * (number - 1), "o", markersize=3,
-                  color=figures.COLOURS.get(topology), label=figures.name(topology))
+        axes.plot(
+            rates,
+            places + 0.15 * (number - 1),
+            "o",
+            markersize=3,
+            color=figures.COLOURS.get(topology),
+            label=figures.name(topology),
+        )
         drawn[topology] = {v: [row["rate"] for row in under[v][topology]] for v in rows}
     axes.set(xscale="log", xlabel="tolerated learning rate")
     axes.set_yticks(range(len(rows)), rows)

@@ -33,8 +33,10 @@ def summary(
     return comparison.table(found) | {
         "incomplete_seeds": [seed for seed in seeds if seed not in whole],
         "largest_stable_rate": stable,
-        "as_good_range": [{"seed": seed, "least": low, "greatest": high}
-                          for seed, (low, high) in zip(whole, as_good, strict=True)],
+        "as_good_range": [
+            {"seed": seed, "least": low, "greatest": high}
+            for seed, (low, high) in zip(whole, as_good, strict=True)
+        ],
         "as_good_decades": intervals.mean([np.log10(high / low) for low, high in as_good if low]),
         "sensitivity_nats": intervals.mean(
             [sensitivity(row, uniform_nats) for row in by_seed.values()]
@@ -44,8 +46,9 @@ def summary(
 
 def largest_stable(row: Mapping[float, float | None], unigram_nats: float) -> float | None:
     """The largest rate up to which, from the best one on, every run is stable; of one seed."""
-    good = {rate: loss is not None and loss < unigram_nats - STABLE_NATS
-            for rate, loss in row.items()}
+    good = {
+        rate: loss is not None and loss < unigram_nats - STABLE_NATS for rate, loss in row.items()
+    }
     stable = [rate for rate, is_good in good.items() if is_good]
     if not stable:
         return None

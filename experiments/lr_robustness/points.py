@@ -27,9 +27,16 @@ def micro() -> command.Preset:
     for topology in ("keel", "pre_ln", "post_ln"):
         points += _fixed(topology, 64, "experiments/configs/micro.py", rates, range(3), {})
         # 3.3e-4 a step: the paper's ramp in less than a fifteenth of its steps, to twice its peak.
-        points += _ramp(topology, 64, "experiments/configs/micro.py", 1e-1, range(4), {
-            "train.num_steps": 300,
-        })
+        points += _ramp(
+            topology,
+            64,
+            "experiments/configs/micro.py",
+            1e-1,
+            range(4),
+            {
+                "train.num_steps": 300,
+            },
+        )
     # Whether it is the small branch alone: added after the results of `alpha`.
     points += _fixed("complete_p", 64, "experiments/configs/micro.py", rates, range(3), {})
     return command.Preset(points=points, stdlib_vocab_size=384, max_lanes=14)
@@ -43,9 +50,16 @@ def small() -> command.Preset:
     for num_sublayers in SUBLAYERS:
         for topology in config.TOPOLOGIES if num_sublayers == 64 else TABLE_1:
             points += _fixed(topology, num_sublayers, shape, rates, range(3), {})
-            points += _ramp(topology, num_sublayers, shape, 5e-2, range(3), {
-                "train.num_steps": 5000,
-            })
+            points += _ramp(
+                topology,
+                num_sublayers,
+                shape,
+                5e-2,
+                range(3),
+                {
+                    "train.num_steps": 5000,
+                },
+            )
     return command.Preset(points=points, stdlib_vocab_size=1024, max_lanes=8)
 
 
@@ -55,10 +69,13 @@ def paper() -> command.Preset:
     for num_sublayers in SUBLAYERS:
         for topology in TABLE_1:
             points += _ramp(
-                topology, num_sublayers, f"experiments/configs/keel_L{num_sublayers}.py", 5e-2,
+                topology,
+                num_sublayers,
+                f"experiments/configs/keel_L{num_sublayers}.py",
+                5e-2,
                 # The files' cosine ends at 0; a ramp has no end to set.
-                (0,), {"train.num_steps": 5000, "train.num_tokens": 0,
-                       "optim.final_lr_fraction": 0.1},
+                (0,),
+                {"train.num_steps": 5000, "train.num_tokens": 0, "optim.final_lr_fraction": 0.1},
             )
     return command.Preset(points=points, max_lanes=1)
 
@@ -68,16 +85,25 @@ PRESETS = {"micro": micro, "small": small, "paper": paper}
 
 def _fixed(topology, num_sublayers, shape, rates, seeds, overrides) -> list[point.Point]:
     return point.grid(
-        series(topology, num_sublayers, FIXED), shape,
+        series(topology, num_sublayers, FIXED),
+        shape,
         {"model.topology": topology, "model.num_blocks": num_sublayers // 2, **overrides},
-        rates, seeds,
+        rates,
+        seeds,
     )
 
 
 def _ramp(topology, num_sublayers, shape, peak_lr, seeds, overrides) -> list[point.Point]:
     return point.grid(
-        series(topology, num_sublayers, RAMP), shape,
-        {"model.topology": topology, "model.num_blocks": num_sublayers // 2,
-         "optim.schedule": "linear_ramp", "train.log_every_steps": 1, **overrides},
-        (peak_lr,), seeds,
+        series(topology, num_sublayers, RAMP),
+        shape,
+        {
+            "model.topology": topology,
+            "model.num_blocks": num_sublayers // 2,
+            "optim.schedule": "linear_ramp",
+            "train.log_every_steps": 1,
+            **overrides,
+        },
+        (peak_lr,),
+        seeds,
     )

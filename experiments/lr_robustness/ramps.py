@@ -47,13 +47,16 @@ class Ramps:
             onsets = divergence.onset(smooth, healthy, passes, how, curve.is_diverged)
             first = onsets["first"]
             at = len(curve.loss) - 1 if first is None else max(0, first - 1)
-            found.append({
-                "seed": curve.seed,
-                "rate": float(curve.learning_rate[at]),
-                "criterion": next((c for c in CRITERIA if first is not None
-                                   and onsets[c] == first), None),
-                "step": at + 1,
-            })
+            found.append(
+                {
+                    "seed": curve.seed,
+                    "rate": float(curve.learning_rate[at]),
+                    "criterion": next(
+                        (c for c in CRITERIA if first is not None and onsets[c] == first), None
+                    ),
+                    "step": at + 1,
+                }
+            )
         return found
 
     def _healthy(self, window_steps: int) -> tuple[np.ndarray | None, float]:
@@ -72,10 +75,15 @@ def read(outcomes: Sequence[outcome_lib.Outcome], data: str) -> tuple[Curve, ...
             _, loss = outcome.curve()
             _, learning_rate = outcome.curve("train/learning_rate")
             unigram = corpus.unigram_losses(point_lib.build([outcome.point], data))
-            curves.append(Curve(
-                loss, unigram[: len(loss)], learning_rate, outcome.point.seed,
-                is_diverged=outcome.state == outcome_lib.DIVERGED,
-            ))
+            curves.append(
+                Curve(
+                    loss,
+                    unigram[: len(loss)],
+                    learning_rate,
+                    outcome.point.seed,
+                    is_diverged=outcome.state == outcome_lib.DIVERGED,
+                )
+            )
     return tuple(curves)
 
 
@@ -85,8 +93,9 @@ def variants(base: divergence.Thresholds) -> dict[str, divergence.Thresholds]:
     for field in dataclasses.fields(base):
         value = getattr(base, field.name)
         for factor, word in ((0.5, "half"), (2, "twice")):
-            changed = type(value)(max(1, value * factor) if isinstance(value, int)
-                                  else value * factor)
+            changed = type(value)(
+                max(1, value * factor) if isinstance(value, int) else value * factor
+            )
             found[f"{field.name} {changed:g} ({word})"] = dataclasses.replace(
                 base, **{field.name: changed}
             )
@@ -133,7 +142,8 @@ def orderings(rates: dict[str, dict[int, float | None]]) -> dict:
     for first, second in zip(names, names[1:], strict=False):
         pairs = [
             (rates[first][seed] or None, rates[second][seed] or None)
-            for seed in rates[first] if seed in rates[second]
+            for seed in rates[first]
+            if seed in rates[second]
         ]
         both = [(a, b) for a, b in pairs if a and b]
         row = intervals.ordering(*([float(np.log10(pair[i])) for pair in both] for i in (0, 1)))

@@ -52,9 +52,13 @@ def attend(
     """
     if kernel in ("auto", "reference"):
         a_BTNH = reference.attend(
-            q_BTNH, k_BSKH, v_BSKH,
-            query_index_BT=query_index_BT, key_index_BS=key_index_BS,
-            query_segments_BT=query_segments_BT, key_segments_BS=key_segments_BS,
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            query_index_BT=query_index_BT,
+            key_index_BS=key_index_BS,
+            query_segments_BT=query_segments_BT,
+            key_segments_BS=key_segments_BS,
         )
         return checkpoint_name(a_BTNH, "attention")
     arguments = {
@@ -91,24 +95,24 @@ def choose(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
     if platform != needs:
         raise ValueError(
             f"model.attention={wanted!r} runs on a {needs}, and the devices here are of platform "
-            f"{platform!r}: set it to \"auto\", or to \"reference\", which runs everywhere."
+            f'{platform!r}: set it to "auto", or to "reference", which runs everywhere.'
         )
     if wanted in ("splash", "cudnn") and parts > 1:
         raise ValueError(
             f"model.attention={wanted!r} reads whole sequences, and mesh.{_RING_AXIS}={parts} "
-            f"splits them: set it to \"auto\" (the ring), or set mesh.{_RING_AXIS}=1."
+            f'splits them: set it to "auto" (the ring), or set mesh.{_RING_AXIS}=1.'
         )
     if wanted == "cudnn" and not _fits_cudnn(model, cudnn.MAX_HEAD_DIM_HOPPER):
         raise ValueError(
             f"model.attention='cudnn' needs model.compute_dtype={cudnn.DTYPE!r} and a "
             f"model.head_dim that is a multiple of {cudnn.HEAD_DIM_MULTIPLE} up to "
             f"{cudnn.MAX_HEAD_DIM_HOPPER}; they are {model.compute_dtype!r} and {model.head_dim}. "
-            "Change them, or set model.attention to \"auto\"."
+            'Change them, or set model.attention to "auto".'
         )
     if wanted == "cudnn" and cfg.num_lanes > 1:
         raise ValueError(
             f"model.attention='cudnn' cannot compute the {cfg.num_lanes} lanes of this run: JAX "
-            "does not batch its bias. Set model.attention to \"auto\", or run one lane."
+            'does not batch its bias. Set model.attention to "auto", or run one lane.'
         )
     return wanted
 
@@ -164,9 +168,7 @@ def positions_in_document(segments_BT: jax.Array) -> jax.Array:
     return index_BT - start_BT
 
 
-def turns(
-    positions_BT: jax.Array, head_dim: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
+def turns(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) of the angles by which `rotate` turns a head; float32 [B, T, H] each.
 
     Pair h, of H / 2, turns by position * theta^(-2h/H).
@@ -185,9 +187,7 @@ def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Arr
     x cos + (x R) sin, R taking (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are those of `turns`.
     Returns x's dtype. Its derivative is the turn back.
     """
-    return jax.lax.platform_dependent(
-        x_BTNH, cos_BTH, sin_BTH, tpu=_turn_by_product, default=_turn
-    )
+    return jax.lax.platform_dependent(x_BTNH, cos_BTH, sin_BTH, tpu=_turn_by_product, default=_turn)
 
 
 def _rotate_forward(x_BTNH, cos_BTH, sin_BTH):
@@ -218,9 +218,11 @@ def _turn_by_product(x_BTNH, cos_BTH, sin_BTH):
     identity = np.eye(x_BTNH.shape[-1] // 2)
     r_HH = np.block([[np.zeros_like(identity), identity], [-identity, np.zeros_like(identity)]])
     swapped_BTNH = jnp.matmul(
-        x_BTNH, jnp.asarray(r_HH, x_BTNH.dtype),
+        x_BTNH,
+        jnp.asarray(r_HH, x_BTNH.dtype),
         # One pass holds bf16; float32 takes as many as it needs.
-        precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
     )
     return _combine(x_BTNH, swapped_BTNH, cos_BTH, sin_BTH)
 

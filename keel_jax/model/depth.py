@@ -139,8 +139,12 @@ def scan_blocks(model: config.ModelConfig, rows, carry, context, reversal_A2=Non
         if model.recompute.plan == "reversible" and is_put_off:
             (stream, cache), told = carry, None
             stream = reversible.scan(
-                inversion.sublayers(model), stream, inversion.rows(params, constants), context,
-                model.recompute, reversal_A2,
+                inversion.sublayers(model),
+                stream,
+                inversion.rows(params, constants),
+                context,
+                model.recompute,
+                reversal_A2,
             )
         else:
             (stream, cache), told = recompute.scan(

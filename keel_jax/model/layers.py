@@ -111,7 +111,9 @@ class Attention(nn.Module):
             # A cache holds one document a row.
             key_segments_BS = jnp.broadcast_to(context.segments_BT[:, :1], k_BSKH.shape[:2])
         a_BTNH = attention.attend(
-            q_BTNH, k_BSKH, v_BSKH,
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
             kernel=kernel,
             query_index_BT=context.index_BT,
             key_index_BS=key_index_BS,
@@ -125,7 +127,6 @@ class Attention(nn.Module):
     def _head_norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
         gain_H = norm_gain(self, name, self.model.head_dim, ("head_dim",))
         return residual.rms_norm(x_BTNH, gain_H, self.model.norm_epsilon).astype(x_BTNH.dtype)
-
 
     def _on_sphere(self, q_BTNH: jax.Array, k_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
         """nGPT's queries and keys: of length 1, times a learned scale; scores times sqrt(H).
@@ -250,6 +251,7 @@ def rule_parameter(module: nn.Module, name: str, leaf: streams.Parameter) -> jax
 
 def _write(cache_NBSKH, block, index_BT, new_BTKH):
     """The cache with `new` in the slots `index[b, 0]` onwards of row b of this block."""
+
     def write_row(row_SKH, start, new_TKH):
         return jax.lax.dynamic_update_slice(row_SKH, new_TKH, (start, 0, 0))
 

@@ -78,8 +78,11 @@ class LanguageModel(nn.Module):
                 segments_BT = jnp.zeros_like(tokens_BT)
             context = ordered_context(segments_BT)
         h_BTD, _, told = self.depth(
-            self.embedding(tokens_BT), context,
-            num_microbatches=num_microbatches, probes_N2=probes_N2, reversal_A2=reversal_A2,
+            self.embedding(tokens_BT),
+            context,
+            num_microbatches=num_microbatches,
+            probes_N2=probes_N2,
+            reversal_A2=reversal_A2,
             change=change,
         )
         return self.output(h_BTD), told

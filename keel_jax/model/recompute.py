@@ -126,8 +126,12 @@ def _segments(body, carry, rows, sizes, offload):
 
 
 def _remembering(
-    body, names: tuple[str, ...], offload: bool, offload_names: bool = False,
-    *, prevent_cse: bool = False,
+    body,
+    names: tuple[str, ...],
+    offload: bool,
+    offload_names: bool = False,
+    *,
+    prevent_cse: bool = False,
 ):
     """`body`, of which the backward pass finds its carry and what is named so; the rest again.
 
@@ -144,6 +148,7 @@ def _remembering(
     policy = policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[] if offload_names else names,
         names_which_can_be_offloaded=[_INPUT, *names] if offload_names else [_INPUT],
-        offload_src="device", offload_dst="pinned_host",
+        offload_src="device",
+        offload_dst="pinned_host",
     )
     return jax.checkpoint(named, prevent_cse=prevent_cse, policy=policy)

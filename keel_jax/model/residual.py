@@ -202,8 +202,7 @@ def settle(x_BTD: jax.Array, last: Mapping[str, jax.Array] | None, epsilon: floa
 
 
 def _above(sublayer: int) -> int:
-    """The sub-layer that reads what `sublayer` leaves: its block's FFN, the next one's attention.
-    """
+    """The sub-layer that reads what `sublayer` leaves: the block's FFN, the next attention."""
     return FFN if sublayer == ATTENTION else ATTENTION
 
 
@@ -211,8 +210,7 @@ def _above(sublayer: int) -> int:
 
 
 def take_gains(constants: Mapping) -> tuple[dict[int, jax.Array | None], dict]:
-    """The gains among the constants of `put_off`, by the sub-layer that reads them; and the rest.
-    """
+    """The gains among the constants of `put_off`, by the sub-layer that reads them; the rest."""
     gains, rest = {}, dict(constants)
     for sublayer, key in enumerate(_BELOW):
         gains[sublayer] = constants[key]["gain"] if key in constants else None

@@ -201,9 +201,7 @@ class _Depth:
 
         def step(carry, xs):
             (z_BTD, dz_BTD, largest), (row, r) = carry, xs
-            z_BTD, dz_BTD, gradients, last_step = self._undo_block(
-                z_BTD, dz_BTD, row, r, context
-            )
+            z_BTD, dz_BTD, gradients, last_step = self._undo_block(z_BTD, dz_BTD, row, r, context)
             return (z_BTD, dz_BTD, jnp.maximum(largest, last_step)), gradients
 
         begin = top_BTD, dz_BTD, jnp.zeros(())

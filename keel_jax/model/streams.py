@@ -61,8 +61,13 @@ class At:
     def read(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`residual.read` of one array: the stream, and what the branch reads, in its dtype."""
         return residual.read(
-            x_BTD, self.params, self.constants, residual.topology(self.model), self.sublayer,
-            epsilon=self.model.norm_epsilon, dtype=jnp.dtype(self.model.compute_dtype),
+            x_BTD,
+            self.params,
+            self.constants,
+            residual.topology(self.model),
+            self.sublayer,
+            epsilon=self.model.norm_epsilon,
+            dtype=jnp.dtype(self.model.compute_dtype),
         )
 
     def branch_input(self, x_BTD: jax.Array) -> jax.Array:
@@ -72,8 +77,13 @@ class At:
     def join(self, x_BTD: jax.Array, f_BTD: jax.Array) -> jax.Array:
         """`residual.join` of one array, in its dtype."""
         return residual.join(
-            x_BTD, f_BTD, self.params, self.constants, residual.topology(self.model),
-            self.sublayer, epsilon=self.model.norm_epsilon,
+            x_BTD,
+            f_BTD,
+            self.params,
+            self.constants,
+            residual.topology(self.model),
+            self.sublayer,
+            epsilon=self.model.norm_epsilon,
         )
 
     def norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
@@ -492,6 +502,7 @@ def _write(mixed, writes, f_BTD, at: At) -> tuple[jax.Array, ...]:
 
 def _attend(sources, there, query_D: jax.Array, model: config.ModelConfig) -> jax.Array:
     """softmax over the sources that are there of query . RMSNorm(source), times them; float32."""
+
     def score(x_BTD, is_there):
         key_BTD = residual.rms_norm(x_BTD, 1.0, model.norm_epsilon)
         return jnp.where(is_there, jnp.einsum("btd,d->bt", key_BTD, query_D), -jnp.inf)

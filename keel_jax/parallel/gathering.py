@@ -62,9 +62,7 @@ def _gather_forward(w, axes):
 
 def _gather_backward(axes, _, g):
     for groups in reversed(_groups(axes, MAX_SCATTER)):
-        g = jax.lax.psum_scatter(
-            g, axes, scatter_dimension=0, tiled=True, axis_index_groups=groups
-        )
+        g = jax.lax.psum_scatter(g, axes, scatter_dimension=0, tiled=True, axis_index_groups=groups)
     return (g,)
 
 
@@ -77,10 +75,12 @@ def _groups(axes: tuple[str, ...], largest: int) -> list[list[list[int]]]:
     num_devices = math.prod(sizes[axis] for axis in axes)
     found, stride = [], 1
     for size in levels(num_devices, largest):
-        found.append([
-            [first + stride * i for i in range(size)]
-            for start in range(0, num_devices, stride * size)
-            for first in range(start, start + stride)
-        ])
+        found.append(
+            [
+                [first + stride * i for i in range(size)]
+                for start in range(0, num_devices, stride * size)
+                for first in range(start, start + stride)
+            ]
+        )
         stride *= size
     return found

@@ -164,8 +164,13 @@ def _add_block(sums, q_CBtKGH, queries, kv, keys):
 
         def add_keys(sums, block):
             return jax.lax.cond(
-                _any_visible(query, block[1]), _add_chunk, lambda sums, *_: sums,
-                sums, q, query, *block,
+                _any_visible(query, block[1]),
+                _add_chunk,
+                lambda sums, *_: sums,
+                sums,
+                q,
+                query,
+                *block,
             ), None
 
         return jax.lax.scan(add_keys, sums, (kv, keys))[0]
@@ -183,7 +188,9 @@ def _add_chunk(sums, q_BtKGH, query, kv, key):
     p_BKGts = jnp.where(visible, jnp.exp(s_BKGts - new_BKGt[..., None]), 0.0)
     kept_BKGt = jnp.exp(m_BKGt - new_BKGt)
     seen_BKGtH = jnp.einsum(
-        "BKGts,BsKH->BKGtH", p_BKGts.astype(v_BsKH.dtype), v_BsKH,
+        "BKGts,BsKH->BKGtH",
+        p_BKGts.astype(v_BsKH.dtype),
+        v_BsKH,
         preferred_element_type=jnp.float32,
     )
     return (
@@ -224,8 +231,13 @@ def _block_gradients(dq_CBtKGH, given, kv, keys):
         def of_queries(dkv, xs):
             dq, given = xs
             return jax.lax.cond(
-                _any_visible(given[1], block[1]), _chunk_gradients,
-                lambda dkv, dq, *_: (dkv, dq), dkv, dq, given, *block,
+                _any_visible(given[1], block[1]),
+                _chunk_gradients,
+                lambda dkv, dq, *_: (dkv, dq),
+                dkv,
+                dq,
+                given,
+                *block,
             )
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), block[0])

@@ -133,7 +133,7 @@ def _fields(message: memoryview | bytes) -> Iterator[tuple[int, int | memoryview
                 size, at = _varint(message, at)
             else:
                 size = {1: 8, 5: 4}[kind]
-            value, at = message[at: at + size], at + size
+            value, at = message[at : at + size], at + size
         yield key >> 3, value
 
 

@@ -39,7 +39,11 @@ class Chip:
 
 def _tpu(tflops, usable_gib, hbm_gbs, link_gbs, dcn_gbs, host_gbs) -> Chip:
     return Chip(
-        tflops * 1e12, usable_gib * _GIB, hbm_gbs * _GB, link_gbs * _GB, dcn_gbs * _GB,
+        tflops * 1e12,
+        usable_gib * _GIB,
+        hbm_gbs * _GB,
+        link_gbs * _GB,
+        dcn_gbs * _GB,
         host_gbs * _GB,
     )
 

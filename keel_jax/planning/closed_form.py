@@ -269,10 +269,17 @@ def _kept_a_row(model: config.ModelConfig, seq_len: int, save: str) -> int:
     # On a TPU (then the kernel is splash) narrow heads fill whole registers.
     width = model.head_dim
     fill = max(1.0, _LANES / width) if model.attention == "splash" else 1.0
-    return int(sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize * (fill if leaf.shape[-1] == width else 1.0)
-        for leaf in stacked
-    )) // _FEW
+    return (
+        int(
+            sum(
+                math.prod(leaf.shape)
+                * leaf.dtype.itemsize
+                * (fill if leaf.shape[-1] == width else 1.0)
+                for leaf in stacked
+            )
+        )
+        // _FEW
+    )
 
 
 @functools.cache
@@ -312,9 +319,12 @@ def advice(
         if rows % parts:
             continue
         train = dataclasses.replace(cfg.train, accumulation_steps=parts)
-        freed = now - temporaries(
-            dataclasses.replace(cfg, train=train), sizes, shards.parameters, kernel
-        ).total
+        freed = (
+            now
+            - temporaries(
+                dataclasses.replace(cfg, train=train), sizes, shards.parameters, kernel
+            ).total
+        )
         if total - freed <= limit:
             return (
                 f"--config.train.accumulation_steps={parts} would free about "

@@ -57,13 +57,11 @@ class Part:
     cycles: int
 
     def to_json(self) -> dict:
-        return {"region": self.region, "pass": self.pass_, "kind": self.kind,
-                "cycles": self.cycles}
+        return {"region": self.region, "pass": self.pass_, "kind": self.kind, "cycles": self.cycles}
 
 
 def parts(program: hlo.Program) -> list[Part]:
-    """All that has an estimate, summed by region, pass and kind, in their order; [] without any.
-    """
+    """All that has an estimate, summed by region, pass and kind, in their order; [] without any."""
     return sum_up(program, _estimate)
 
 
@@ -96,7 +94,8 @@ def _estimate(instruction: hlo.Instruction, times: int) -> int:
 def sum_of(parts: list[Part], **wanted: str) -> int:
     """Cycles of the parts whose `region`, `pass_` or `kind` are the wanted ones."""
     return sum(
-        part.cycles for part in parts
+        part.cycles
+        for part in parts
         if all(getattr(part, name) == value for name, value in wanted.items())
     )
 

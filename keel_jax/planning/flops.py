@@ -110,8 +110,9 @@ def _meeting_pairs(size: int, kernel: int, out: int, window: dict[str, str]) -> 
     step = int(window.get("rhs_dilate", 1))
     low = int(window.get("pad", "0_0").split("_")[0])
     places = np.arange(out)[:, None] * stride - low + np.arange(kernel) * step
-    return int(((places >= 0) & (places < (size - 1) * dilation + 1)
-                & (places % dilation == 0)).sum())
+    return int(
+        ((places >= 0) & (places < (size - 1) * dilation + 1) & (places % dilation == 0)).sum()
+    )
 
 
 def _window(text: str | None) -> dict[str, list[str]]:

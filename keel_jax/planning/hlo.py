@@ -76,7 +76,7 @@ class Instruction:
         match = re.search(rf"\b{name}=", self.attributes)
         if not match:
             return None
-        rest = self.attributes[match.end():]
+        rest = self.attributes[match.end() :]
         return rest[: _value_end(rest)]
 
 
@@ -91,9 +91,7 @@ class Computation:
 
     def operand_shapes(self, instruction: Instruction) -> list[Shape]:
         """Leaves of all operands."""
-        return [
-            shape for name in instruction.operands for shape in self.instructions[name].shapes
-        ]
+        return [shape for name in instruction.operands for shape in self.instructions[name].shapes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +189,7 @@ def parse(text: str) -> Program:
             name = match[2]
             entry = name if match[1] else entry
         elif here is not None and (match := _NAME.match(line)):
-            here[match[2]] = _instruction(match[2], line[match.end():])
+            here[match[2]] = _instruction(match[2], line[match.end() :])
             if match[1]:
                 computations[name] = Computation(name, here, match[2])
     if entry is None:

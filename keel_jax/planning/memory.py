@@ -96,9 +96,7 @@ def measure(
                 key = (number, allocation.pieces[piece].offset, allocation.pieces[piece].bytes)
                 largest.setdefault(key, told[piece])
     ordered = sorted(largest.values(), key=lambda buffer: -buffer.bytes)
-    return Memory(
-        **sums, by_kind=by_kind, code=code_bytes, largest=tuple(ordered[:num_largest])
-    )
+    return Memory(**sums, by_kind=by_kind, code=code_bytes, largest=tuple(ordered[:num_largest]))
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
@@ -106,9 +104,7 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
     match = _OVER.search(message)
     if not match:
         return None
-    needed, there = (
-        round(float(match[i]) * 1024 ** _UNITS[match[i + 1]]) for i in (1, 3)
-    )
+    needed, there = (round(float(match[i]) * 1024 ** _UNITS[match[i + 1]]) for i in (1, 3))
     return needed, there
 
 

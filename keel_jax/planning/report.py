@@ -176,7 +176,9 @@ class Report:
                 "total": cycles.sum_of(self.cycle_parts),
                 "per_block": cycles.sum_of(self.cycle_parts, region="blocks") / self.blocks,
                 "parts": [part.to_json() for part in self.cycle_parts],
-            } if self.cycle_parts else None,
+            }
+            if self.cycle_parts
+            else None,
             "plan": {
                 "mesh": self.mesh,
                 # Trips of the loops over depth, outermost first.
@@ -218,9 +220,14 @@ def compile_and_measure(
     options = compiler_options.options(mesh.devices.flat[0])
     limit = chip.usable_hbm_bytes if chip else None
     common = dict(
-        cfg=cfg, topology=topology, num_slices=num_slices, num_devices=mesh.size,
-        mesh={axis: size for axis, size in mesh.shape.items() if size > 1}, shards=shards,
-        kernel=attention.choose(cfg, mesh), choice=choice,
+        cfg=cfg,
+        topology=topology,
+        num_slices=num_slices,
+        num_devices=mesh.size,
+        mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
+        shards=shards,
+        kernel=attention.choose(cfg, mesh),
+        choice=choice,
         host_bytes_per_second=chip and chip.host_bytes_per_second,
         peak_flops_per_second=chip and chip.flops_per_second,
     )
@@ -235,9 +242,16 @@ def compile_and_measure(
             if over is None:
                 raise
             return Report(
-                **common, limit_bytes=limit or over[1], refused_bytes=over[0], memory=None,
-                reported_temporaries=None, executed=None, collectives=(), unknown_loops=0,
-                estimate=None, compile_seconds=time.monotonic() - begin,
+                **common,
+                limit_bytes=limit or over[1],
+                refused_bytes=over[0],
+                memory=None,
+                reported_temporaries=None,
+                executed=None,
+                collectives=(),
+                unknown_loops=0,
+                estimate=None,
+                compile_seconds=time.monotonic() - begin,
             )
         seconds = time.monotonic() - begin
         allocations = buffers.read_dump(directory)
@@ -250,13 +264,18 @@ def compile_and_measure(
     travels = traffic.collectives(program, mesh, simulated)
     executed = flops.executed(program)
     return Report(
-        **common, limit_bytes=limit, refused_bytes=None, memory=measured,
-        reported_temporaries=stats.temp_size_in_bytes, executed=executed,
-        collectives=tuple(travels), unknown_loops=len(program.unknown_loops),
-        estimate=chip and estimate.roofline(
-            chip, executed.total, estimate.hbm_bytes(program), travels
-        ),
-        compile_seconds=seconds, cycle_parts=tuple(cycles.parts(program)),
+        **common,
+        limit_bytes=limit,
+        refused_bytes=None,
+        memory=measured,
+        reported_temporaries=stats.temp_size_in_bytes,
+        executed=executed,
+        collectives=tuple(travels),
+        unknown_loops=len(program.unknown_loops),
+        estimate=chip
+        and estimate.roofline(chip, executed.total, estimate.hbm_bytes(program), travels),
+        compile_seconds=seconds,
+        cycle_parts=tuple(cycles.parts(program)),
     )
 
 
@@ -284,8 +303,11 @@ def show(report: Report, console: rich.console.Console) -> None:
     table = rich.table.Table(title="HBM of one device, GiB", box=rich.box.SIMPLE)
     table.add_column("")
     table.add_column("GiB", justify="right")
-    rows = [("parameters", report.shards.parameters), ("optimiser", report.shards.optimiser),
-            ("batch", report.shards.batch)]
+    rows = [
+        ("parameters", report.shards.parameters),
+        ("optimiser", report.shards.optimiser),
+        ("batch", report.shards.batch),
+    ]
     if m:
         rows.append(("arguments' padding", m.arguments - report.shards.total))
         rows += [(f"temporaries: {kind}", size) for kind, size in m.by_kind.items()]
@@ -314,8 +336,9 @@ def show(report: Report, console: rich.console.Console) -> None:
     for head in ("collective", "axis", "network", "count", "GiB"):
         table.add_column(head)
     for c in value["collectives"]:
-        table.add_row(c["kind"], c["axis"], c["network"], str(c["count"]),
-                      f"{c['bytes'] / _GIB:.4f}")
+        table.add_row(
+            c["kind"], c["axis"], c["network"], str(c["count"]), f"{c['bytes'] / _GIB:.4f}"
+        )
     console.print(table)
     if report.cycle_parts:
         console.print(_cycles_table(report))

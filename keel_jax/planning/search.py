@@ -47,7 +47,9 @@ def candidates(cfg: config.Config, num_devices: int, num_slices: int) -> Iterato
                 yield dataclasses.replace(
                     cfg,
                     mesh=dataclasses.replace(
-                        cfg.mesh, **axes, dcn_data=num_slices,
+                        cfg.mesh,
+                        **axes,
+                        dcn_data=num_slices,
                         stage_microbatches=cfg.mesh.stage_microbatches if axes["stage"] > 1 else 0,
                     ),
                     train=dataclasses.replace(cfg.train, accumulation_steps=parts),
@@ -114,10 +116,7 @@ def front(reports: list[report.Report]) -> list[report.Report]:
 
 def overrides(cfg: config.Config, planned: config.Config) -> list[str]:
     """Flags that turn `cfg` into `planned`."""
-    return [
-        f"--config.{name}={new}"
-        for name, (_, new) in config.differences(cfg, planned).items()
-    ]
+    return [f"--config.{name}={new}" for name, (_, new) in config.differences(cfg, planned).items()]
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,8 +1,8 @@
 """What a compiled program sends between devices: every collective, over which axes, how often.
 
-    program = hlo.parse(compiled.as_text())
-    for c in traffic.collectives(program, mesh):
-        print(c.kind, c.axes, c.count, c.bytes, c.network, c.shapes)
+program = hlo.parse(compiled.as_text())
+for c in traffic.collectives(program, mesh):
+    print(c.kind, c.axes, c.count, c.bytes, c.network, c.shapes)
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ def collectives(
         num_bytes = sum(shape.bytes for shape in operands)
         result = instruction.shapes
         if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-            result = result[len(operands): 2 * len(operands)]  # (operands, results, …)
+            result = result[len(operands) : 2 * len(operands)]  # (operands, results, …)
         if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
             # A TPU's fusion of it with the slice of each device.
             kind, result = "reduce-scatter", computation.instructions[computation.root].shapes

@@ -96,7 +96,9 @@ def define_flags() -> None:
     """The flags of a verb that may run in several processes."""
     default = Options()
     flags.DEFINE_enum(
-        "distributed", default.mode, MODES,
+        "distributed",
+        default.mode,
+        MODES,
         "Whether this is one process of several; auto: if the flags or the environment (TPU, "
         "Slurm, MPI) say so.",
     )
@@ -104,12 +106,16 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_processes", None, "Processes of the program.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
     flags.DEFINE_integer(
-        "initialization_timeout_seconds", default.initialization_timeout_seconds,
-        "Longest wait for the other processes at the start.", lower_bound=1,
+        "initialization_timeout_seconds",
+        default.initialization_timeout_seconds,
+        "Longest wait for the other processes at the start.",
+        lower_bound=1,
     )
     flags.DEFINE_integer(
-        "heartbeat_timeout_seconds", default.heartbeat_timeout_seconds,
-        "Silence of a process after which it counts as dead.", lower_bound=1,
+        "heartbeat_timeout_seconds",
+        default.heartbeat_timeout_seconds,
+        "Silence of a process after which it counts as dead.",
+        lower_bound=1,
     )
 
 
@@ -226,7 +232,10 @@ def _join(options: Options, address, num_processes, process_id, local_device_ids
         if process_id == 0:
             _wait_for_port(address)
         jax.distributed.initialize(
-            address, num_processes, process_id, local_device_ids,
+            address,
+            num_processes,
+            process_id,
+            local_device_ids,
             cluster_detection_method="deactivate",
             # Longer than ours: at its end it aborts.
             initialization_timeout=seconds + 60,

@@ -17,8 +17,16 @@ SUBLAYERS = ("attention", "ffn")
 _OUT_OF_LINE = 100.0
 # Records, before the diverging step, over which growth is told; and how many statistics are.
 _WINDOW, _NUM_GROWN = 4, 6
-_GROWING = ("stream_rms", "branch_rms", "branch_ratio", "rotation_radians", "cotangent_rms",
-            "gradient_rms", "update_rms", "param_rms")
+_GROWING = (
+    "stream_rms",
+    "branch_rms",
+    "branch_ratio",
+    "rotation_radians",
+    "cotangent_rms",
+    "gradient_rms",
+    "update_rms",
+    "param_rms",
+)
 
 
 def report(records: Mapping[str, np.ndarray], loss: float, grad_norm: float) -> dict:
@@ -99,13 +107,17 @@ def _place(block: int, sublayer: int, what: str, values) -> dict:
         before = 2 * block + sublayer - 1
         told += ", handed on by " + (
             f"the residual sum or outer norm of block {before // 2}, {_name(before % 2)}"
-            if before >= 0 else "the embedding"
+            if before >= 0
+            else "the embedding"
         )
     if len(values) > 1:
         told += f" ({float(values[-2]):.3g} in the record before)"
     return {
-        "block": block, "sublayer": SUBLAYERS[sublayer], "what": what,
-        "value": value if math.isfinite(value) else None, "told": told,
+        "block": block,
+        "sublayer": SUBLAYERS[sublayer],
+        "what": what,
+        "value": value if math.isfinite(value) else None,
+        "told": told,
     }
 
 
@@ -138,11 +150,17 @@ def _grown(records) -> list[dict]:
         if factor[place] <= 1:
             continue
         sublayer = SUBLAYERS[place[1]] if len(place) > 1 else name.split("/")[1]
-        found.append({
-            "statistic": name, "block": int(place[0]), "sublayer": sublayer,
-            "from_step": int(records["step"][first]),
-            "from": float(begin[place]), "to": float(end[place]), "factor": float(factor[place]),
-        })
+        found.append(
+            {
+                "statistic": name,
+                "block": int(place[0]),
+                "sublayer": sublayer,
+                "from_step": int(records["step"][first]),
+                "from": float(begin[place]),
+                "to": float(end[place]),
+                "factor": float(factor[place]),
+            }
+        )
     return sorted(found, key=lambda line: -line["factor"])[:_NUM_GROWN]
 
 
@@ -155,10 +173,10 @@ def _text(found: dict, loss: float, grad_norm: float, records) -> str:
     if forward:
         lines.append(f"Forward, the first bad place from below is {forward['told']}.")
     else:
-        lines.append("Forward, every block is in line" + (
-            "." if found["loss_is_finite"]
-            else ": the loss, or the logits, failed after them."
-        ))
+        lines.append(
+            "Forward, every block is in line"
+            + ("." if found["loss_is_finite"] else ": the loss, or the logits, failed after them.")
+        )
     if backward:
         lines.append(f"Backward, the first bad place from above is {backward['told']}.")
         if not found["loss_is_finite"]:

@@ -62,11 +62,7 @@ class Loop:
         if self._is_due(step, self.cfg.train.eval_every_steps) and not self.is_evaluated:
             self._evaluate(step, state)  # a stop had come in the middle of it
         with contextlib.ExitStack() as trace:
-            while (
-                step < self.cfg.train.num_steps
-                and any(self._alive)
-                and not self.stops(step)
-            ):
+            while step < self.cfg.train.num_steps and any(self._alive) and not self.stops(step):
                 self._begin_trace(trace, step + 1)
                 with self.clock.measure("data_wait"):
                     batch = next(self.batches)

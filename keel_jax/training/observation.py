@@ -125,9 +125,11 @@ def _optimiser(state: state_lib.TrainState, grads, cfg: config.Config) -> dict:
 
     def some(_, index):
         arrays = (grads, state.opt_state, state.params)
-        return None, look(jax.tree.map(
-            lambda node: one_of_each_stage(node, index), arrays, is_leaf=is_like_params
-        ))
+        return None, look(
+            jax.tree.map(
+                lambda node: one_of_each_stage(node, index), arrays, is_leaf=is_like_params
+            )
+        )
 
     _, seen = jax.lax.scan(some, None, jnp.arange(cfg.model.num_blocks // num_stages))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), seen)

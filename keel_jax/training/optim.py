@@ -40,8 +40,16 @@ _FFN_MATRICES = ("gate", "up", "down")
 # nGPT's, in place of gains.
 _SCALES = ("qk_scale", "gate_scale", "up_scale", "logit_scale")
 _RESIDUAL_PARAMS = (
-    "beta", "residual_scale", "depth_query", "step_size",
-    "hyper_static", "hyper_dynamic", "hyper_scale", "mhc_bias", "mhc_dynamic", "mhc_scale",
+    "beta",
+    "residual_scale",
+    "depth_query",
+    "step_size",
+    "hyper_static",
+    "hyper_dynamic",
+    "hyper_scale",
+    "mhc_bias",
+    "mhc_dynamic",
+    "mhc_scale",
 )
 
 

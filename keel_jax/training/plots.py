@@ -73,8 +73,12 @@ def heat_map(records: Mapping[str, np.ndarray], family: str) -> figure.Figure:
     height = 3.2 if len(members) == 1 else 1.2 + 0.55 * len(members)
     canvas, axes = _figure(7.5, height)
     mesh = axes.imshow(
-        np.ma.masked_invalid(np.concatenate(rows)), origin="lower", aspect="auto",
-        interpolation="nearest", cmap=_COLORS, norm=_norm(rows, FAMILIES[family].is_log),
+        np.ma.masked_invalid(np.concatenate(rows)),
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        cmap=_COLORS,
+        norm=_norm(rows, FAMILIES[family].is_log),
     )
     canvas.colorbar(mesh, ax=axes, pad=0.01)
     ticks = np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).astype(int))
@@ -103,8 +107,9 @@ def profile(records: Mapping[str, np.ndarray], family: str) -> figure.Figure:
                 continue
             for sublayer, (name, style) in enumerate((("attention", "-"), ("FFN", "--"))):
                 depth = 2 * np.arange(values.shape[1]) + sublayer
-                axes.plot(depth, values[index, :, sublayer], style, color=shade,
-                          label=f"{label}, {name}")
+                axes.plot(
+                    depth, values[index, :, sublayer], style, color=shade, label=f"{label}, {name}"
+                )
         panels = [axes]
         axes.set_xlabel("sub-layer" if values.ndim == 3 else "block")
     else:

@@ -42,9 +42,12 @@ def ended_before(
         checkpoints.drop_diverged()
         return None
     if diverged:
-        code, told = exit_codes.DIVERGED, (
-            f"this run diverged after step {step}; with the same options it would again. Change "
-            "one (as --config.optim.peak_lr), or start another --workdir."
+        code, told = (
+            exit_codes.DIVERGED,
+            (
+                f"this run diverged after step {step}; with the same options it would again. "
+                "Change one (as --config.optim.peak_lr), or start another --workdir."
+            ),
         )
     elif done and step >= cfg.train.num_steps:
         code, told = exit_codes.DONE, f"this run is done: step {step} of {cfg.train.num_steps}."
@@ -94,8 +97,7 @@ def _initial_params(cfg, mesh, meta, like):
     changed = {
         field.name: (getattr(theirs, field.name), getattr(cfg.model, field.name))
         for field in dataclasses.fields(theirs)
-        if field.name not in _FREE
-        and getattr(theirs, field.name) != getattr(cfg.model, field.name)
+        if field.name not in _FREE and getattr(theirs, field.name) != getattr(cfg.model, field.name)
     }
     if changed:
         lines = "; ".join(f"model.{k}: {a!r} there, {b!r} here" for k, (a, b) in changed.items())

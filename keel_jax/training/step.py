@@ -52,9 +52,13 @@ def observed_sums(
         ),
     )
     h_BTD, told = model.apply(
-        {"params": params}, tokens, context=context,
-        num_microbatches=cfg.mesh.stage_microbatches, probes_N2=probes_N2,
-        reversal_A2=reversal_A2, method="observed",
+        {"params": params},
+        tokens,
+        context=context,
+        num_microbatches=cfg.mesh.stage_microbatches,
+        probes_N2=probes_N2,
+        reversal_A2=reversal_A2,
+        method="observed",
     )
     sums = loss.cross_entropy_sums(
         h_BTD,
@@ -195,7 +199,11 @@ def abstract_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> dict:
     lanes = (cfg.num_lanes,) if cfg.num_lanes > 1 else ()
     parts = cfg.train.accumulation_steps
     return _abstract_batch(
-        cfg, mesh, lanes, cfg.train.batch_size, parts,
+        cfg,
+        mesh,
+        lanes,
+        cfg.train.batch_size,
+        parts,
         f"train.batch_size / train.accumulation_steps = {cfg.train.batch_size} / {parts}",
     )
 

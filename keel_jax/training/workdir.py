@@ -1,11 +1,11 @@
 """The work directory of a run: what it holds, and whether a run may go on in it.
 
-    config.json       the resolved config          versions.json   what it ran on
-    status.json       where the run stands          metrics.jsonl   one object a logged step
-    tokenizer.model   a copy, so that samples need no data
-    checkpoints/      see training/checkpoint.py    tensorboard/    the same metrics, and traces
-    ancestry.json     of a run with train.init_from: where its weights came from
-    lanes/000/ …      with several lanes: each lane's config, metrics and status
+config.json       the resolved config          versions.json   what it ran on
+status.json       where the run stands          metrics.jsonl   one object a logged step
+tokenizer.model   a copy, so that samples need no data
+checkpoints/      see training/checkpoint.py    tensorboard/    the same metrics, and traces
+ancestry.json     of a run with train.init_from: where its weights came from
+lanes/000/ …      with several lanes: each lane's config, metrics and status
 """
 
 import math
@@ -24,8 +24,17 @@ from keel_jax.training import state as state_lib
 
 # A change of any of these on a started run would make its weights, its optimiser state or its
 # data position mean something else.
-_FIXED = ("model.", "lanes.", "seed", "data.weights", "data.mask_documents",
-          "train.batch_size", "train.seq_len", "train.init_from", "optim.name")
+_FIXED = (
+    "model.",
+    "lanes.",
+    "seed",
+    "data.weights",
+    "data.mask_documents",
+    "train.batch_size",
+    "train.seq_len",
+    "train.init_from",
+    "optim.name",
+)
 # These change neither shapes nor, up to rounding, numbers. (What data.path holds is known by its
 # fingerprint.)
 _FREE = ("model.recompute.", "model.attention")

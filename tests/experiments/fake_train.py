@@ -38,8 +38,10 @@ def main() -> int:
         return int((workdir.parents[1] / "STOP").read_text())
     rates = ast.literal_eval(given.get("config.lanes.peak_lr", "()"))
     seeds = ast.literal_eval(given.get("config.lanes.seed", "()"))
-    lanes = [(workdir / f"lanes/{lane:03}", rate, seed)
-             for lane, (rate, seed) in enumerate(zip(rates, seeds, strict=True))]
+    lanes = [
+        (workdir / f"lanes/{lane:03}", rate, seed)
+        for lane, (rate, seed) in enumerate(zip(rates, seeds, strict=True))
+    ]
     if not lanes:
         lanes = [(workdir, float(given["config.optim.peak_lr"]), int(given["config.seed"]))]
     codes = [_write(*lane, given) for lane in lanes]
@@ -62,15 +64,26 @@ def curve(peak_lr: float, seed: int, num_steps: int, topology: str, is_ramp: boo
 def _write(directory: pathlib.Path, peak_lr: float, seed: int, given: dict) -> int:
     num_steps = int(given.get("config.train.num_steps", 200))
     rate, loss = curve(
-        peak_lr, seed, num_steps, given.get("config.model.topology", "keel"),
+        peak_lr,
+        seed,
+        num_steps,
+        given.get("config.model.topology", "keel"),
         given.get("config.optim.schedule") == "linear_ramp",
     )
     code = exit_codes.DIVERGED if peak_lr > 1 else exit_codes.DONE
-    rows = [{"step": n + 1, "tokens": n, "train/loss_nats_per_token": loss[n],
-             "train/learning_rate": rate[n]} for n in range(num_steps)]
+    rows = [
+        {
+            "step": n + 1,
+            "tokens": n,
+            "train/loss_nats_per_token": loss[n],
+            "train/learning_rate": rate[n],
+        }
+        for n in range(num_steps)
+    ]
     if code == exit_codes.DONE:
-        rows.append({"step": num_steps, "eval/loss_nats_per_token": loss[-1],
-                     "eval/accuracy": 1 / loss[-1]})
+        rows.append(
+            {"step": num_steps, "eval/loss_nats_per_token": loss[-1], "eval/accuracy": 1 / loss[-1]}
+        )
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     status = {"exit_code": code, "step": num_steps, "compilations": {"cached": 0, "new": 1}}

@@ -31,11 +31,16 @@ def test_it_runs_to_a_curve(tmp_path):
     import nbformat
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    [place] = [place for place, cell in enumerate(notebook.cells)
-               if "parameters" in cell["metadata"].get("tags", ())]
+    [place] = [
+        place
+        for place, cell in enumerate(notebook.cells)
+        if "parameters" in cell["metadata"].get("tags", ())
+    ]
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(_TINY))
     client = nbclient.NotebookClient(
-        notebook, timeout=900, kernel_name="python3",
+        notebook,
+        timeout=900,
+        kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     )
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -19,8 +19,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 _SHAPES = ("L64", "L128", "L512", "L1024")
 PAPER = (
     *(f"{name}_{shape}" for name in ("keel", "pre_ln") for shape in _SHAPES),
-    *(f"{prefix}{name}" for prefix in ("", "pre_ln_")
-      for name in ("wide", "fineweb_edu_10b", "fineweb_edu_40b")),
+    *(
+        f"{prefix}{name}"
+        for prefix in ("", "pre_ln_")
+        for name in ("wide", "fineweb_edu_10b", "fineweb_edu_40b")
+    ),
 )
 
 
@@ -54,7 +57,8 @@ def test_the_step_of_every_paper_config(name):
             state, step_lib.abstract_batch(cfg, mesh)
         )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state)
+        lambda x: (x.shape, x.dtype), state
+    )
     assert sums["nats"].shape == ()
 
 

@@ -23,7 +23,10 @@ def _onset(loss, healthy=None, first_step=0, how=HOW):
 
 def test_a_run_that_learns_does_not_diverge():
     assert _onset(_learns(), healthy=_learns() - 4.0) == {
-        "stagnation": None, "spike": None, "degradation": None, "first": None,
+        "stagnation": None,
+        "spike": None,
+        "degradation": None,
+        "first": None,
     }
 
 
@@ -113,8 +116,9 @@ def test_a_tolerated_rate_is_that_of_the_step_before():
     rate = np.arange(200) / 1000
     loss = _learns()
     loss[150:] += 0.5
-    curves = ramps.Ramps((ramps.Curve(loss, UNIGRAM, rate, 0), ramps.Curve(
-        _learns(), UNIGRAM, rate, 1)))
+    curves = ramps.Ramps(
+        (ramps.Curve(loss, UNIGRAM, rate, 0), ramps.Curve(_learns(), UNIGRAM, rate, 1))
+    )
     spiked, healthy = curves.tolerated(HOW)
     assert spiked == {"seed": 0, "rate": rate[149], "criterion": "spike", "step": 150}
     assert healthy["criterion"] is None and healthy["rate"] == rate[-1]

@@ -26,8 +26,12 @@ def test_results_say_where_they_come_from(tmp_path):
 
 def test_results_do_not_make_their_own_tree_dirty(tmp_path, monkeypatch):
     def git(*words):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path,
-                       check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
 
     git("init")
     (tmp_path / "code.py").write_text("1")
@@ -114,7 +118,8 @@ def test_a_chain_is_as_strong_as_its_weakest_link():
 
 def test_the_unigram_line_is_the_entropy_where_it_is_averaged(token_dir):
     cfg = conftest.tiny_config(
-        data=dict(path=str(token_dir)), model=dict(vocab_size=300),
+        data=dict(path=str(token_dir)),
+        model=dict(vocab_size=300),
         train=dict(num_steps=60, batch_size=8, seq_len=16),
     )
     split = shards.open_set(token_dir).split("train")

@@ -111,17 +111,31 @@ def test_checks_hold_where_the_theory_does_and_fail_where_not():
     def point(name, num_blocks, kind, gain, gradient=1.0):
         vector = np.full(2 * num_blocks, gain)
         keys = ("path_gain", "gain", "predicted_path_gain", "stream_rms")
-        return {"name": name, "num_blocks": num_blocks, "seed": 0, "kind": kind,
-                **{key: vector for key in keys},
-                "branch_gradient_rms": np.full(2 * num_blocks, gradient)}
+        return {
+            "name": name,
+            "num_blocks": num_blocks,
+            "seed": 0,
+            "kind": kind,
+            **{key: vector for key in keys},
+            "branch_gradient_rms": np.full(2 * num_blocks, gradient),
+        }
 
     def told(shift):
-        found = [point(name, n, "unit", _gain(name, n) ** shift) for name, n in (
-            ("keel", 32), ("keel, alpha = sqrt(L)", 32), ("keel, alpha = 10", 512),
-            ("deepnorm", 256), ("post_ln", 32))]
+        found = [
+            point(name, n, "unit", _gain(name, n) ** shift)
+            for name, n in (
+                ("keel", 32),
+                ("keel, alpha = sqrt(L)", 32),
+                ("keel, alpha = 10", 512),
+                ("deepnorm", 256),
+                ("post_ln", 32),
+            )
+        ]
         found += [point("keel", n, "initial", 1.0, n ** -float(shift)) for n in (32, 256, 512)]
-        found += [point("pre_ln", 32, "initial", float(shift)),
-                  point("post_ln", 32, "initial", 1.0 if shift == 1 else 1e-3)]
+        found += [
+            point("pre_ln", 32, "initial", float(shift)),
+            point("post_ln", 32, "initial", 1.0 if shift == 1 else 1e-3),
+        ]
         return analysis.checks(analysis.numbers(found, TINY))
 
     holding, failing = told(1), told(2)
@@ -133,8 +147,9 @@ def test_checks_hold_where_the_theory_does_and_fail_where_not():
 def test_trained_models_of_several_rates_are_no_seeds():
     kind = {"name": "keel", "num_blocks": 2, "kind": "trained", "step": 6}
     with pytest.raises(ValueError, match="no seeds of one run.*0.01, 0.03"):
-        analysis.numbers([kind | {"seed": n, "peak_lr": lr} for n, lr in enumerate((1e-2, 3e-2))],
-                         TINY)
+        analysis.numbers(
+            [kind | {"seed": n, "peak_lr": lr} for n, lr in enumerate((1e-2, 3e-2))], TINY
+        )
 
 
 def test_the_run_writes_numbers_and_figures(monkeypatch, tmp_path):
@@ -150,22 +165,33 @@ def test_the_run_writes_numbers_and_figures(monkeypatch, tmp_path):
     assert 0.5 < at["low"] <= at["median"] <= at["high"] < 1.5 and at["num_seeds"] == 2
     for stem in ("path_over_depth", "path_profile", "forward", "backward", "branch_gradients"):
         assert {path.suffix for path in (tmp_path / "figures").glob(f"{stem}.*")} == {
-            ".png", ".svg", ".json"}
+            ".png",
+            ".svg",
+            ".json",
+        }
 
 
 @pytest.mark.slow
 def test_a_trained_model_is_looked_at_before_and_after(token_dir, cache_dir, tmp_path):
     for topology in ("pre_ln", "keel"):  # with a final norm, and without
         cfg = conftest.tiny_config(
-            model=dict(vocab_size=None, topology=topology), data=dict(path=str(token_dir)),
+            model=dict(vocab_size=None, topology=topology),
+            data=dict(path=str(token_dir)),
             runtime=dict(compilation_cache_dir=cache_dir),
             lanes=dict(seed=(3, 4)),
         )
         assert train.train(cfg, tmp_path / topology) == 0
-    found = [point for topology in ("pre_ln", "keel")
-             for point in trained.points(tmp_path / topology / "lanes/001")]
+    found = [
+        point
+        for topology in ("pre_ln", "keel")
+        for point in trained.points(tmp_path / topology / "lanes/001")
+    ]
     assert [(p["name"], p["step"], p["seed"]) for p in found] == [
-        ("pre_ln", 0, 4), ("pre_ln", 6, 4), ("keel", 0, 4), ("keel", 6, 4)]
+        ("pre_ln", 0, 4),
+        ("pre_ln", 6, 4),
+        ("keel", 0, 4),
+        ("keel", 6, 4),
+    ]
     for before, after in (found[:2], found[2:]):
         assert np.any(before["gain"] != after["gain"])
     assert found[1]["path_gain"][0] == pytest.approx(1, abs=1e-5)

@@ -19,8 +19,10 @@ def run_dir(token_dir, cache_dir, tmp_path_factory):
     """Two lanes of Keel, briefly trained."""
     workdir = tmp_path_factory.mktemp("run")
     cfg = conftest.tiny_config(
-        model=dict(vocab_size=None, num_blocks=N, init_std=0.2), data=dict(path=str(token_dir)),
-        runtime=dict(compilation_cache_dir=cache_dir), lanes=dict(seed=(3, 4)),
+        model=dict(vocab_size=None, num_blocks=N, init_std=0.2),
+        data=dict(path=str(token_dir)),
+        runtime=dict(compilation_cache_dir=cache_dir),
+        lanes=dict(seed=(3, 4)),
     )
     assert train.train(cfg, workdir) == 0
     return workdir
@@ -43,6 +45,7 @@ def test_with_nothing_removed_it_is_the_models_own_loss(model, run_dir):
 
 def test_removal_is_of_the_right_part(model):
     """Each loss is that of weights whose last matrix is 0 there; so is a block's."""
+
     def zeroed(block, *names):
         tree = dict(model.params["block"])
         for branch, last in names:
@@ -84,8 +87,7 @@ def test_no_identity_where_sublayers_keep_books(model):
 
 
 class _Additive:
-    """A model in which each block's removal costs its own, and 1 more for each pair of neighbours.
-    """
+    """A model where each block's removal costs its own, and 1 more for each pair of neighbours."""
 
     def __init__(self, costs):
         self.costs, self.num_blocks, self.calls = np.array(costs), len(costs), 0
@@ -111,12 +113,18 @@ def _made_up(topology: str, seed: int, deltas, greedy_losses) -> dict:
     """A model of loss 1 whose blocks' removal costs these nats."""
     deltas = np.array(deltas)
     return {
-        "topology": topology, "seed": seed, "peak_lr": 1e-2, "num_blocks": len(deltas), "step": 1,
+        "topology": topology,
+        "seed": seed,
+        "peak_lr": 1e-2,
+        "num_blocks": len(deltas),
+        "step": 1,
         "loss": 1.0,
-        "without_block": 1 + deltas, "without_sublayer": np.repeat(1 + deltas / 2, 2),
+        "without_block": 1 + deltas,
+        "without_sublayer": np.repeat(1 + deltas / 2, 2),
         "without_sublayer_identity": np.repeat(1 + deltas, 2),
         "rotation_radians": np.full(2 * len(deltas), 0.1),
-        "greedy_blocks": list(range(len(greedy_losses))), "greedy_losses": greedy_losses,
+        "greedy_blocks": list(range(len(greedy_losses))),
+        "greedy_losses": greedy_losses,
     }
 
 
@@ -160,7 +168,11 @@ def test_models_that_differ_in_more_than_their_seed_are_refused(other):
 def test_removable_counts_blocks_within_the_budget():
     model = _made_up("keel", 0, [0.0] * 4, [1.01, 1.04, 1.2])
     assert [analysis.removable(model, budget) for budget in (1.005, 1.03, 1.05, 1.3)] == [
-        0, 1, 2, 3]
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_presets_name_files_and_lanes():
@@ -173,6 +185,7 @@ def test_presets_name_files_and_lanes():
 @pytest.fixture
 def lanes(run_dir, monkeypatch):
     """The runs to take apart, with the flags and sizes that `run` reads."""
+
     class Flags:
         data, preset = None, "micro"
 
@@ -183,11 +196,14 @@ def lanes(run_dir, monkeypatch):
 
 def test_of_a_sweep_what_came_to_its_end_is_taken_apart(lanes, token_dir, tmp_path):
     """A diverged model is named, and not measured."""
-    at = [point.Point("keel-L6", "experiments/configs/micro.py", {}, 1e-2, seed)
-          for seed in (3, 4, 5)]
+    at = [
+        point.Point("keel-L6", "experiments/configs/micro.py", {}, 1e-2, seed) for seed in (3, 4, 5)
+    ]
     states = (outcome.DONE, outcome.DONE, outcome.DIVERGED)
-    outcomes = [outcome.Outcome(p, state, workdir) for p, state, workdir in
-                zip(at, states, [*lanes, lanes[0]], strict=True)]
+    outcomes = [
+        outcome.Outcome(p, state, workdir)
+        for p, state, workdir in zip(at, states, [*lanes, lanes[0]], strict=True)
+    ]
     told = run.analyse(outcomes, tmp_path, str(token_dir))
     assert told["keel"]["ppl"]["num_seeds"] == 2
     assert told["diverged"] == ["keel-L6_lr0.01_seed5"]

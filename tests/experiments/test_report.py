@@ -22,19 +22,34 @@ def world(tmp_path):
         (root / name / "run.py").write_text("")
         (root / name / "NOTES.md").write_text(
             f"# {name}\n\n## Question\n\nIs <{name}> so? See [the code](run.py).\n\n## Numbers\n\n"
-            "| | ours | paper |\n|---|---|---|\n| gain | 0.99 | 0.992 |\n")
-    _write(root / "alpha/results/micro", "alpha", "micro", {
-        "gain": 0.99, "missing": ["keel_lr1_seed2"],
-        "checks": {"it rises": {"value": 2.5, "holds": True},
-                   "it falls": {"value": 0.12345, "holds": False},
-                   "it stays": {"verdict": "undecided", "holds": False}},
-    })
+            "| | ours | paper |\n|---|---|---|\n| gain | 0.99 | 0.992 |\n"
+        )
+    _write(
+        root / "alpha/results/micro",
+        "alpha",
+        "micro",
+        {
+            "gain": 0.99,
+            "missing": ["keel_lr1_seed2"],
+            "checks": {
+                "it rises": {"value": 2.5, "holds": True},
+                "it falls": {"value": 0.12345, "holds": False},
+                "it stays": {"verdict": "undecided", "holds": False},
+            },
+        },
+    )
     return root
 
 
 def _write(directory, experiment, preset, numbers):
-    results.write(directory, experiment, preset, numbers=numbers, seconds=90.0,
-                  points=[{"seed": 0}, {"seed": 2}])
+    results.write(
+        directory,
+        experiment,
+        preset,
+        numbers=numbers,
+        seconds=90.0,
+        points=[{"seed": 0}, {"seed": 2}],
+    )
     canvas, axes = figures.new()
     axes.plot([1, 2])
     figures.save(canvas, directory, "loss_curve", {"x": [1, 2]})
@@ -99,9 +114,12 @@ def test_what_was_not_run_is_said(world):
     page = _Page(report.page(report.gather([], world), world))
     last = page.text.split("What was not run")[-1]
     rows = [row for row in page.rows if len(row) == 3]
-    for row in (["alpha", "micro", "1 of 2 points: keel_lr1_seed2"],
-                ["alpha", "small", "everything"],
-                ["beta", "micro", "everything"], ["beta", "paper", "everything"]):
+    for row in (
+        ["alpha", "micro", "1 of 2 points: keel_lr1_seed2"],
+        ["alpha", "small", "everything"],
+        ["beta", "micro", "everything"],
+        ["beta", "paper", "everything"],
+    ):
         assert row in rows and row[2] in last
     assert ["alpha", "micro", "everything"] not in rows
 
@@ -128,8 +146,11 @@ def test_a_tree_without_results_gives_a_page_that_says_so(tmp_path):
 
 def test_the_command_gathers_what_is_committed(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.report", f"--out={tmp_path}"], cwd=ROOT,
-        capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "experiments.report", f"--out={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     text = (tmp_path / report.FILE).read_text()

@@ -10,6 +10,7 @@ from experiments.frame import results
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A git checkout with one experiment."""
+
     def git(*arguments):
         identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)

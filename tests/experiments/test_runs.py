@@ -22,10 +22,21 @@ def _run(name, tmp_path, token_dir, *flags):
         data.symlink_to(token_dir)
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}.run", "--preset=micro", f"--data={data}",
-         f"--runs={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}",
-         "--launcher=tests.experiments.fake_train", *flags],
-        cwd=point.ROOT, capture_output=True, text=True, env=env,
+        [
+            sys.executable,
+            "-m",
+            f"experiments.{name}.run",
+            "--preset=micro",
+            f"--data={data}",
+            f"--runs={tmp_path / 'runs'}",
+            f"--out={tmp_path / 'out'}",
+            "--launcher=tests.experiments.fake_train",
+            *flags,
+        ],
+        cwd=point.ROOT,
+        capture_output=True,
+        text=True,
+        env=env,
     )
 
 
@@ -56,8 +67,9 @@ def test_lr_robustness_finds_the_tolerance_that_was_put_in(tmp_path, token_dir):
     ratio = ramp["ordering"]["keel > pre_ln"]["ratio"]
     assert ratio == pytest.approx(medians[0] / medians[1], rel=0.05)
     assert numbers["fixed"]["largest_stable_rate_ordering"]["verdict"] == "holds"
-    stable = {t: numbers["fixed"]["topologies"][t]["largest_stable_rate"]
-              for t in fake_train.LIMITS}
+    stable = {
+        t: numbers["fixed"]["topologies"][t]["largest_stable_rate"] for t in fake_train.LIMITS
+    }
     assert set(stable["keel"].values()) == {1.8e-2} and set(stable["post_ln"].values()) == {1.8e-3}
     assert len(ramp["under_other_thresholds"]) == 15
 

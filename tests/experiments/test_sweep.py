@@ -134,7 +134,11 @@ def test_results_are_written_once_every_point_is_decided(faked, tmp_path, capsys
 
     def finish():
         return command.finish(
-            "alpha", "micro", faked, preset, lambda found, out, data: {"n": len(found)},
+            "alpha",
+            "micro",
+            faked,
+            preset,
+            lambda found, out, data: {"n": len(found)},
             tmp_path / "out",
         )
 
@@ -178,9 +182,17 @@ def test_mistakes_are_found_before_anything_runs(faked):
 
 def test_flags_make_the_same_run_as_the_point(tmp_path, token_dir):
     """What the driver reads from the flags is what the record's digest is made of."""
-    points = point.grid("a", TINY, {
-        "model.alpha": 3.0, "model.qk_norm": True, "model.topology": "keel_no_inner_norm",
-    }, (1e-3, 2.0 / 3), (0, 7))
+    points = point.grid(
+        "a",
+        TINY,
+        {
+            "model.alpha": 3.0,
+            "model.qk_norm": True,
+            "model.topology": "keel_no_inner_norm",
+        },
+        (1e-3, 2.0 / 3),
+        (0, 7),
+    )
     script = (
         "import sys\nfrom absl import app, flags\nfrom ml_collections import config_flags\n"
         "from keel_jax import config\nimport json\n"
@@ -203,9 +215,16 @@ def test_one_executable_serves_every_learning_rate(tmp_path, token_dir, cache_di
     """The real driver: one train step for four lanes, and the same one for four others."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device
     tiny = {
-        "model.num_blocks": 2, "model.d_model": 16, "model.d_ffn": 24, "model.num_heads": 2,
-        "train.num_steps": 3, "train.batch_size": 2, "train.seq_len": 16,
-        "train.eval_num_batches": 1, "optim.warmup_steps": 1, "telemetry.every_steps": 0,
+        "model.num_blocks": 2,
+        "model.d_model": 16,
+        "model.d_ffn": 24,
+        "model.num_heads": 2,
+        "train.num_steps": 3,
+        "train.batch_size": 2,
+        "train.seq_len": 16,
+        "train.eval_num_batches": 1,
+        "optim.warmup_steps": 1,
+        "telemetry.every_steps": 0,
         "runtime.compilation_cache_dir": cache_dir,
     }
     first = point.grid("first", TINY, tiny, (1e-3, 1e-2), (0, 1))

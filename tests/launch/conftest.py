@@ -24,11 +24,11 @@ TOOLS = {
         mkdir -p "$3/bin"
         cp "$STANDIN/bin/pip" "$3/bin/pip"
         ln -s {sys.executable} "$3/bin/python"''',
-    "pip": '''
+    "pip": """
         [ "$1" = install ] || exit 0
         echo "pip $*" >>"$STANDIN/pip"
         [ ! -e "$STANDIN/no-pip" ] || { echo "No matching distribution found" >&2; exit 1; }
-        [ -s constraints.txt ] && [ -e source/keel_jax/train.py ]''',
+        [ -s constraints.txt ] && [ -e source/keel_jax/train.py ]""",
 }
 
 # The driver's stand-in. It ends as WORKDIR/PROCESS says, one word a start, the last for ever: an
@@ -79,8 +79,12 @@ def project(tmp_path_factory) -> pathlib.Path:
     shutil.copytree(
         ROOT / "launch", directory / "launch", ignore=shutil.ignore_patterns("__pycache__")
     )
-    for name in ("keel_jax/__init__.py", "keel_jax/runtime/__init__.py",
-                 "keel_jax/runtime/exit_codes.py", "experiments/configs/tiny.py"):
+    for name in (
+        "keel_jax/__init__.py",
+        "keel_jax/runtime/__init__.py",
+        "keel_jax/runtime/exit_codes.py",
+        "experiments/configs/tiny.py",
+    ):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, directory / name)
     (directory / "keel_jax/train.py").write_text(_TRAIN)
@@ -126,7 +130,9 @@ class World:
             **os.environ,
             "PATH": f"{bin_}:/usr/bin:/bin",
             "STANDIN": str(directory),
-            "PAUSE_SECONDS": "0", "SHIP_SECONDS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+            "PAUSE_SECONDS": "0",
+            "SHIP_SECONDS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def tell(self, name: str, value):
@@ -146,26 +152,40 @@ class World:
         }[module]
         if module != "local":
             where += [
-                f"--constraints={self.directory / 'constraints.txt'}", "--name=demo",
+                f"--constraints={self.directory / 'constraints.txt'}",
+                "--name=demo",
                 f"--run_dir={self.directory / 'run'}",
             ]
         if module in ("tpu_vm", "queued_resource", "gke", "xpk"):
             where += ["--poll_seconds=0.2"]
         return [
-            sys.executable, "-m", f"launch.{module}", "--config=experiments/configs/tiny.py",
-            f"--workdir={self.workdir}", *where, *flags,
+            sys.executable,
+            "-m",
+            f"launch.{module}",
+            "--config=experiments/configs/tiny.py",
+            f"--workdir={self.workdir}",
+            *where,
+            *flags,
         ]
 
     def launch(self, module: str, *flags: str, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            self.command(module, *flags), cwd=self.project, env={**self.env, **env},
-            capture_output=True, text=True, timeout=60,
+            self.command(module, *flags),
+            cwd=self.project,
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     def start(self, module: str, *flags: str, **env: str) -> subprocess.Popen:
         return subprocess.Popen(
-            self.command(module, *flags), cwd=self.project, env={**self.env, **env},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            self.command(module, *flags),
+            cwd=self.project,
+            env={**self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def calls(self, word: str = "") -> list[str]:

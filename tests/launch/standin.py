@@ -123,8 +123,14 @@ def _need(found: dict, *names: str):
 _PLACE = {"--zone", "--project", "--format"}
 _CREATE = {
     "tpu-vm": {"--accelerator-type", "--version", "--network"},
-    "queued-resources": {"--accelerator-type", "--runtime-version", "--node-id", "--node-count",
-                         "--node-prefix", "--network"},
+    "queued-resources": {
+        "--accelerator-type",
+        "--runtime-version",
+        "--node-id",
+        "--node-count",
+        "--node-prefix",
+        "--network",
+    },
 }
 _STATES = {"tpu-vm": ("READY", "PREEMPTED"), "queued-resources": ("ACTIVE", "SUSPENDED")}
 
@@ -151,8 +157,11 @@ def gcloud(argv):
     with _file("resources", {}) as resources:
         key = f"{kind}/{name}"
         if verb == "create":
-            _need(found, "--accelerator-type",
-                  "--version" if kind == "tpu-vm" else "--runtime-version")
+            _need(
+                found,
+                "--accelerator-type",
+                "--version" if kind == "tpu-vm" else "--runtime-version",
+            )
             if key in resources:
                 raise Refused(1, f"{error} ALREADY_EXISTS: Resource {resource} already exists")
             nodes = [name]
@@ -235,8 +244,11 @@ def _remote(verb, rest):
             code = _bash(found["--command"], host)
         codes.append(code)
         if code:
-            print(f"##### Command execution on worker {worker} failed with exit status {code}. "
-                  "Continuing.", file=sys.stderr)
+            print(
+                f"##### Command execution on worker {worker} failed with exit status {code}. "
+                "Continuing.",
+                file=sys.stderr,
+            )
     if any(codes):
         raise Refused(next(code for code in codes if code), "")
 
@@ -291,8 +303,11 @@ def kubectl(argv):
             else:
                 print("\n".join(there))
         elif verb == "logs":
-            _parse(rest, {"--selector", "--tail", "--max-log-requests"},
-                   {"--prefix", "--ignore-errors"})
+            _parse(
+                rest,
+                {"--selector", "--tail", "--max-log-requests"},
+                {"--prefix", "--ignore-errors"},
+            )
             print("[pod/a/train] step 1")
         elif verb == "delete":
             words, _ = _parse(rest, set(), {"--ignore-not-found"})
@@ -317,21 +332,37 @@ def xpk(argv):
         if argv[1] == "create":
             _, found = _parse(
                 argv[2:],
-                shared | {"--workload", "--tpu-type", "--num-slices", "--base-docker-image",
-                          "--script-dir", "--max-restarts", "--restart-on-exit-codes",
-                          "--command"},
+                shared
+                | {
+                    "--workload",
+                    "--tpu-type",
+                    "--num-slices",
+                    "--base-docker-image",
+                    "--script-dir",
+                    "--max-restarts",
+                    "--restart-on-exit-codes",
+                    "--command",
+                },
                 {"--spot"},
             )
             _need(found, "--cluster", "--workload", "--command", "--tpu-type")
             if f"workload/{found['--workload']}" in resources:
-                print(f"[XPK] {found['--workload']} already exists, XPK will not create this "
-                      "workload. Please pick a new workload name")
+                print(
+                    f"[XPK] {found['--workload']} already exists, XPK will not create this "
+                    "workload. Please pick a new workload name"
+                )
                 raise Refused(1, "")
             resources[f"workload/{found['--workload']}"] = {}
         elif argv[1] == "list":
             _, found = _parse(
-                argv[2:], shared | {"--wait-for-job-completion", "--timeout",
-                                    "--filter-by-status", "--filter-by-job"}
+                argv[2:],
+                shared
+                | {
+                    "--wait-for-job-completion",
+                    "--timeout",
+                    "--filter-by-status",
+                    "--filter-by-job",
+                },
             )
             if "--filter-by-status" in found:
                 print("Jobset Name   Created Time   Priority")

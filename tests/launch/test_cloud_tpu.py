@@ -21,7 +21,9 @@ def test_a_run_that_ends_well(world, module):
     assert world.resources() == {}
     assert world.starts() == {"demo-w-0": 1, "demo-w-1": 1}
     assert (world.directory / "planned").read_text().split() == [
-        "--config=experiments/configs/tiny.py", "--topology=v5e:2x4", "--config.model.num_blocks=7"
+        "--config=experiments/configs/tiny.py",
+        "--topology=v5e:2x4",
+        "--config.model.num_blocks=7",
     ]
     (create,) = world.calls(" create ")
     assert "--accelerator-type=v5litepod-8" in create and "--spot" in create
@@ -75,8 +77,12 @@ _FAILED_STARTS = {
 @pytest.mark.parametrize(
     ("module", "fault"),
     [
-        ("tpu_vm", "quota"), ("queued_resource", "half-created"), ("tpu_vm", "scp"),
-        ("tpu_vm", "one worker"), ("queued_resource", "pip"), ("tpu_vm", "start"),
+        ("tpu_vm", "quota"),
+        ("queued_resource", "half-created"),
+        ("tpu_vm", "scp"),
+        ("tpu_vm", "one worker"),
+        ("queued_resource", "pip"),
+        ("tpu_vm", "start"),
         pytest.param("tpu_vm", "half-created", marks=pytest.mark.slow),
     ],
 )
@@ -219,10 +225,13 @@ def test_a_preemption_while_it_is_created(world):
 
 
 def test_a_lost_connection_does_not_end_a_run(world):
-    world.tell("faults", [
-        dict(match="tpu-vm ssh.*status", code=255, times=3, stderr="Connection timed out"),
-        dict(match="describe", after=2, code=1, stderr="no network"),
-    ])
+    world.tell(
+        "faults",
+        [
+            dict(match="tpu-vm ssh.*status", code=255, times=3, stderr="Connection timed out"),
+            dict(match="describe", after=2, code=1, stderr="no network"),
+        ],
+    )
     done = world.launch("tpu_vm")
     assert (done.returncode, world.resources()) == (0, {}), done.stderr
     assert len(world.calls(" create ")) == 1 and world.starts() == {"demo-w-0": 1}
@@ -257,8 +266,11 @@ def test_a_machine_that_cannot_be_deleted_is_named_loudly(world, module, started
     done = world.launch(module, "--delete_tries=3", "--project=p")
     assert done.returncode == 5
     assert "COULD NOT BE DELETED AND MAY COST MONEY" in done.stderr
-    (command,) = {line.strip() for line in done.stderr.splitlines() if line.startswith("  gcloud")
-                  and " delete " in line}
+    (command,) = {
+        line.strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("  gcloud") and " delete " in line
+    }
     assert command == world.calls(" delete ")[0]
     assert list(world.resources()) == [f"{KIND_OF[module]}/demo"]
 
@@ -301,7 +313,8 @@ def test_attach_follows_and_deletes(world):
 @pytest.mark.parametrize(
     ("module", "number"),
     [
-        ("tpu_vm", signal.SIGINT), ("queued_resource", signal.SIGHUP),
+        ("tpu_vm", signal.SIGINT),
+        ("queued_resource", signal.SIGHUP),
         pytest.param("tpu_vm", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )

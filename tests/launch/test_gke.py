@@ -11,15 +11,30 @@ from launch import gke, verdict
 # JobSet's own fields: kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go.
 _JOBSET = {"apiVersion", "kind", "metadata", "spec"}
 _SPEC = {
-    "replicatedJobs", "network", "successPolicy", "failurePolicy", "startupPolicy", "suspend",
-    "coordinator", "managedBy", "ttlSecondsAfterFinished", "volumeClaimPolicies",
+    "replicatedJobs",
+    "network",
+    "successPolicy",
+    "failurePolicy",
+    "startupPolicy",
+    "suspend",
+    "coordinator",
+    "managedBy",
+    "ttlSecondsAfterFinished",
+    "volumeClaimPolicies",
 }
 _FAILURE_POLICY = {"maxRestarts", "restartStrategy", "rules"}
 _RULE = {
-    "name", "action", "onJobFailureReasons", "onJobFailureMessagePatterns", "targetReplicatedJobs",
+    "name",
+    "action",
+    "onJobFailureReasons",
+    "onJobFailureMessagePatterns",
+    "targetReplicatedJobs",
 }
 _ACTIONS = {
-    "FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob",
+    "FailJobSet",
+    "RestartJobSet",
+    "RestartJobSetAndIgnoreMaxRestarts",
+    "RestartJob",
     "RestartJobAndIgnoreMaxRestarts",
 }
 # kubernetes/api, batch/v1/types.go: JobReasonPodFailurePolicy.
@@ -31,8 +46,10 @@ _POD_ANNOTATIONS = {"jobset.sigs.k8s.io/job-index"}
 _RUNNING = {"replicatedJobsStatus": [{"name": "slice", "ready": 1}]}
 _COMPLETED = {"conditions": [{"type": "Completed", "status": "True"}]}
 _FAILED = {
-    "conditions": [{"type": "StartupPolicyCompleted", "status": "True"},
-                   {"type": "Failed", "status": "True"}]
+    "conditions": [
+        {"type": "StartupPolicyCompleted", "status": "True"},
+        {"type": "Failed", "status": "True"},
+    ]
 }
 
 
@@ -110,9 +127,7 @@ def test_a_run_that_ends_well(world):
     assert "step 1" in (world.directory / "run/logs/pods.log").read_text()
 
 
-@pytest.mark.parametrize(
-    ("pods", "code"), [([76, 1, 137], 1), ([3, 3], 3), ([0, 0], 1)]
-)
+@pytest.mark.parametrize(("pods", "code"), [([76, 1, 137], 1), ([3, 3], 3), ([0, 0], 1)])
 def test_a_failed_jobset_has_its_pods_code(world, pods, code):
     world.tell("jobset", [_RUNNING, _FAILED])
     world.tell("pods", pods)
@@ -174,6 +189,4 @@ def test_the_manifest_of_a_dry_run_is_the_manifest(world):
     done = world.launch("gke", "--dry-run")
     text = done.stdout.split("create -f - <<'END'\n")[1].split("\nEND\n")[0]
     flags = [f"--workdir={world.workdir}", "--topology=v5e:2x4"]
-    assert json.loads(text) == gke.jobset(
-        _args("--config=experiments/configs/tiny.py", *flags)
-    )
+    assert json.loads(text) == gke.jobset(_args("--config=experiments/configs/tiny.py", *flags))

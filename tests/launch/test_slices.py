@@ -8,13 +8,27 @@ from launch import slices
 @pytest.mark.parametrize(
     ("name", "accelerator_type"),
     [
-        ("v4:2x2x1", "v4-8"), ("v4:2x2x2", "v4-16"), ("v4:2x2x4", "v4-32"), ("v4:2x4x4", "v4-64"),
-        ("v4:4x4x4", "v4-128"), ("v5p:2x2x1", "v5p-8"), ("v5p:2x2x2", "v5p-16"),
-        ("v5p:4x4x4", "v5p-128"), ("v5p:4x4x8", "v5p-256"), ("v5p:4x8x8", "v5p-512"),
-        ("v5p:8x8x8", "v5p-1024"), ("v5p:8x8x16", "v5p-2048"), ("v5e:1x1", "v5litepod-1"),
-        ("v5e:2x2", "v5litepod-4"), ("v5e:2x4", "v5litepod-8"), ("v5e:4x4", "v5litepod-16"),
-        ("v5e:4x8", "v5litepod-32"), ("v5e:8x16", "v5litepod-128"), ("v5e:16x16", "v5litepod-256"),
-        ("v6e:2x4", "v6e-8"), ("v6e:16x16", "v6e-256"),
+        ("v4:2x2x1", "v4-8"),
+        ("v4:2x2x2", "v4-16"),
+        ("v4:2x2x4", "v4-32"),
+        ("v4:2x4x4", "v4-64"),
+        ("v4:4x4x4", "v4-128"),
+        ("v5p:2x2x1", "v5p-8"),
+        ("v5p:2x2x2", "v5p-16"),
+        ("v5p:4x4x4", "v5p-128"),
+        ("v5p:4x4x8", "v5p-256"),
+        ("v5p:4x8x8", "v5p-512"),
+        ("v5p:8x8x8", "v5p-1024"),
+        ("v5p:8x8x16", "v5p-2048"),
+        ("v5e:1x1", "v5litepod-1"),
+        ("v5e:2x2", "v5litepod-4"),
+        ("v5e:2x4", "v5litepod-8"),
+        ("v5e:4x4", "v5litepod-16"),
+        ("v5e:4x8", "v5litepod-32"),
+        ("v5e:8x16", "v5litepod-128"),
+        ("v5e:16x16", "v5litepod-256"),
+        ("v6e:2x4", "v6e-8"),
+        ("v6e:16x16", "v6e-256"),
     ],
 )
 def test_accelerator_types(name, accelerator_type):
@@ -24,8 +38,12 @@ def test_accelerator_types(name, accelerator_type):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("v5", "did you mean"), ("v5e", "no shape"), ("v5e:4x4x4", "3 dimensions"),
-        ("v5e:0x4", "no shape"), ("v5e:32x16", "512 chips"), ("H100:8", "Unknown TPU generation"),
+        ("v5", "did you mean"),
+        ("v5e", "no shape"),
+        ("v5e:4x4x4", "3 dimensions"),
+        ("v5e:0x4", "no shape"),
+        ("v5e:32x16", "512 chips"),
+        ("H100:8", "Unknown TPU generation"),
     ],
 )
 def test_unknown_slices_are_refused(name, words):

@@ -12,8 +12,15 @@ def test_submitting(world):
     assert "Job 77" in done.stderr and world.calls("sacct") == []
     assert "--topology=cpu:2" in (world.directory / "planned").read_text()
     head = (world.directory / "run/job.sh").read_text().split("set -e")[0]
-    for flag in ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--partition=gpu",
-                 "--qos=long", "--requeue", "--signal=B:TERM@300"):
+    for flag in (
+        "--nodes=1",
+        "--ntasks-per-node=2",
+        "--gpus-per-node=2",
+        "--partition=gpu",
+        "--qos=long",
+        "--requeue",
+        "--signal=B:TERM@300",
+    ):
         assert f"#SBATCH {flag}\n" in head
 
 
@@ -23,9 +30,12 @@ def _job(world, **env) -> subprocess.Popen:
     assert done.returncode == 0, done.stderr
     (world.directory / "run/logs").mkdir(exist_ok=True)
     return subprocess.Popen(
-        ["bash", str(world.directory / "run/job.sh")], cwd=world.directory,
+        ["bash", str(world.directory / "run/job.sh")],
+        cwd=world.directory,
         env={**world.env, "STANDIN_WORKERS": "2", "SLURM_JOB_ID": "77", **env},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

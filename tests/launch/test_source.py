@@ -77,7 +77,8 @@ def test_a_dry_run_runs_nothing(world, module):
     [
         ("tpu_vm", ["--spot", "--project=p", "--create_flag=--reserved", "--logs=gs://b/l"]),
         pytest.param(
-            "queued_resource", ["--num_slices=2", "--connect_flag=--internal-ip"],
+            "queued_resource",
+            ["--num_slices=2", "--connect_flag=--internal-ip"],
             marks=pytest.mark.slow,
         ),
         ("gke", ["--num_slices=2", "--context=c", "--namespace=n"]),
@@ -96,8 +97,13 @@ def test_what_a_dry_run_prints_can_be_pasted(world, module, flags):
         lines[first] += " || true"
         lines[-1] = f"! {lines[-1]}"
     done = subprocess.run(
-        ["bash", "-e"], input="\n".join(lines), cwd=world.project, env=world.env, text=True,
-        capture_output=True, timeout=60,
+        ["bash", "-e"],
+        input="\n".join(lines),
+        cwd=world.project,
+        env=world.env,
+        text=True,
+        capture_output=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert len(world.calls()) >= 4 and world.resources() == {}
@@ -167,7 +173,10 @@ def test_documented_commands_exist():
     for line in commands:
         words = shlex.split(line)
         done = subprocess.run(
-            [sys.executable, *words[1:], "--dry-run", "--no-plan"], cwd=ROOT, capture_output=True,
-            text=True, timeout=60,
+            [sys.executable, *words[1:], "--dry-run", "--no-plan"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0, (line, done.stderr)

@@ -16,13 +16,16 @@ SUPERVISE = ROOT / "launch/supervise.sh"
 def _command(tmp_path, script):
     """A command that counts its starts in `starts`, then runs `script` with $n, the count."""
     path = tmp_path / "command.sh"
-    path.write_text(f'echo >> {tmp_path}/starts\nn=$(wc -l < {tmp_path}/starts)\n{script}\n')
+    path.write_text(f"echo >> {tmp_path}/starts\nn=$(wc -l < {tmp_path}/starts)\n{script}\n")
     return [str(SUPERVISE), "bash", str(path)]
 
 
 def _run(tmp_path, script, **env):
     done = subprocess.run(
-        _command(tmp_path, script), capture_output=True, text=True, timeout=60,
+        _command(tmp_path, script),
+        capture_output=True,
+        text=True,
+        timeout=60,
         env={**os.environ, "PAUSE_SECONDS": "0", **env},
     )
     return done, len((tmp_path / "starts").read_text().splitlines())

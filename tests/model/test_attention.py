@@ -35,8 +35,14 @@ def _tiny(**options):
 
 @pytest.mark.parametrize(
     "topology",
-    ["keel", "pre_ln", "hybridnorm_star", "attention_residuals", "ngpt",
-     *(pytest.param(name, marks=pytest.mark.slow) for name in conftest.OTHER_RULES[:-2])],
+    [
+        "keel",
+        "pre_ln",
+        "hybridnorm_star",
+        "attention_residuals",
+        "ngpt",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in conftest.OTHER_RULES[:-2]),
+    ],
 )
 def test_causality_by_gradient(topology):
     model, params = _tiny(topology=topology)
@@ -94,16 +100,22 @@ def test_scores_and_softmax_are_float32():
 
     def attend(q, k, v):
         return attention.attend(
-            q, k, v, kernel="reference",
-            query_index_BT=zeros + 1, key_index_BS=zeros + jnp.arange(2),
-            query_segments_BT=zeros, key_segments_BS=zeros,
+            q,
+            k,
+            v,
+            kernel="reference",
+            query_index_BT=zeros + 1,
+            key_index_BS=zeros + jnp.arange(2),
+            query_segments_BT=zeros,
+            key_segments_BS=zeros,
         )
 
     # Weights and output are rounded to bf16, half a unit in 2^-8 each; a half would be 20% off.
     expected = 1 / (1 + np.exp(-0.5))
     np.testing.assert_allclose(np.asarray(attend(q, k, v), np.float32)[0, 1], expected, rtol=2**-8)
     [exponential] = [
-        line for line in jax.jit(attend).lower(q, k, v).as_text().splitlines()
+        line
+        for line in jax.jit(attend).lower(q, k, v).as_text().splitlines()
         if "stablehlo.exponential" in line
     ]
     assert "bf16" not in exponential and "xf32>" in exponential, exponential

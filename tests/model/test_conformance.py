@@ -27,9 +27,18 @@ ALL_KEPT = config.RecomputeConfig(plan="none")
 
 def small(**overrides) -> config.ModelConfig:
     """A narrow decoder whose logits are the stream itself, given `reading_the_stream`."""
-    options = dict(num_blocks=3, d_model=16, d_ffn=24, num_heads=4, num_kv_heads=2,
-                   vocab_size=16, compute_dtype="float32", recompute=ALL_KEPT, final_norm="off",
-                   norm_epsilon=TINY)
+    options = dict(
+        num_blocks=3,
+        d_model=16,
+        d_ffn=24,
+        num_heads=4,
+        num_kv_heads=2,
+        vocab_size=16,
+        compute_dtype="float32",
+        recompute=ALL_KEPT,
+        final_norm="off",
+        norm_epsilon=TINY,
+    )
     return config.ModelConfig(**(options | overrides))
 
 
@@ -39,7 +48,8 @@ def random_params(model: config.ModelConfig, seed: int = 0, *, gains: bool = Fal
     if gains:
         return params
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: np.ones_like(leaf) if _is_gain(path) else leaf, params)
+        lambda path, leaf: np.ones_like(leaf) if _is_gain(path) else leaf, params
+    )
 
 
 def reading_the_stream(params: dict) -> dict:
@@ -52,8 +62,12 @@ def with_branches_only_in(params: dict, *blocks: int) -> dict:
     """F = 0 in every other block: its `out` and `down` are zero."""
     attn, ffn = params["block"]["attention"], params["block"]["ffn"]
     keep = np.isin(np.arange(len(attn["out"])), blocks)[:, None, None].astype(np.float32)
-    return params | {"block": {"attention": attn | {"out": attn["out"] * keep},
-                               "ffn": ffn | {"down": ffn["down"] * keep}}}
+    return params | {
+        "block": {
+            "attention": attn | {"out": attn["out"] * keep},
+            "ffn": ffn | {"down": ffn["down"] * keep},
+        }
+    }
 
 
 def all_tokens(model: config.ModelConfig) -> np.ndarray:
@@ -62,8 +76,9 @@ def all_tokens(model: config.ModelConfig) -> np.ndarray:
 
 
 # Compiling is all the time that these tests take.
-jit = functools.partial(jax.jit, static_argnums=0,
-                        compiler_options={"xla_backend_optimization_level": 0})
+jit = functools.partial(
+    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 @jit
@@ -74,6 +89,7 @@ def apply(model: config.ModelConfig, params, tokens_BT):
 @jit
 def gradients(model: config.ModelConfig, params, c_BTV):
     """d loss / d params for loss = sum(c * logits)."""
+
     def loss(params):
         logits = lm.LanguageModel(model).apply({"params": params}, all_tokens(model))
         return jnp.sum(c_BTV * logits)
@@ -137,7 +153,8 @@ def test_norm_counts_by_gradient(first_block, num_outer):
 
 
 @pytest.mark.parametrize(
-    ("num_sublayers", "billions"), ((64, "0.40"), (128, "0.81"), (512, "3.22"), (1024, "6.44")))
+    ("num_sublayers", "billions"), ((64, "0.40"), (128, "0.81"), (512, "3.22"), (1024, "6.44"))
+)
 def test_parameters_of_the_papers_models(num_sublayers, billions):
     # 12.58 M a block at d = 1024: what SwiGLU and a head width of d/16 are inferred from.
     model = config.ModelConfig(num_blocks=num_sublayers // 2, vocab_size=32)
@@ -161,8 +178,15 @@ def test_no_bias_anywhere(topology):
 @pytest.mark.parametrize("topology", ("keel", "pre_ln", "deepnorm"))
 def test_initial_weights(topology):
     # N(0, 0.02^2) at any depth; DeepNorm's (8N)^(-1/4) on v, out and the FFN, not on q and k.
-    model = config.ModelConfig(topology=topology, num_blocks=4, d_model=64, d_ffn=96, num_heads=4,
-                               num_kv_heads=2, vocab_size=128)
+    model = config.ModelConfig(
+        topology=topology,
+        num_blocks=4,
+        d_model=64,
+        d_ffn=96,
+        num_heads=4,
+        num_kv_heads=2,
+        vocab_size=128,
+    )
     params = jit(lambda model: lm.init(lm.LanguageModel(model), jax.random.key(3)))(model)
     params = jax.device_get(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -196,7 +220,8 @@ def test_block_k_is_ln_of_x_plus_f_over_alpha(k):
 
     w_attn, w_ffn = (
         {name: leaf[k].astype(float) for name, leaf in params["block"][half].items()}
-        for half in ("attention", "ffn"))
+        for half in ("attention", "ffn")
+    )
     ln = functools.partial(reference.rms_norm, epsilon=0.0)
     x = ln(params["embedding"]["table"].astype(float), 1.0)[None]
     f = reference.attention(model, w_attn, ln(x, w_attn["inner_norm"]), np.ones((1, 16), int))
@@ -233,8 +258,9 @@ def test_gain_of_the_residual_path(monkeypatch, topology, alpha, num_blocks, low
     # The factor on a gradient that travels down to block 0's output along the stream alone, no
     # gradient through F, with |F| = |x|. (The total gradient of a random Post-LN stack does not
     # vanish, so it would show nothing.) Block 0 is silenced: it then hands on LN(e).
-    model = small(topology=topology, alpha=alpha, num_blocks=num_blocks, d_model=64, d_ffn=64,
-                  vocab_size=64)
+    model = small(
+        topology=topology, alpha=alpha, num_blocks=num_blocks, d_model=64, d_ffn=64, vocab_size=64
+    )
     params = reading_the_stream(random_params(model))
     join = residual.join
 
@@ -319,7 +345,8 @@ def test_first_block_of_v1_is_pre_ln():
     pre = small(num_blocks=1, topology="pre_ln")
     params = random_params(keel, gains=True)
     np.testing.assert_array_equal(
-        apply(keel, params, all_tokens(keel)), apply(pre, params, all_tokens(pre)))
+        apply(keel, params, all_tokens(keel)), apply(pre, params, all_tokens(pre))
+    )
 
 
 # --- 7. The stream's precision -------------------------------------------------------------------
@@ -335,9 +362,7 @@ def test_first_block_of_v1_is_pre_ln():
         ("bfloat16", 64, 1.0, 0.98, 1.0),
     ),
 )
-def test_the_stored_update_is_the_true_one(
-    stream_dtype, num_sublayers, branch_rms, low, high
-):
+def test_the_stored_update_is_the_true_one(stream_dtype, num_sublayers, branch_rms, low, high):
     # One sub-layer moves the stream by about F / alpha; beside x of size 1, bf16 resolves 2^-8.
     # measured: fp32 1 - 1.4e-7 or better; bf16 0.26, 0.802, 0.9945, in the order of the table.
     model = config.ModelConfig(num_blocks=num_sublayers // 2, stream_dtype=stream_dtype)
@@ -347,8 +372,14 @@ def test_the_stored_update_is_the_true_one(
     x_TD = residual.rms_norm(rng.standard_normal((64, 1024)), 1.0, 0.0).astype(stream_dtype)
     f_TD = branch_rms * rng.standard_normal((64, 1024)).astype(np.float32)
     stored_TD = residual.join(
-        x_TD, f_TD, {"outer_norm": jnp.ones(1024)}, constants, topology, residual.FFN,
-        epsilon=model.norm_epsilon)
+        x_TD,
+        f_TD,
+        {"outer_norm": jnp.ones(1024)},
+        constants,
+        topology,
+        residual.FFN,
+        epsilon=model.norm_epsilon,
+    )
     assert stored_TD.dtype == model.stream_dtype
 
     x64_TD = np.asarray(x_TD, np.float64)
@@ -373,8 +404,7 @@ def test_every_sublayer_reads_and_writes_the_streams_dtype(topology, stream_dtyp
 
     params = random_params(model)
     with nn.intercept_methods(record):
-        jax.eval_shape(
-            lambda: lm.LanguageModel(model).apply({"params": params}, all_tokens(model)))
+        jax.eval_shape(lambda: lm.LanguageModel(model).apply({"params": params}, all_tokens(model)))
     dtype = jnp.dtype(stream_dtype)
     assert set(seen) == {(layers.Attention, dtype, dtype), (layers.Ffn, dtype, dtype)}
 

@@ -16,11 +16,13 @@ def _model_and_params(**options):
     cfg = conftest.tiny_config(model=options).model
     model = lm.LanguageModel(cfg)
     params = lm.init(model, jax.random.key(0))
+
     # Gains of 1 would hide a gain that is applied twice or not at all.
-    noise = lambda path, p: p + 0.1 * jax.random.normal(  # noqa: E731
-        jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode())), p.shape
-    )
-    return model, jax.tree_util.tree_map_with_path(noise, params)
+    def with_noise(path, p):
+        key = jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode()))
+        return p + 0.1 * jax.random.normal(key, p.shape)
+
+    return model, jax.tree_util.tree_map_with_path(with_noise, params)
 
 
 def _tokens(batch_size=2, seq_len=12, vocab_size=64):
@@ -54,9 +56,11 @@ def _loss(logits_fn):
 @pytest.mark.parametrize("topology", conftest.topologies("attention_residuals"))
 def test_scan_equals_loop_in_values_and_gradients(topology):
     """Same operations in the same order: only fusion differs, hence a few float32 ulps."""
-    options = {"mix_ln": dict(mix_ln_post_fraction=0.34),
-               # Two groups, the second smaller; and, to compile less, two streams.
-               "attention_residuals": dict(attn_res_groups=2)}
+    options = {
+        "mix_ln": dict(mix_ln_post_fraction=0.34),
+        # Two groups, the second smaller; and, to compile less, two streams.
+        "attention_residuals": dict(attn_res_groups=2),
+    }
     options |= dict.fromkeys(reference.HYPER, dict(hyper_streams=2))
     model, params = _model_and_params(topology=topology, **options.get(topology, {}))
     tokens = _tokens()
@@ -70,9 +74,13 @@ def test_scan_equals_loop_in_values_and_gradients(topology):
 
 @pytest.mark.parametrize(
     ("plan", "few"),
-    [(dict(plan="none"), 16), (dict(plan="block"), 16), (dict(plan="segments"), 16),
-     # Three loops need a few blocks more to be three.
-     (dict(plan="segments", segment_blocks=(0, 0)), 64)],
+    [
+        (dict(plan="none"), 16),
+        (dict(plan="block"), 16),
+        (dict(plan="segments"), 16),
+        # Three loops need a few blocks more to be three.
+        (dict(plan="segments", segment_blocks=(0, 0)), 64),
+    ],
     ids=str,
 )
 def test_program_size_does_not_grow_with_depth(plan, few):

@@ -16,11 +16,21 @@ NORMED_WITHIN = ("hybridnorm", "hybridnorm_star")
 
 
 def small(**options) -> config.ModelConfig:
-    return config.ModelConfig(**(dict(
-        num_blocks=4, d_model=16, d_ffn=24, num_heads=4, num_kv_heads=2, vocab_size=32,
-        compute_dtype="float32",
-            recompute=config.RecomputeConfig(plan="none"),
-    ) | options))
+    return config.ModelConfig(
+        **(
+            dict(
+                num_blocks=4,
+                d_model=16,
+                d_ffn=24,
+                num_heads=4,
+                num_kv_heads=2,
+                vocab_size=32,
+                compute_dtype="float32",
+                recompute=config.RecomputeConfig(plan="none"),
+            )
+            | options
+        )
+    )
 
 
 def grown(how: growth.Growth, params) -> dict:
@@ -72,13 +82,19 @@ def test_copies_stand_in_order_and_are_copies(method, num_blocks, order):
 
 @pytest.mark.parametrize(
     ("position", "num_blocks", "order"),
-    [("spread", 8, "0_1_2_3_"), ("spread", 6, "01_23_"), ("spread", 13, "0__1__2__3___"),
-     ("end", 6, "0123__")],
+    [
+        ("spread", 8, "0_1_2_3_"),
+        ("spread", 6, "01_23_"),
+        ("spread", 13, "0__1__2__3___"),
+        ("end", 6, "0123__"),
+    ],
 )
 def test_new_blocks_stand_between_the_old(position, num_blocks, order):
     how = growth.plan(small(topology="keel"), num_blocks, "identity", position=position)
-    assert "".join("_" if new else str(k) for k, new in zip(how.source, how.inserted, strict=True)
-                   ) == order
+    assert (
+        "".join("_" if new else str(k) for k, new in zip(how.source, how.inserted, strict=True))
+        == order
+    )
 
 
 def test_a_copy_of_block_0_gets_the_norms_that_block_0_lacks():
@@ -93,9 +109,7 @@ def test_a_copy_of_block_0_gets_the_norms_that_block_0_lacks():
 @pytest.mark.parametrize("method", growth.METHODS)
 def test_mix_ln_grows_as_two_stacks(method):
     """No Post-LN block comes to stand among the Pre-LN ones, nor the other way round."""
-    how = growth.plan(
-        small(topology="mix_ln", mix_ln_post_fraction=0.4, num_blocks=5), 11, method
-    )
+    how = growth.plan(small(topology="mix_ln", mix_ln_post_fraction=0.4, num_blocks=5), 11, method)
     is_post = [residual.topology(m).outer_norm[:, residual.FFN] for m in (how.old, how.new)]
     np.testing.assert_array_equal(is_post[0][how.source], is_post[1])
 
@@ -105,7 +119,11 @@ def test_mix_ln_grows_as_two_stacks(method):
 
 # A block of theirs does something even where its branches give 0.
 NOT_KEPT = (
-    "siamese_norm", "static_hyper_connections", "hyper_connections", "mhc", "attention_residuals",
+    "siamese_norm",
+    "static_hyper_connections",
+    "hyper_connections",
+    "mhc",
+    "attention_residuals",
     "ngpt",
 )
 
@@ -121,8 +139,13 @@ def test_identity_is_refused_where_zero_is_not_nothing(topology):
 @pytest.mark.parametrize(
     ("topology", "position"),
     # At the end, a gain is handed on once, and over many.
-    [*((name, "spread") for name in config.TOPOLOGIES if name not in NOT_KEPT), ("keel", "end"),
-     ("post_ln", "end"), ("layernorm_scaling", "end"), ("mix_ln", "end")],
+    [
+        *((name, "spread") for name in config.TOPOLOGIES if name not in NOT_KEPT),
+        ("keel", "end"),
+        ("post_ln", "end"),
+        ("layernorm_scaling", "end"),
+        ("mix_ln", "end"),
+    ],
 )
 def test_identity_keeps_the_function(topology, position):
     """5e-5 of the logits' deviation is what the model is held to against float64, too.
@@ -137,9 +160,16 @@ def test_identity_keeps_the_function(topology, position):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(keel_first_block="v1"), dict(alpha=3.0), dict(num_blocks=1), dict(final_norm="on"),
-     dict(topology="deepnorm", alpha=1.5), dict(topology="hybridnorm", num_blocks=1),
-     dict(topology="pre_ln", final_norm="off"), dict(tie_embeddings=True, qk_norm=True)],
+    [
+        dict(keel_first_block="v1"),
+        dict(alpha=3.0),
+        dict(num_blocks=1),
+        dict(final_norm="on"),
+        dict(topology="deepnorm", alpha=1.5),
+        dict(topology="hybridnorm", num_blocks=1),
+        dict(topology="pre_ln", final_norm="off"),
+        dict(tie_embeddings=True, qk_norm=True),
+    ],
     ids=str,
 )
 def test_identity_keeps_the_function_of_variants(options):
@@ -207,9 +237,11 @@ def test_what_cannot_be_grown_is_refused():
         growth.plan(small(), 3, "identity")
     with pytest.raises(ValueError, match="alpha=keep has no effect with model.topology='pre_ln'"):
         growth.plan(small(topology="pre_ln"), 8, "identity", keep_alpha=True)
-    for options in (dict(topology=NORMED_WITHIN[0], final_norm="off"),
-                    dict(topology=NORMED_WITHIN[1], final_norm="off"),
-                    dict(keel_first_block="v1", num_blocks=1)):
+    for options in (
+        dict(topology=NORMED_WITHIN[0], final_norm="off"),
+        dict(topology=NORMED_WITHIN[1], final_norm="off"),
+        dict(keel_first_block="v1", num_blocks=1),
+    ):
         with pytest.raises(ValueError, match="No new block leaves this stream as it is"):
             growth.plan(small(**options), 8, "identity")
     model = small(topology="mix_ln", mix_ln_post_fraction=0.2)
@@ -223,7 +255,8 @@ def test_norms_within_a_block_leave_room_after_the_last_only(topology):
     how = growth.plan(small(topology=topology), 6, "identity")
     np.testing.assert_array_equal(how.source, [0, 1, 2, 3, 3, 3])
     forced = dataclasses.replace(
-        how, source=np.array([0, 1, 1, 2, 2, 3]),
+        how,
+        source=np.array([0, 1, 1, 2, 2, 3]),
         inserted=np.array([False, False, True, False, True, False]),
     )
     assert moved(forced) > 1e-2

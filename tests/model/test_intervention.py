@@ -26,8 +26,10 @@ def _params(model: config.ModelConfig):
     params = lm.init(lm.LanguageModel(model), jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape)
-             for leaf, key in zip(leaves, keys, strict=True)]
+    moved = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
     return jax.tree.unflatten(tree, moved)
 
 
@@ -42,8 +44,19 @@ _run = jax.jit(_hidden, static_argnums=0)
 
 
 # One of each rule of the carry, and one of each kind of norm.
-_KINDS = ("keel", "pre_ln", "hybridnorm_star", "sandwich", "rezero", "resi_dual", "siamese_norm",
-          "hyper_connections", "mhc", "attention_residuals", "ngpt")
+_KINDS = (
+    "keel",
+    "pre_ln",
+    "hybridnorm_star",
+    "sandwich",
+    "rezero",
+    "resi_dual",
+    "siamese_norm",
+    "hyper_connections",
+    "mhc",
+    "attention_residuals",
+    "ngpt",
+)
 
 
 def _topologies(*quick: str) -> list:
@@ -69,8 +82,9 @@ def test_none_changes_nothing(topology):
     plain = jax.jit(jax.value_and_grad(lambda p: loss(p, None)))(params)
     changed = jax.jit(jax.value_and_grad(loss))(params, intervention.none(N))
     # The compiler is free to fuse and so to round otherwise.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), *(
-        plain, changed))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), *(plain, changed)
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,8 +150,10 @@ def test_one_program_serves_every_mask():
         return _hidden(model, params, change)
 
     none = intervention.none(N)
-    found = [run(params, none.replace(is_skipped=none.is_skipped.at[block].set(True)))
-             for block in range(N)]
+    found = [
+        run(params, none.replace(is_skipped=none.is_skipped.at[block].set(True)))
+        for block in range(N)
+    ]
     assert traces == 1 and all(np.any(found[0] != other) for other in found[1:])
 
 
@@ -154,5 +170,6 @@ def test_with_recomputation_it_is_the_same():
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        gradient(model), gradient(plain),
+        gradient(model),
+        gradient(plain),
     )

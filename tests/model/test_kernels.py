@@ -109,10 +109,13 @@ def test_blocks_divide_what_is_filled_up():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel, sizes", [
-    ("splash", dict(lane=2, fsdp=2, tensor=2)),
-    ("ring", dict(lane=2, context=2, tensor=2)),
-])
+@pytest.mark.parametrize(
+    "kernel, sizes",
+    [
+        ("splash", dict(lane=2, fsdp=2, tensor=2)),
+        ("ring", dict(lane=2, context=2, tensor=2)),
+    ],
+)
 def test_lanes_scan_and_recomputation(anywhere, kernel, sizes):
     """A lane's gradients through two rounds of attention, of which only the inputs are kept."""
     q, k, v, segments, weights = cases.inputs((2, 8, 4, 8), 2)
@@ -122,8 +125,14 @@ def test_lanes_scan_and_recomputation(anywhere, kernel, sizes):
     def gradient(kernel, scale):
         def attend(q, _):
             return attention.attend(
-                q, k * scale, v, kernel=kernel, query_index_BT=index, key_index_BS=index,
-                query_segments_BT=segments, key_segments_BS=segments,
+                q,
+                k * scale,
+                v,
+                kernel=kernel,
+                query_index_BT=index,
+                key_index_BS=index,
+                query_segments_BT=segments,
+                key_segments_BS=segments,
             ), None
 
         def loss(q, scale):
@@ -148,22 +157,35 @@ def test_within_a_stage(anywhere):
 
     def loss(kernel, q, scale):
         o = attention.attend(
-            q, k * scale, v, kernel=kernel, query_index_BT=index, key_index_BS=index,
-            query_segments_BT=segments, key_segments_BS=segments,
+            q,
+            k * scale,
+            v,
+            kernel=kernel,
+            query_index_BT=index,
+            key_index_BS=index,
+            query_segments_BT=segments,
+            key_segments_BS=segments,
         )
         return (o * weights).sum()
 
     expected = [jax.grad(functools.partial(loss, "reference"))(q, scale) for scale in stages]
     blocks, whole = sharding.spec(("blocks",)), sharding.spec(())
     for kernel, sizes in (
-        ("splash", dict(stage=2, fsdp=2, tensor=2)), ("ring", dict(stage=2, context=4)),
+        ("splash", dict(stage=2, fsdp=2, tensor=2)),
+        ("ring", dict(stage=2, context=4)),
     ):
         with jax.set_mesh(_mesh(**sizes)):
-            found = jax.jit(jax.shard_map(
-                lambda q, scale, kernel=kernel: jax.grad(
-                    functools.partial(loss, kernel))(q, scale[0])[None],
-                in_specs=(whole, blocks), out_specs=blocks, axis_names={"stage"}, check_vma=False,
-            ))(q, stages)
+            found = jax.jit(
+                jax.shard_map(
+                    lambda q, scale, kernel=kernel: jax.grad(functools.partial(loss, kernel))(
+                        q, scale[0]
+                    )[None],
+                    in_specs=(whole, blocks),
+                    out_specs=blocks,
+                    axis_names={"stage"},
+                    check_vma=False,
+                )
+            )(q, stages)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=kernel)
 
 
@@ -172,12 +194,23 @@ def test_within_a_stage(anywhere):
 
 def _lower(kernel, mesh, shape, kv_heads, lanes=(), platform=None):
     """The lowered gradients of bfloat16 q, k and v of `shape`, placed as the step would."""
+
     def loss(q, k, v, segments):
         index = jnp.broadcast_to(jnp.arange(shape[1]), segments.shape)
-        return attention.attend(
-            q, k, v, kernel=kernel, query_index_BT=index, key_index_BS=index,
-            query_segments_BT=segments, key_segments_BS=segments,
-        ).astype(jnp.float32).sum()
+        return (
+            attention.attend(
+                q,
+                k,
+                v,
+                kernel=kernel,
+                query_index_BT=index,
+                key_index_BS=index,
+                query_segments_BT=segments,
+                key_segments_BS=segments,
+            )
+            .astype(jnp.float32)
+            .sum()
+        )
 
     def whole(shape, axes, dtype):
         axes, shape = (("lane",) if lanes else ()) + axes, (*lanes, *shape)
@@ -189,10 +222,16 @@ def _lower(kernel, mesh, shape, kv_heads, lanes=(), platform=None):
         gradient = jax.vmap(gradient, spmd_axis_name="lane")
     kv = whole((*shape[:2], kv_heads, shape[3]), attention.KEY_AXES, "bfloat16")
     with jax.set_mesh(mesh):
-        return jax.jit(gradient).trace(
-            whole(shape, attention.QUERY_AXES, "bfloat16"), kv, kv,
-            whole(shape[:2], attention.TOKEN_AXES, "int32"),
-        ).lower(lowering_platforms=platform and (platform,))
+        return (
+            jax.jit(gradient)
+            .trace(
+                whole(shape, attention.QUERY_AXES, "bfloat16"),
+                kv,
+                kv,
+                whole(shape[:2], attention.TOKEN_AXES, "int32"),
+            )
+            .lower(lowering_platforms=platform and (platform,))
+        )
 
 
 @pytest.fixture
@@ -224,13 +263,17 @@ def test_on_a_tpu_no_scores_are_written(tpus):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape, kv_heads, sizes", [
-    ((4, 1000, 16, 80), 8, dict(fsdp=4)),
-    ((4, 129, 4, 32), 1, dict(data=2, fsdp=2)),
-    ((4, 2048, 4, 128), 4, dict(tensor=4)),
-    ((4, 512, 4, 256), 2, dict(stage=2, fsdp=2)),
-    ((2, 512, 4, 64), 2, dict(lane=2, tensor=2)),
-], ids=str)
+@pytest.mark.parametrize(
+    "shape, kv_heads, sizes",
+    [
+        ((4, 1000, 16, 80), 8, dict(fsdp=4)),
+        ((4, 129, 4, 32), 1, dict(data=2, fsdp=2)),
+        ((4, 2048, 4, 128), 4, dict(tensor=4)),
+        ((4, 512, 4, 256), 2, dict(stage=2, fsdp=2)),
+        ((2, 512, 4, 64), 2, dict(lane=2, tensor=2)),
+    ],
+    ids=str,
+)
 def test_the_tpu_compiler_takes_any_shape(tpus, shape, kv_heads, sizes):
     lanes = (sizes["lane"],) if "lane" in sizes else ()
     compiled = _lower("splash", _mesh(tpus, **sizes), shape, kv_heads, lanes).compile()
@@ -262,32 +305,38 @@ def _devices(platform, context=1):
     )
 
 
-@pytest.mark.parametrize("platform, context, options, kernel", [
-    ("cpu", 1, dict(), "reference"),
-    ("cpu", 2, dict(), "ring"),
-    ("cpu", 2, dict(attention="reference"), "reference"),
-    ("cpu", 1, dict(attention="ring"), "ring"),
-    ("tpu", 1, dict(), "splash"),
-    ("tpu", 2, dict(), "ring"),
-    ("tpu", 1, dict(attention="reference"), "reference"),
-    ("gpu", 1, dict(compute_dtype="bfloat16", head_dim=64), "cudnn"),
-    ("gpu", 1, dict(compute_dtype="float32", head_dim=64), "reference"),
-    ("gpu", 1, dict(compute_dtype="bfloat16", head_dim=4), "reference"),
-    ("gpu", 1, dict(compute_dtype="bfloat16", head_dim=256), "reference"),
-    ("gpu", 1, dict(compute_dtype="bfloat16", head_dim=256, attention="cudnn"), "cudnn"),
-    ("gpu", 4, dict(compute_dtype="bfloat16", head_dim=64), "ring"),
-])
+@pytest.mark.parametrize(
+    "platform, context, options, kernel",
+    [
+        ("cpu", 1, dict(), "reference"),
+        ("cpu", 2, dict(), "ring"),
+        ("cpu", 2, dict(attention="reference"), "reference"),
+        ("cpu", 1, dict(attention="ring"), "ring"),
+        ("tpu", 1, dict(), "splash"),
+        ("tpu", 2, dict(), "ring"),
+        ("tpu", 1, dict(attention="reference"), "reference"),
+        ("gpu", 1, dict(compute_dtype="bfloat16", head_dim=64), "cudnn"),
+        ("gpu", 1, dict(compute_dtype="float32", head_dim=64), "reference"),
+        ("gpu", 1, dict(compute_dtype="bfloat16", head_dim=4), "reference"),
+        ("gpu", 1, dict(compute_dtype="bfloat16", head_dim=256), "reference"),
+        ("gpu", 1, dict(compute_dtype="bfloat16", head_dim=256, attention="cudnn"), "cudnn"),
+        ("gpu", 4, dict(compute_dtype="bfloat16", head_dim=64), "ring"),
+    ],
+)
 def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(platform, context, options, kernel):
     cfg = conftest.tiny_config(model=options)
     assert attention.choose(cfg, _devices(platform, context)) == kernel
 
 
-@pytest.mark.parametrize("platform, context, options, message", [
-    ("cpu", 1, dict(attention="splash"), "'splash' runs on a tpu, .* platform 'cpu'"),
-    ("tpu", 1, dict(attention="cudnn"), "'cudnn' runs on a gpu, .* platform 'tpu'"),
-    ("tpu", 2, dict(attention="splash"), "reads whole sequences, and mesh.context=2"),
-    ("gpu", 1, dict(attention="cudnn"), "they are 'float32' and 4"),
-])
+@pytest.mark.parametrize(
+    "platform, context, options, message",
+    [
+        ("cpu", 1, dict(attention="splash"), "'splash' runs on a tpu, .* platform 'cpu'"),
+        ("tpu", 1, dict(attention="cudnn"), "'cudnn' runs on a gpu, .* platform 'tpu'"),
+        ("tpu", 2, dict(attention="splash"), "reads whole sequences, and mesh.context=2"),
+        ("gpu", 1, dict(attention="cudnn"), "they are 'float32' and 4"),
+    ],
+)
 def test_a_kernel_that_cannot_run_is_refused(platform, context, options, message):
     cfg = conftest.tiny_config(model=options)
     with pytest.raises(ValueError, match=message):

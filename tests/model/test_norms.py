@@ -56,7 +56,8 @@ def _assert_close(ones, others, tolerance=TOLERANCE):
 @pytest.mark.parametrize("is_on", (True, False))
 @pytest.mark.parametrize(
     # As in a deep stack, where z is alpha x; as an embedding of 0.02; where epsilon is not small.
-    ("scale", "epsilon"), ((1.0, 1e-5), (512.0, 1e-5), (0.02, 1e-5), (1.0, 0.5)),
+    ("scale", "epsilon"),
+    ((1.0, 1e-5), (512.0, 1e-5), (0.02, 1e-5), (1.0, 0.5)),
 )
 def test_two_norms_at_once_are_two_norms(is_on, scale, epsilon):
     arguments, cotangents = _arguments(scale)
@@ -79,8 +80,9 @@ def test_a_gain_of_zero_divides_nothing():
     assert all(jnp.isfinite(one).all() for one in ones)
     # And with all gains 0: x = 0, whose inner norm is 0 too.
     (z, gain, inner), _ = arguments, cotangents
-    all_zero = _compiled(residual.norm_twice, jnp.asarray(True), 1e-5, (z, 0 * gain, inner),
-                         cotangents)
+    all_zero = _compiled(
+        residual.norm_twice, jnp.asarray(True), 1e-5, (z, 0 * gain, inner), cotangents
+    )
     assert all(jnp.isfinite(one).all() for one in all_zero)
 
 
@@ -106,8 +108,14 @@ def test_norms_put_off_are_the_plain_model(monkeypatch, stream_dtype, plan):
     A bf16 stream is rounded at other places: half a unit in 2^-8 each, sixteen times.
     """
     model = config.ModelConfig(
-        num_blocks=4, d_model=32, d_ffn=48, num_heads=4, num_kv_heads=2, vocab_size=32,
-        compute_dtype="float32", stream_dtype=stream_dtype,
+        num_blocks=4,
+        d_model=32,
+        d_ffn=48,
+        num_heads=4,
+        num_kv_heads=2,
+        vocab_size=32,
+        compute_dtype="float32",
+        stream_dtype=stream_dtype,
         recompute=config.RecomputeConfig(plan=plan),
     )
     params = reference.random_params(model, 3)
@@ -130,10 +138,18 @@ def test_norms_put_off_are_the_plain_model(monkeypatch, stream_dtype, plan):
 
 def test_the_backward_pass_computes_no_product_a_third_time():
     """Matrix products of a recomputed Keel, counted in its program: as many as Pre-LN's."""
+
     def num_products(topology):
         model = config.ModelConfig(
-            num_blocks=3, d_model=32, d_ffn=48, num_heads=4, num_kv_heads=2, vocab_size=32,
-            compute_dtype="float32", topology=topology, attention="reference",
+            num_blocks=3,
+            d_model=32,
+            d_ffn=48,
+            num_heads=4,
+            num_kv_heads=2,
+            vocab_size=32,
+            compute_dtype="float32",
+            topology=topology,
+            attention="reference",
             recompute=config.RecomputeConfig(plan="block"),
         )
         params = reference.random_params(model, 0)

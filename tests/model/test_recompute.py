@@ -157,9 +157,9 @@ def test_lanes_and_stages_in_segments():
         model = _model(plan, num_blocks=6)
         params = lm.init(model, jax.random.key(0))
         with jax.set_mesh(mesh):
-            staged = jax.jit(
-                lambda p, t, m=model: m.apply({"params": p}, t, method="hidden")
-            )(params, tokens)
+            staged = jax.jit(lambda p, t, m=model: m.apply({"params": p}, t, method="hidden"))(
+                params, tokens
+            )
         twice = jax.tree.map(lambda p: jnp.stack([p, p]), params)
         lanes = jax.jit(jax.vmap(_gradient(model), (0, None)))(twice, tokens)
         losses[plan] = np.asarray(staged), np.asarray(lanes[0])
@@ -208,6 +208,10 @@ def test_offloaded_inputs_are_stacked_in_the_hosts_memory():
     assert "f32<host>[1,2,12,16]" in traced(_plan("segments", 4, offload=True))
     assert "<host>" not in traced(_plan("block"))
     # The input, queries, keys, values, and attention's output.
-    kept = [traced(_plan("block", save="attention", offload=True, offload_saved=wait))
-            .count("<host>[7,") for wait in (False, True)]
+    kept = [
+        traced(_plan("block", save="attention", offload=True, offload_saved=wait)).count(
+            "<host>[7,"
+        )
+        for wait in (False, True)
+    ]
     assert kept[1] >= kept[0] + 4

@@ -24,7 +24,9 @@ BOUND = 0.1
 
 def _plan(anchor_blocks=3, evaluations=4, error_bound=BOUND) -> config.RecomputeConfig:
     return config.RecomputeConfig(
-        plan="reversible", anchor_blocks=anchor_blocks, evaluations=evaluations,
+        plan="reversible",
+        anchor_blocks=anchor_blocks,
+        evaluations=evaluations,
         error_bound=error_bound,
     )
 
@@ -227,7 +229,8 @@ def _config(**recompute) -> config.Config:
     recompute = dict(plan="reversible", anchor_blocks=3, evaluations=3) | recompute
     return conftest.tiny_config(
         model=dict(num_blocks=7, init_std=0.1, recompute=recompute),
-        optim=dict(epsilon=1e-3, warmup_steps=0), train=dict(accumulation_steps=2, batch_size=16),
+        optim=dict(epsilon=1e-3, warmup_steps=0),
+        train=dict(accumulation_steps=2, batch_size=16),
     )
 
 
@@ -235,17 +238,17 @@ def _batch(cfg):
     shape = cfg.train.batch_size, cfg.train.seq_len
     tokens = np.random.default_rng(0).integers(0, 64, shape)
     return {
-        "inputs": tokens.astype(np.int32), "targets": np.roll(tokens, -1, 1).astype(np.int32),
-        "segment_ids": np.zeros(shape, np.int32), "loss_weights": np.ones(shape, np.float32),
+        "inputs": tokens.astype(np.int32),
+        "targets": np.roll(tokens, -1, 1).astype(np.int32),
+        "segment_ids": np.zeros(shape, np.int32),
+        "loss_weights": np.ones(shape, np.float32),
     }
 
 
 def _step(cfg, num_devices=1):
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:num_devices])
     places = step_lib.abstract_batch(cfg, mesh)
-    batch = {
-        key: jax.device_put(value, places[key].sharding) for key, value in _batch(cfg).items()
-    }
+    batch = {key: jax.device_put(value, places[key].sharding) for key, value in _batch(cfg).items()}
     state, told = step_lib.compile_train_step(cfg, mesh)(state_lib.create(cfg, mesh), batch)
     return jax.device_get(state.params), jax.device_get(told)
 
@@ -270,8 +273,11 @@ def test_a_run_logs_its_errors(token_dir, cache_dir, tmp_path):
     """The largest in metrics.jsonl, all of them by depth in the records of telemetry."""
     plan = dict(plan="reversible", anchor_blocks=2, evaluations=1, error_bound=1e-9)
     cfg = conftest.tiny_config(
-        model=dict(vocab_size=None, num_blocks=4, recompute=plan), data=dict(path=str(token_dir)),
-        optim=dict(warmup_steps=0), train=dict(num_steps=2), telemetry=dict(every_steps=1),
+        model=dict(vocab_size=None, num_blocks=4, recompute=plan),
+        data=dict(path=str(token_dir)),
+        optim=dict(warmup_steps=0),
+        train=dict(num_steps=2),
+        telemetry=dict(every_steps=1),
         runtime=dict(compilation_cache_dir=cache_dir),
     )
     train_verb.train(cfg, tmp_path)
@@ -328,15 +334,19 @@ def test_what_cannot_be_run_backwards_is_refused(sections, told):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(anchor_blocks=1), dict(evaluations=0), dict(error_bound=-1.0), dict(offload=True),
-     dict(save="attention"), dict(segment_blocks=(4,))],
+    [
+        dict(anchor_blocks=1),
+        dict(evaluations=0),
+        dict(error_bound=-1.0),
+        dict(offload=True),
+        dict(save="attention"),
+        dict(segment_blocks=(4,)),
+    ],
     ids=str,
 )
 def test_options_that_it_does_not_read_or_cannot_take_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        conftest.tiny_config(
-            model=dict(num_blocks=8, recompute=dict(plan="reversible", **options))
-        )
+        conftest.tiny_config(model=dict(num_blocks=8, recompute=dict(plan="reversible", **options)))
 
 
 def test_its_own_options_are_refused_elsewhere():

@@ -55,8 +55,15 @@ def test_greedy_generation_equals_repeated_forward_passes_for_ragged_prompts():
     prompts = [[1, 5, 9, 2, 7], [3, 4]]
     prompt_BP = jnp.asarray([prompts[0], prompts[1] + [0, 0, 0]])
     tokens = sampling.generate(
-        model, params, prompt_BP, jnp.asarray([5, 2]), jax.random.key(0), num_tokens=8,
-        sampling=sampling.Sampling(temperature=0.0), end_id=-1, num_ids=64,
+        model,
+        params,
+        prompt_BP,
+        jnp.asarray([5, 2]),
+        jax.random.key(0),
+        num_tokens=8,
+        sampling=sampling.Sampling(temperature=0.0),
+        end_id=-1,
+        num_ids=64,
     )
     for row, prompt in zip(tokens, prompts, strict=True):
         assert row.tolist() == _greedy_without_cache(model, params, prompt, 8)
@@ -68,8 +75,15 @@ def test_nothing_follows_the_end():
     free = _greedy_without_cache(model, params, prompt, 6)
     end = free[2]
     tokens = sampling.generate(
-        model, params, jnp.asarray([prompt]), jnp.asarray([3]), jax.random.key(0), num_tokens=6,
-        sampling=sampling.Sampling(temperature=0.0), end_id=end, num_ids=64,
+        model,
+        params,
+        jnp.asarray([prompt]),
+        jnp.asarray([3]),
+        jax.random.key(0),
+        num_tokens=6,
+        sampling=sampling.Sampling(temperature=0.0),
+        end_id=end,
+        num_ids=64,
     )[0].tolist()
     first = free.index(end)
     assert tokens == free[: first + 1] + [end] * (5 - first)
@@ -101,8 +115,15 @@ def test_sampling_follows_its_options(options, expected):
 def test_padding_of_the_vocabulary_is_never_drawn():
     model, params = _model()
     tokens = sampling.generate(
-        model, params, jnp.ones((8, 2), int), jnp.full(8, 2), jax.random.key(0), num_tokens=16,
-        sampling=sampling.Sampling(temperature=3.0), end_id=-1, num_ids=3,
+        model,
+        params,
+        jnp.ones((8, 2), int),
+        jnp.full(8, 2),
+        jax.random.key(0),
+        num_tokens=16,
+        sampling=sampling.Sampling(temperature=3.0),
+        end_id=-1,
+        num_ids=3,
     )
     assert set(np.unique(tokens)) <= {0, 1, 2}
 

@@ -63,7 +63,8 @@ def test_hyper_connections_begin_as_pre_ln(topology):
     read_NM = params["block"]["attention"]["hyper_static"][:, :, 0]
     np.testing.assert_array_equal(read_NM, np.eye(3)[[0, 2, 1]])  # sub-layers 0, 2, 4
     np.testing.assert_array_equal(
-        params["block"]["ffn"]["hyper_static"][:, :, 0], np.eye(3)[[1, 0, 2]])
+        params["block"]["ffn"]["hyper_static"][:, :, 0], np.eye(3)[[1, 0, 2]]
+    )
 
 
 def test_mhc_begins_as_pre_ln():
@@ -130,7 +131,8 @@ def test_sinkhorn_gives_doubly_stochastic_matrices():
     assert np.median(column_errors) < 1e-5 and column_errors.max() < 0.05
     one = logits[..., 1, 7]
     np.testing.assert_allclose(
-        matrices[..., 1, 7], reference.sinkhorn(np.asarray(one, np.float64)), atol=1e-5)
+        matrices[..., 1, 7], reference.sinkhorn(np.asarray(one, np.float64)), atol=1e-5
+    )
 
 
 def test_sinkhorn_survives_extreme_logits():
@@ -170,16 +172,18 @@ def value_and_gradients(model: config.ModelConfig):
 
 @pytest.mark.parametrize(
     "topology",
-    ("siamese_norm", pytest.param("mhc", marks=pytest.mark.slow),
-     pytest.param("attention_residuals", marks=pytest.mark.slow)),
+    (
+        "siamese_norm",
+        pytest.param("mhc", marks=pytest.mark.slow),
+        pytest.param("attention_residuals", marks=pytest.mark.slow),
+    ),
 )
 def test_recomputation_changes_no_gradient(topology):
     """A carry of a pair, of many streams, and of a memory: remat = plain."""
     options = dict(topology=topology, hyper_streams=2, attn_res_groups=2)
     options = {key: value for key, value in options.items() if _is_read(key, topology)}
     plain, remat = (
-        value_and_gradients(small(recompute=dict(plan=how), **options))
-        for how in ("none", "block")
+        value_and_gradients(small(recompute=dict(plan=how), **options)) for how in ("none", "block")
     )
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6 * np.abs(other).max())
@@ -197,7 +201,8 @@ def test_every_array_of_the_carry_is_a_float32_stream(topology):
     params = jax.eval_shape(lambda: initial(model))
     before, after = jax.eval_shape(lambda params: carried(model, params), params)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), after)
+        lambda x: (x.shape, x.dtype), after
+    )
     leaves = jax.tree.leaves(after)
     assert len(leaves) == streams.rule(model).num_arrays(model)
     for leaf in leaves:

@@ -19,15 +19,31 @@ TOLERANCE = 5e-5
 
 KEEL_FAMILY = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_norm")
 # Topologies with a block that is unlike the others, or with N in their equation.
-DEPTH_DEPENDENT = (*KEEL_FAMILY, "deepnorm", "hybridnorm_star", "mix_ln", "layernorm_scaling",
-                   "complete_p", "siamese_norm")
+DEPTH_DEPENDENT = (
+    *KEEL_FAMILY,
+    "deepnorm",
+    "hybridnorm_star",
+    "mix_ln",
+    "layernorm_scaling",
+    "complete_p",
+    "siamese_norm",
+)
 ALL_KEPT = config.RecomputeConfig(plan="none")
 
 
 def small(**overrides) -> config.ModelConfig:
     """A decoder whose every width differs, so that no wrong axis fits by accident."""
-    options = dict(num_blocks=3, d_model=16, d_ffn=24, num_heads=4, num_kv_heads=2, head_dim=6,
-                   vocab_size=23, compute_dtype="float32", recompute=ALL_KEPT)
+    options = dict(
+        num_blocks=3,
+        d_model=16,
+        d_ffn=24,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=6,
+        vocab_size=23,
+        compute_dtype="float32",
+        recompute=ALL_KEPT,
+    )
     return config.ModelConfig(**(options | overrides))
 
 
@@ -148,11 +164,14 @@ def test_no_segment_ids_is_one_segment(plan):
 @pytest.mark.parametrize("num_blocks", (1, 4))
 @pytest.mark.parametrize(
     "options",
-    (*(dict(topology=name) for name in config.TOPOLOGIES),
-     *(dict(topology=name, keel_first_block="v1") for name in KEEL_FAMILY),
-     dict(qk_norm=True), dict(tie_embeddings=True),
-     dict(topology="mix_ln", mix_ln_post_fraction=0.0),
-     dict(topology="mix_ln", mix_ln_post_fraction=1.0)),
+    (
+        *(dict(topology=name) for name in config.TOPOLOGIES),
+        *(dict(topology=name, keel_first_block="v1") for name in KEEL_FAMILY),
+        dict(qk_norm=True),
+        dict(tie_embeddings=True),
+        dict(topology="mix_ln", mix_ln_post_fraction=0.0),
+        dict(topology="mix_ln", mix_ln_post_fraction=1.0),
+    ),
     ids=str,
 )
 def test_parameters_are_those_that_the_equations_read(options, num_blocks):
@@ -167,14 +186,20 @@ def test_the_reference_tells_topologies_apart():
     # must differ by far more than the tolerance on the very inputs used above.
     models = {name: small(topology=name, mix_ln_post_fraction=0.5) for name in config.TOPOLOGIES}
     models |= {f"{name} v1": small(topology=name, keel_first_block="v1") for name in KEEL_FAMILY}
-    models |= {"alpha N": small(alpha=3.0), "alpha 1": small(alpha=1.0),
-               "qk_norm": small(qk_norm=True), "final": small(final_norm="on")}
+    models |= {
+        "alpha N": small(alpha=3.0),
+        "alpha 1": small(alpha=1.0),
+        "qk_norm": small(qk_norm=True),
+        "final": small(final_norm="on"),
+    }
     every_leaf = {}
     for model in models.values():
         _merge(every_leaf, reference.random_params(model, 0))
     tokens_BT, ids_BT = batch(small())
-    logits = {name: reference.logits(model, every_leaf, tokens_BT, ids_BT)
-              for name, model in models.items()}
+    logits = {
+        name: reference.logits(model, every_leaf, tokens_BT, ids_BT)
+        for name, model in models.items()
+    }
     for one, other in itertools.combinations(logits, 2):
         gap = np.abs(logits[one] - logits[other]).max() / logits[one].std()
         assert gap > 1000 * TOLERANCE, f"{one} and {other} differ by {gap}"

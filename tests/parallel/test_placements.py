@@ -43,7 +43,8 @@ def placements(model: dict, slice_devices: int, num_slices: int, mesh: dict) -> 
     )
     sizes = mesh_lib.resolve_sizes(cfg.mesh, slice_devices, num_slices)
     abstract_mesh = jax.sharding.AbstractMesh(
-        tuple(ici * dcn for ici, dcn in sizes.values()), tuple(sizes),
+        tuple(ici * dcn for ici, dcn in sizes.values()),
+        tuple(sizes),
         axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
     )
     tree = dict(

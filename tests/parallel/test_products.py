@@ -14,7 +14,10 @@ from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import hlo, traffic
 
 _MESHES = [
-    dict(fsdp=8), dict(fsdp=2, context=2, tensor=2), dict(data=2, tensor=4), dict(context=8),
+    dict(fsdp=8),
+    dict(fsdp=2, context=2, tensor=2),
+    dict(data=2, tensor=4),
+    dict(context=8),
 ]
 
 

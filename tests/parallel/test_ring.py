@@ -103,7 +103,8 @@ def _executed(monkeypatch, order, num_chunks=8, size=4):
         device = jax.lax.axis_index("context")
         jax.debug.callback(
             lambda device, index: counts.update([(int(device), int(index))]),
-            device, key.index.min(),
+            device,
+            key.index.min(),
         )
         return add_chunk(sums, q, query, kv, key)
 
@@ -113,8 +114,13 @@ def _executed(monkeypatch, order, num_chunks=8, size=4):
     with jax.set_mesh(_mesh(context=size)):
         q, k, v, segments, _ = (x[:, place] for x in arrays)
         attend = functools.partial(ring.attend, ring=ring.Ring("context", size))
-        axes = (attention.QUERY_AXES, attention.KEY_AXES, attention.KEY_AXES,
-                attention.TOKEN_AXES, attention.TOKEN_AXES)
+        axes = (
+            attention.QUERY_AXES,
+            attention.KEY_AXES,
+            attention.KEY_AXES,
+            attention.TOKEN_AXES,
+            attention.TOKEN_AXES,
+        )
         jax.jit(manual.over_mesh(attend, axes, attention.QUERY_AXES))(
             q, k, v, segments, place[None].astype(np.int32)
         ).block_until_ready()
@@ -146,8 +152,14 @@ def _compiled(size, tokens_a_device, kernel="ring", num_lanes=0):
         index = jnp.broadcast_to(jnp.arange(shape[1]), segments.shape)
         index = attention.in_order_of(kernel, index)
         return attention.attend(
-            q, k, v, kernel=kernel, query_index_BT=index, key_index_BS=index,
-            query_segments_BT=segments, key_segments_BS=segments,
+            q,
+            k,
+            v,
+            kernel=kernel,
+            query_index_BT=index,
+            key_index_BS=index,
+            query_segments_BT=segments,
+            key_segments_BS=segments,
         ).sum()
 
     gradient = jax.grad(loss, argnums=(0, 1, 2))
@@ -156,16 +168,23 @@ def _compiled(size, tokens_a_device, kernel="ring", num_lanes=0):
     if lanes:
         gradient = jax.vmap(gradient, spmd_axis_name="lane")
     with jax.set_mesh(mesh):
+
         def whole(shape, axes, dtype):
             axes = (*(("lane",) if lanes else ()), *axes)
             place = sharding.sharding(mesh, axes, (*lanes, *shape))
             return jax.ShapeDtypeStruct((*lanes, *shape), dtype, sharding=place)
 
         kv = whole((*shape[:2], 2, 16), attention.KEY_AXES, "float32")
-        return jax.jit(gradient).lower(
-            whole(shape, attention.QUERY_AXES, "float32"), kv, kv,
-            whole(shape[:2], attention.TOKEN_AXES, "int32"),
-        ).compile()
+        return (
+            jax.jit(gradient)
+            .lower(
+                whole(shape, attention.QUERY_AXES, "float32"),
+                kv,
+                kv,
+                whole(shape[:2], attention.TOKEN_AXES, "int32"),
+            )
+            .compile()
+        )
 
 
 def _collectives(compiled, size: int) -> set[str]:

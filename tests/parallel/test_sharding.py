@@ -106,7 +106,7 @@ def test_every_leaf_of_the_state_has_a_place(optimizer, lanes):
         leaf.sharding.shard_shape(leaf.shape)  # raises where a dimension cannot be shared
         if path[0].name != "opt_state":
             continue
-        [mirrored] = [p for n, p in places.items() if tuple(path[-len(n):]) == n] or [None]
+        [mirrored] = [p for n, p in places.items() if tuple(path[-len(n) :]) == n] or [None]
         if mirrored is not None and mirrored.shape == leaf.shape:
             assert leaf.sharding.spec == mirrored.sharding.spec, where
             num_moments += leaf.ndim > 1 and np.prod(leaf.shape) > 1

@@ -126,8 +126,14 @@ def test_a_plan_that_is_given_is_kept():
 @functools.cache
 def _peers(num_blocks, **recompute):
     values = dict(
-        model=dict(num_blocks=num_blocks, d_ffn=2688, num_heads=8, num_kv_heads=8,
-                   vocab_size=32768, recompute=recompute),
+        model=dict(
+            num_blocks=num_blocks,
+            d_ffn=2688,
+            num_heads=8,
+            num_kv_heads=8,
+            vocab_size=32768,
+            recompute=recompute,
+        ),
         train=dict(num_steps=1000, batch_size=64, seq_len=2048),
     )
     return plan.plan(config.from_config_dict(values), "v5e:4x4")

@@ -74,7 +74,9 @@ ENTRY %main (x: f32[8,8], w: f32[2,8,8]) -> f32[8,8] {
 
 
 _PROGRAM = re.sub(
-    r"@(.*)@(\d+)$", r'metadata={op_name="\1"}, backend_config={"estimated_cycles":"\2"}', _TEXT,
+    r"@(.*)@(\d+)$",
+    r'metadata={op_name="\1"}, backend_config={"estimated_cycles":"\2"}',
+    _TEXT,
     flags=re.MULTILINE,
 )
 

@@ -62,9 +62,11 @@ def test_each_byte_belongs_to_the_largest_array_there():
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
-         "temporaries (2.00T) exceeds available HBM (15.75G).",
-         (2 * 2**40, round(15.75 * 2**30))),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (2.00T) exceeds available HBM (15.75G).",
+            (2 * 2**40, round(15.75 * 2**30)),
+        ),
         ("INTERNAL: something else", None),
     ],
 )

@@ -63,7 +63,8 @@ def test_slices_tell_ici_from_dcn():
     for axis in ("data", "fsdp"):
         step = jax.shard_map(
             lambda x, axis=axis: jax.lax.psum(x, axis),
-            mesh=mesh, in_specs=PartitionSpec(("data", "fsdp")),
+            mesh=mesh,
+            in_specs=PartitionSpec(("data", "fsdp")),
             out_specs=PartitionSpec("fsdp" if axis == "data" else "data"),
         )
         [one] = traffic.collectives(hlo.parse(jax.jit(step).lower(x).compile().as_text()), mesh, 2)

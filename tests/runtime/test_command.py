@@ -29,14 +29,20 @@ command.run(main)
 def _run(body: str, *flags: str):
     return subprocess.run(
         [sys.executable, "-c", _SCRIPT.format(body=body), *flags],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
 @pytest.mark.parametrize(
     ("body", "code"),
-    [("pass", exit_codes.DONE), ("return 75", exit_codes.PREEMPTED),
-     ("return 3", exit_codes.DIVERGED)],
+    [
+        ("pass", exit_codes.DONE),
+        ("return 75", exit_codes.PREEMPTED),
+        ("return 3", exit_codes.DIVERGED),
+    ],
 )
 def test_the_code_is_what_main_returns(body, code):
     done = _run(body)
@@ -48,8 +54,7 @@ def test_the_code_is_what_main_returns(body, code):
     [
         ("raise ValueError('Give a path.')", "error: Give a path.\n"),
         ("config.from_config_dict(dict(seed=-1))", "error: seed=-1 must lie in [0, 2^32).\n"),
-        ("open('/nowhere/file')",
-         "error: [Errno 2] No such file or directory: '/nowhere/file'\n"),
+        ("open('/nowhere/file')", "error: [Errno 2] No such file or directory: '/nowhere/file'\n"),
     ],
 )
 def test_the_users_mistake_is_told_without_a_traceback(body, message):
@@ -74,8 +79,11 @@ def test_our_mistake_keeps_its_traceback(body, kind):
 
 @pytest.mark.parametrize(
     ("flag", "message"),
-    [("--stesp=2", "Unknown command line flag 'stesp'"), ("--steps=x", "--steps"),
-     ("steps=2", "Unexpected argument 'steps=2'")],
+    [
+        ("--stesp=2", "Unknown command line flag 'stesp'"),
+        ("--steps=x", "--steps"),
+        ("steps=2", "Unexpected argument 'steps=2'"),
+    ],
 )
 def test_a_wrong_flag_is_told_without_a_traceback(flag, message):
     done = _run("pass", flag)
@@ -103,8 +111,11 @@ command.run(main)
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_one_signal_asks_and_a_second_ends_at_once(number, stubborn):
     process = subprocess.Popen(
-        [sys.executable, "-c", _LOOP.format(stubborn=stubborn)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", _LOOP.format(stubborn=stubborn)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     try:

@@ -26,8 +26,12 @@ print(json.dumps([directory, counter.hits, counter.misses]))
 def _run(directory, **env) -> tuple[str, int, int]:
     """The directory in use, and the programs loaded and compiled in the counter's `with`."""
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(directory)], cwd=ROOT, capture_output=True, text=True,
-        timeout=120, env={"PATH": "", "JAX_PLATFORMS": "cpu", **env},
+        [sys.executable, "-c", _SCRIPT, str(directory)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "", "JAX_PLATFORMS": "cpu", **env},
     )
     assert done.returncode == 0, done.stderr
     return tuple(json.loads(done.stdout))

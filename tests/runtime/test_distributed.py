@@ -36,7 +36,10 @@ def joined(monkeypatch):
 
 
 _SLURM = dict(
-    SLURM_JOB_ID="4097", SLURM_STEP_NODELIST="node[07-08]", SLURM_NTASKS="2", SLURM_PROCID="1",
+    SLURM_JOB_ID="4097",
+    SLURM_STEP_NODELIST="node[07-08]",
+    SLURM_NTASKS="2",
+    SLURM_PROCID="1",
     SLURM_LOCALID="0",
 )
 
@@ -84,8 +87,11 @@ def test_a_platform_that_cannot_be_asked_is_told(joined, monkeypatch, capsys):
 def test_tpu_slices_are_read(monkeypatch):
     """GKE with two slices of two hosts: the third host is the first of the second slice."""
     gke = dict(
-        TPU_WORKER_HOSTNAMES="host-0,host-1", TPU_WORKER_ID="0", MEGASCALE_NUM_SLICES="2",
-        MEGASCALE_SLICE_ID="1", MEGASCALE_COORDINATOR_ADDRESS="localhost:8080",
+        TPU_WORKER_HOSTNAMES="host-0,host-1",
+        TPU_WORKER_ID="0",
+        MEGASCALE_NUM_SLICES="2",
+        MEGASCALE_SLICE_ID="1",
+        MEGASCALE_COORDINATOR_ADDRESS="localhost:8080",
     )
     for name, value in gke.items():
         monkeypatch.setenv(name, value)
@@ -112,8 +118,10 @@ _GLOO = ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
         (_caused_by(_GLOO), exit_codes.HUNG),
         (jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out."), exit_codes.HUNG),
         (jax.errors.JaxRuntimeError("UNAVAILABLE: Task 1 heartbeat timeout."), exit_codes.HUNG),
-        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation failed: remote process exited"),
-         exit_codes.HUNG),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: NCCL operation failed: remote process exited"),
+            exit_codes.HUNG,
+        ),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), exit_codes.ERROR),
         (jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed to compile"), exit_codes.ERROR),
         (ValueError("train.batch_size=3 has no peer"), exit_codes.ERROR),

@@ -20,7 +20,11 @@ def test_no_noise_without_tpus():
         "print(jax.devices()[0].platform)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=env,
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=env,
         timeout=120,
     )
     assert (done.stdout, done.stderr) == ("cpu\n", "")

@@ -25,8 +25,11 @@ print("came to its end")
 
 def _start(body):
     return subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT.format(body=body)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", _SCRIPT.format(body=body)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 

@@ -46,7 +46,8 @@ def _gathers_the_stack(found: list[traffic.Collective], blocks: int) -> bool:
     """Whether any device receives a matrix of several blocks at once."""
     return any(
         c.kind == "all-gather" and len(shape.dims) == 3 and shape.dims[0] == blocks
-        for c in found for shape in c.shapes
+        for c in found
+        for shape in c.shapes
     )
 
 
@@ -76,8 +77,13 @@ def _outside_the_design(found: list[traffic.Collective], mesh: dict) -> list[tra
 @pytest.mark.parametrize(
     "mesh",
     [
-        dict(fsdp=8), dict(data=8), dict(data=2, fsdp=4), dict(fsdp=4, tensor=2),
-        dict(fsdp=2, context=4), dict(stage=2, fsdp=4), dict(stage=2, fsdp=2, tensor=2),
+        dict(fsdp=8),
+        dict(data=8),
+        dict(data=2, fsdp=4),
+        dict(fsdp=4, tensor=2),
+        dict(fsdp=2, context=4),
+        dict(stage=2, fsdp=4),
+        dict(stage=2, fsdp=2, tensor=2),
     ],
     ids=str,
 )
@@ -110,14 +116,19 @@ def test_the_test_bites_with_depth_split_over_fsdp(monkeypatch):
 
 # --- By the TPU's compiler -----------------------------------------------------------------------
 
+
 def _is_remainder(permute: traffic.Collective, found: list[traffic.Collective]) -> bool:
     """Whether it is the compiler's own, of the rows by which the parts of a scatter are uneven."""
     scattered = [
-        shape.bytes for c in found if c.kind == _SCATTER and c.axes == permute.axes
+        shape.bytes
+        for c in found
+        if c.kind == _SCATTER and c.axes == permute.axes
         for shape in c.shapes
     ]
     return (
-        permute.kind == _PERMUTE and not permute.op_name and bool(scattered)
+        permute.kind == _PERMUTE
+        and not permute.op_name
+        and bool(scattered)
         and max(shape.bytes for shape in permute.shapes) <= max(scattered) / 2
     )
 
@@ -127,35 +138,69 @@ _PERMUTE = "collective-permute"
 # Every (kind, axes, network) whose arrays are not small: on v5e:4x4 for 16 devices, on v5e:2x4, and
 # on two slices of it.
 _TABLE = {
-    "fsdp 16": (dict(fsdp=16), 1, {
-        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
-    }),
-    "fsdp 8": (dict(fsdp=8), 1, {
-        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
-    }),
-    "fsdp 4, tensor 2": (dict(fsdp=4, tensor=2), 1, {
-        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
-        (_GATHER, ("tensor",), "ici"), (_SCATTER, ("tensor",), "ici"),
-        # The gradient of what the logits read: each device has its part of the vocabulary.
-        (_SUM, ("tensor",), "ici"),
-    }),
-    "fsdp 2, context 4": (dict(fsdp=2, context=4), 1, {
-        (_GATHER, ("fsdp", "context"), "ici"), (_SCATTER, ("fsdp", "context"), "ici"),
-        (_PERMUTE, ("context",), "ici"),
-    }),
-    "stage 2, fsdp 4": (dict(stage=2, fsdp=4), 1, {
-        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
-        (_PERMUTE, ("stage",), "ici"),
-        # The last stage's output, shared out; back, its gradient, and the first stage's.
-        (_SCATTER, ("stage",), "ici"), (_GATHER, ("stage",), "ici"), (_SUM, ("stage",), "ici"),
-        # Embedding and output.
-        (_GATHER, ("stage", "fsdp"), "ici"), (_SCATTER, ("stage", "fsdp"), "ici"),
-    }),
-    "2 slices, fsdp 8": (dict(fsdp=8), 2, {
-        (_GATHER, ("fsdp",), "ici"), (_SCATTER, ("fsdp",), "ici"),
-        # Of each device's part of the gradients, once a step.
-        (_SUM, ("data",), "dcn"),
-    }),
+    "fsdp 16": (
+        dict(fsdp=16),
+        1,
+        {
+            (_GATHER, ("fsdp",), "ici"),
+            (_SCATTER, ("fsdp",), "ici"),
+        },
+    ),
+    "fsdp 8": (
+        dict(fsdp=8),
+        1,
+        {
+            (_GATHER, ("fsdp",), "ici"),
+            (_SCATTER, ("fsdp",), "ici"),
+        },
+    ),
+    "fsdp 4, tensor 2": (
+        dict(fsdp=4, tensor=2),
+        1,
+        {
+            (_GATHER, ("fsdp",), "ici"),
+            (_SCATTER, ("fsdp",), "ici"),
+            (_GATHER, ("tensor",), "ici"),
+            (_SCATTER, ("tensor",), "ici"),
+            # The gradient of what the logits read: each device has its part of the vocabulary.
+            (_SUM, ("tensor",), "ici"),
+        },
+    ),
+    "fsdp 2, context 4": (
+        dict(fsdp=2, context=4),
+        1,
+        {
+            (_GATHER, ("fsdp", "context"), "ici"),
+            (_SCATTER, ("fsdp", "context"), "ici"),
+            (_PERMUTE, ("context",), "ici"),
+        },
+    ),
+    "stage 2, fsdp 4": (
+        dict(stage=2, fsdp=4),
+        1,
+        {
+            (_GATHER, ("fsdp",), "ici"),
+            (_SCATTER, ("fsdp",), "ici"),
+            (_PERMUTE, ("stage",), "ici"),
+            # The last stage's output, shared out; back, its gradient, and the first stage's.
+            (_SCATTER, ("stage",), "ici"),
+            (_GATHER, ("stage",), "ici"),
+            (_SUM, ("stage",), "ici"),
+            # Embedding and output.
+            (_GATHER, ("stage", "fsdp"), "ici"),
+            (_SCATTER, ("stage", "fsdp"), "ici"),
+        },
+    ),
+    "2 slices, fsdp 8": (
+        dict(fsdp=8),
+        2,
+        {
+            (_GATHER, ("fsdp",), "ici"),
+            (_SCATTER, ("fsdp",), "ici"),
+            # Of each device's part of the gradients, once a step.
+            (_SUM, ("data",), "dcn"),
+        },
+    ),
 }
 
 
@@ -164,8 +209,13 @@ _TABLE = {
 def test_a_tpu_sends_what_the_design_says(name):
     mesh, num_slices, expected = _TABLE[name]
     cfg = _config(
-        mesh, train=dict(batch_size=BATCH * num_slices, seq_len=512, loss_chunk=128),
-        d_model=1024, d_ffn=3072, num_heads=16, num_kv_heads=8, vocab_size=4096,
+        mesh,
+        train=dict(batch_size=BATCH * num_slices, seq_len=512, loss_chunk=128),
+        d_model=1024,
+        d_ffn=3072,
+        num_heads=16,
+        num_kv_heads=8,
+        vocab_size=4096,
         compute_dtype="bfloat16",
     )
     slice_name = "v5e:4x4" if math.prod(mesh.values()) == 16 else "v5e:2x4"
@@ -181,7 +231,8 @@ def test_a_tpu_sends_what_the_design_says(name):
     assert {_GATHER, _SCATTER} <= {c.kind for c in large}
     # What blocks gather and scatter, they gather and scatter in the compute dtype.
     in_blocks = [
-        c for c in large
+        c
+        for c in large
         if "/depth/" in c.op_name and c.kind in (_GATHER, _SCATTER) and "stage" not in c.axes
     ]
     assert in_blocks

@@ -18,8 +18,18 @@ from keel_jax.training import schedule
 # for another, and N between them, so that plain Adafactor's "two largest axes" picks it.
 N, D, HQ, HKV, H, F, V = 9, 8, 12, 6, 3, 16, 20
 NUM_STEPS = 4
-_RESIDUAL = ("beta", "step_size", "residual_scale", "depth_query", "hyper_static", "hyper_dynamic",
-             "hyper_scale", "mhc_bias", "mhc_dynamic", "mhc_scale")
+_RESIDUAL = (
+    "beta",
+    "step_size",
+    "residual_scale",
+    "depth_query",
+    "hyper_static",
+    "hyper_dynamic",
+    "hyper_scale",
+    "mhc_bias",
+    "mhc_dynamic",
+    "mhc_scale",
+)
 # Same arithmetic, other fusion and summation order, relative to a leaf's largest element. Measured:
 # 1.2e-7 at most for the first three, on either jax. Newton-Schulz multiplies the smallest singular
 # values by 3.44^5 = 480, and with them the rounding of batched against single matrix products:
@@ -58,15 +68,27 @@ def _model_shapes():
     shapes = _shapes()
     gains = {name: (N, D) for name in ("inner_norm", "outer_norm", "branch_norm", "beta")}
     gains |= {name: (N, D) for name in ("post_norm", "pre_norm", "depth_query", "step_size")}
-    gains |= {"residual_scale": (N,), "hyper_static": (N, 4, 6), "hyper_dynamic": (N, D, 6),
-              "hyper_scale": (N, 2), "mhc_bias": (N, 24), "mhc_dynamic": (N, 4, D, 24),
-              "mhc_scale": (N, 3)}
+    gains |= {
+        "residual_scale": (N,),
+        "hyper_static": (N, 4, 6),
+        "hyper_dynamic": (N, D, 6),
+        "hyper_scale": (N, 2),
+        "mhc_bias": (N, 24),
+        "mhc_dynamic": (N, 4, D, 24),
+        "mhc_scale": (N, 3),
+    }
     scales = {"gate_scale": (N, F), "up_scale": (N, F)}
     heads = {name: (N, H) for name in ("query_norm", "key_norm", "value_norm")}
     kv = {"key": (N, D, HKV), "value": (N, D, HKV)}
     shapes["block"] = {
-        "attention": {"query": (N, D, HQ), **kv, "out": (N, HQ, D), **heads, **gains,
-                      "qk_scale": (N, HKV)},
+        "attention": {
+            "query": (N, D, HQ),
+            **kv,
+            "out": (N, HQ, D),
+            **heads,
+            **gains,
+            "qk_scale": (N, HKV),
+        },
         "ffn": {"gate": (N, D, F), "up": (N, D, F), "down": (N, F, D), **gains, **scales},
     }
     shapes["output"] |= {name: (D,) for name in ("dual_norm", "post_norm", "depth_query")}

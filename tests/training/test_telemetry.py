@@ -27,9 +27,11 @@ _OPTIM = dict(epsilon=1e-3, clip_norm=1.0, warmup_steps=0)
 def _config(**sections) -> config.Config:
     model = dict(num_blocks=4, d_model=16, d_ffn=24) | sections.pop("model", {})
     return conftest.tiny_config(
-        model=model, optim=_OPTIM | sections.pop("optim", {}),
+        model=model,
+        optim=_OPTIM | sections.pop("optim", {}),
         train=dict(batch_size=16, z_loss=1e-2) | sections.pop("train", {}),
-        telemetry=dict(every_steps=2), **sections,
+        telemetry=dict(every_steps=2),
+        **sections,
     )
 
 
@@ -47,8 +49,10 @@ def _state(cfg, mesh):
         shape = p.shape[-2:]  # without the lanes
         return p * (1 + 0.3 * jnp.sin(jnp.arange(math.prod(shape)).reshape(shape)))
 
-    bent = jax.jit(lambda tree: jax.tree.map_with_path(bend, tree),
-                   out_shardings=jax.tree.map(lambda p: p.sharding, state.params))
+    bent = jax.jit(
+        lambda tree: jax.tree.map_with_path(bend, tree),
+        out_shardings=jax.tree.map(lambda p: p.sharding, state.params),
+    )
     return dataclasses.replace(state, params=bent(state.params))
 
 
@@ -130,8 +134,10 @@ def test_forward_statistics_equal_an_unrolled_loop(topology):
         "stream_square": [square(x) for x, *_ in rows],
         "branch_square": [square(f) for _, f, *_ in rows],
         "rotation_radians": [
-            np.arccos((x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1))
-            .mean() for x, _, y, _ in rows
+            np.arccos(
+                (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+            ).mean()
+            for x, _, y, _ in rows
         ],
     }
     assert set(told) == set(expected)
@@ -151,9 +157,13 @@ def test_small_angles_are_exact():
     y -= x * (x * y).sum(-1, keepdims=True) / (x * x).sum(-1, keepdims=True)
     y *= np.linalg.norm(x, axis=-1, keepdims=True) / np.linalg.norm(y, axis=-1, keepdims=True)
     turned = np.cos(1 / 4096) * x + np.sin(1 / 4096) * y
-    found = telemetry._angles({"a": jnp.asarray(x[..., :16]), "b": jnp.asarray(x[..., 16:])},
-                              {"a": jnp.asarray(3 * turned[..., :16], jnp.float32),
-                               "b": jnp.asarray(3 * turned[..., 16:], jnp.float32)})
+    found = telemetry._angles(
+        {"a": jnp.asarray(x[..., :16]), "b": jnp.asarray(x[..., 16:])},
+        {
+            "a": jnp.asarray(3 * turned[..., :16], jnp.float32),
+            "b": jnp.asarray(3 * turned[..., 16:], jnp.float32),
+        },
+    )
     np.testing.assert_allclose(found, 1 / 4096, rtol=2e-3)  # float32 holds x to 6e-8
 
 
@@ -253,9 +263,7 @@ def test_every_optimiser_is_looked_at_block_by_block(name, looks):
         clipped, _ = optim_lib.clip(grads, 0.1)
         updates, _ = optimiser.update(clipped, opt_state, state.params)
         rate = step_lib.learning_rate_of(state, cfg)
-        return seen, observation._per_leaf(
-            "update_rms", jax.tree.map(lambda u: rate * u, updates)
-        )
+        return seen, observation._per_leaf("update_rms", jax.tree.map(lambda u: rate * u, updates))
 
     seen, added = both(_program()[1])
     assert ("adam_below_epsilon" in seen) == looks
@@ -272,8 +280,9 @@ def test_every_optimiser_is_looked_at_block_by_block(name, looks):
     [
         (dict(model=dict(recompute=dict(plan="block")), train=dict(accumulation_steps=4)), 1),
         (dict(mesh=dict(data=2, fsdp=2, tensor=2)), 8),
-        pytest.param(dict(mesh=dict(stage=2, fsdp=2, stage_microbatches=4)), 4,
-                     marks=pytest.mark.slow),
+        pytest.param(
+            dict(mesh=dict(stage=2, fsdp=2, stage_microbatches=4)), 4, marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
@@ -300,9 +309,11 @@ def test_off_is_nothing_in_the_program_and_on_is_another_program():
     assert texts[0] == texts[1]
     mesh = _mesh(cfg)
     with jax.set_mesh(mesh):
-        look = observation.jit_statistics(cfg, mesh).lower(
-            state_lib.abstract(cfg, mesh), step_lib.abstract_batch(cfg, mesh)
-        ).as_text()
+        look = (
+            observation.jit_statistics(cfg, mesh)
+            .lower(state_lib.abstract(cfg, mesh), step_lib.abstract_batch(cfg, mesh))
+            .as_text()
+        )
     assert "atan2" in look and "atan2" not in texts[0]
 
 
@@ -380,8 +391,13 @@ def _planted(block: int, sublayer: str, leaf: str) -> dict:
     [
         (2, "ffn", "down", (2, "ffn", "branch"), "block 2, FFN: RMS of the branch's output"),
         (1, "attention", "query", (1, "attention", "branch"), "block 1, attention"),
-        (1, "ffn", "outer_norm", (2, "attention", "stream"),
-         "handed on by the residual sum or outer norm of block 1, FFN"),
+        (
+            1,
+            "ffn",
+            "outer_norm",
+            (2, "attention", "stream"),
+            "handed on by the residual sum or outer norm of block 1, FFN",
+        ),
         (3, "ffn", "outer_norm", (3, "ffn", "output"), "block 3, FFN: rotation of the stream"),
     ],
 )

@@ -34,7 +34,11 @@ def attend(
     segments_BT = jnp.pad(segments_BT, ((0, 0), (0, odd)))
     same_document_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     o_BTNH = jax.nn.dot_product_attention(
-        even(q_BTNH), even(k_BTKH), even(v_BTKH),
-        mask=same_document_B1TT, is_causal=True, implementation="cudnn",
+        even(q_BTNH),
+        even(k_BTKH),
+        even(v_BTKH),
+        mask=same_document_B1TT,
+        is_causal=True,
+        implementation="cudnn",
     )
     return o_BTNH[:, :num_tokens]

@@ -74,10 +74,15 @@ def _kernel(padded: int, num_heads: int, interpret: bool):
     return kernel_lib.make_splash_mha_single_device(
         mask_lib.MultiHeadMask([mask] * num_heads),
         block_sizes=kernel_lib.BlockSizes(
-            block_q=size, block_kv=size, block_kv_compute=size,
-            block_q_dkv=size, block_kv_dkv=size, block_kv_dkv_compute=size,
+            block_q=size,
+            block_kv=size,
+            block_kv_compute=size,
+            block_q_dkv=size,
+            block_kv_dkv=size,
+            block_kv_dkv_compute=size,
             # dq on its own: together with dk and dv it would be written once a block of keys.
-            block_q_dq=size, block_kv_dq=size,
+            block_q_dq=size,
+            block_kv_dq=size,
         ),
         # Its output and what else its backward pass needs; see `attention.attend`.
         residual_checkpoint_name="attention",
