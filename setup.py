@@ -45,7 +45,7 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "formats": FORMATS,
         "gcs": ["gcsfs"],
-        # What experiments.bench_step compares with.
+        # What experiments.benchmarks.step compares with.
         "bench": ["torch>=2.6", "transformers>=4.50"],
         "dev": [
             "pytest>=8",

@@ -18,10 +18,11 @@ from absl import flags
 
 from experiments.configs import quickstart as quickstart_config
 from keel_jax import config, evaluate, generate, prepare, train
-from keel_jax.data import preparation, shards
+from keel_jax.data import shards
+from keel_jax.data.preparing import preparation
 from keel_jax.model import sampling
-from keel_jax.runtime import command, exit_codes, files
-from keel_jax.training import metrics
+from keel_jax.runtime import cli, exit_codes, files
+from keel_jax.training import logs
 
 # Below this share of the tokenizer's unigram entropy, text is predicted from its context and not
 # from token frequencies alone.
@@ -86,7 +87,7 @@ def measure(output: pathlib.Path) -> dict:
     token_set = shards.open_set(output / "data")
     split = token_set.split("validation")
     text = _text(token_set, split).encode()
-    rows = [row for row in metrics.read(output / "run") if "eval/bits_per_byte" in row]
+    rows = [row for row in logs.read(output / "run") if "eval/bits_per_byte" in row]
     return {
         "python": sys.version.split()[0],
         "step": found["step"],
@@ -110,7 +111,7 @@ def plot(output: pathlib.Path, result: dict) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot  # the backend must be chosen first
 
-    rows = [row for row in metrics.read(output / "run") if "train/bits_per_byte" in row]
+    rows = [row for row in logs.read(output / "run") if "train/bits_per_byte" in row]
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     axes.plot(
         [row["step"] for row in rows],
@@ -123,7 +124,7 @@ def plot(output: pathlib.Path, result: dict) -> None:
     for name, style in (("unigram", "--"), ("gzip", ":"), ("lzma", "-.")):
         level = result[f"{name}_bits_per_byte"]
         axes.axhline(level, color="0.4", linestyle=style, linewidth=1, label=f"{name} {level:.2f}")
-    axes.set(xlabel="optimiser steps", ylabel="bits per byte", ylim=(0, None))
+    axes.set(xlabel="optimizer steps", ylabel="bits per byte", ylim=(0, None))
     axes.set_title(f"Keel, 64 sub-layers, on Python {result['python']}'s standard library")
     axes.legend(frameon=False)
     figure.savefig(output / "loss.png", dpi=120)
@@ -136,11 +137,11 @@ def draw_samples(output: pathlib.Path) -> dict:
     texts = generate.generate(output / "run", list(PROMPTS), num_tokens=160, how=how)
     samples = [prompt + text for prompt, text in zip(PROMPTS, texts, strict=True)]
     lines = [line for sample in samples for line in sample.splitlines() if line.strip()]
-    share = sum(map(is_tokenisable, lines)) / max(1, len(lines))
-    return {"samples": samples, "sample_lines": len(lines), "tokenisable_lines_fraction": share}
+    share = sum(map(is_tokenizable, lines)) / max(1, len(lines))
+    return {"samples": samples, "sample_lines": len(lines), "tokenizable_lines_fraction": share}
 
 
-def is_tokenisable(line: str) -> bool:
+def is_tokenizable(line: str) -> bool:
     """Whether Python's tokenizer accepts the line on its own."""
     try:
         found = list(tokenize.generate_tokens(io.StringIO(line.strip() + "\n").readline))
@@ -166,8 +167,8 @@ def tell(output: pathlib.Path, result: dict, *, is_full: bool) -> int:
         f"{result['lzma_bits_per_byte']:.3f} bits/byte (for orientation)"
     )
     print(
-        f"samples           {result['tokenisable_lines_fraction']:.0%} of their "
-        f"{result['sample_lines']} lines can be tokenised by Python"
+        f"samples           {result['tokenizable_lines_fraction']:.0%} of their "
+        f"{result['sample_lines']} lines can be tokenized by Python"
     )
     print(
         f"files             {output}/loss.png, result.json, run/ (tensorboard --logdir "
@@ -208,5 +209,5 @@ def main(_):
 
 if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", "runs/quickstart", "Directory for everything.")
-    _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Optimiser steps.", lower_bound=4)
-    command.run(main)
+    _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Optimizer steps.", lower_bound=4)
+    cli.run(main)

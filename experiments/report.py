@@ -19,8 +19,9 @@ import markdown_it
 from absl import flags
 
 import keel_jax
-from experiments.frame import results
-from keel_jax.runtime import command, files
+from experiments.sweeps import results
+from keel_jax import errors
+from keel_jax.runtime import cli, files
 
 EXPERIMENTS = pathlib.Path(__file__).parent
 PRESETS = ("micro", "small", "paper")
@@ -80,7 +81,7 @@ def gather(given: Sequence[pathlib.Path], root: pathlib.Path = EXPERIMENTS) -> l
     """The committed results and those under the given directories, by experiment and preset.
 
     Raises:
-      ValueError: a given directory holds none.
+      UserError: a given directory holds none.
     """
     found = {}
     committed = sorted(root.glob(f"*/results/*/{results.FILE}"))
@@ -90,7 +91,9 @@ def gather(given: Sequence[pathlib.Path], root: pathlib.Path = EXPERIMENTS) -> l
     for directory in given:
         paths = sorted(directory.rglob(results.FILE))
         if not paths:
-            raise ValueError(f"--results={directory}: there is no {results.FILE} in or below it.")
+            raise errors.UserError(
+                f"--results={directory}: there is no {results.FILE} in or below it."
+            )
         for path in paths:
             one = Found(path.parent, results.read(path.parent))
             found[one.key] = one
@@ -269,4 +272,4 @@ if __name__ == "__main__":
     _RESULTS = flags.DEFINE_list(
         "results", [], "Directories with results of one's own, beside the committed ones."
     )
-    command.run(main)
+    cli.run(main)

@@ -9,9 +9,8 @@ import rich.progress
 from absl import flags
 from etils import epath
 
-from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import command, compilation, distributed
-from keel_jax.training import checkpoint, evaluation, inputs, metrics
+from keel_jax.runtime import cli, distributed
+from keel_jax.training import evaluation, metrics, trained
 
 
 def evaluate(
@@ -29,7 +28,7 @@ def evaluate(
     Each window of `seq_len` tokens begins without context, so a longer one lowers the loss.
 
     Args:
-      workdir: of a run, or of one of its lanes.
+      workdir: of a run, or of one of its trials.
       data_path: other token shards than the run's own, of the same tokenizer.
       mesh: where to run; default: over all devices here, whatever the run was trained on.
       visible: show a progress bar.
@@ -38,48 +37,36 @@ def evaluate(
       "loss_nats_per_token", "perplexity", "bits_per_byte", "accuracy", "num_tokens", "step".
 
     Raises:
-      ValueError: no such checkpoint, or shards of another tokenizer.
+      UserError: no such checkpoint, or shards of another tokenizer.
     """
-    cfg = checkpoint.load_config(workdir)
-    compilation.enable_cache(cfg.runtime.compilation_cache_dir)
-    data = dataclasses.replace(cfg.data, path=data_path or cfg.data.path, weights=())
+    model = trained.load(workdir, mesh, step)
     train = dataclasses.replace(
-        cfg.train,
-        batch_size=batch_size or cfg.train.batch_size,
-        seq_len=seq_len or cfg.train.seq_len,
+        model.cfg.train,
+        batch_size=batch_size or model.cfg.train.batch_size,
+        seq_len=seq_len or model.cfg.train.seq_len,
         accumulation_steps=1,
         num_tokens=None,
     )
-    # The run's kernel may not be here.
-    model = dataclasses.replace(cfg.model, attention="auto")
-    cfg = dataclasses.replace(cfg, model=model, data=data, train=train)
-    if mesh is None:
-        mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
-    params, meta = checkpoint.load_params(workdir, mesh, step)
-    tokens = inputs.open_inputs(cfg.data)
-    if tokens.first.tokenizer_fingerprint != meta.tokenizer_fingerprint:
-        raise ValueError(
-            f"{tokens.first.path} was made with tokenizer {tokens.first.tokenizer_fingerprint[:12]}"
-            f", the checkpoint was trained with {meta.tokenizer_fingerprint[:12]}: prepare the "
-            f"text with --tokenizer={workdir}/tokenizer.model."
-        )
-    evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
+    tokens = model.open_data(data_path)
+    evaluator = evaluation.Evaluator(
+        dataclasses.replace(model.cfg, train=train), model.mesh, tokens.first
+    )
 
-    def told(batches):
+    def with_progress(batches):
         return rich.progress.track(
             batches, "evaluating", total=evaluator.num_batches, disable=not visible, transient=True
         )
 
-    [sums] = evaluator.run(params, told=told)
+    [sums] = evaluator.run(model.params, with_progress=with_progress)
     split = tokens.first.split("validation")
-    found = metrics.loss_metrics("eval", sums, split.loss_bytes_per_token)
+    measured = metrics.loss_metrics("eval", sums, split.loss_bytes_per_token)
     return {
-        "loss_nats_per_token": found["eval/loss_nats_per_token"],
-        "perplexity": found["eval/perplexity"],
-        "bits_per_byte": found["eval/bits_per_byte"],
-        "accuracy": found["eval/accuracy"],
+        "loss_nats_per_token": measured["eval/loss_nats_per_token"],
+        "perplexity": measured["eval/perplexity"],
+        "bits_per_byte": measured["eval/bits_per_byte"],
+        "accuracy": measured["eval/accuracy"],
         "num_tokens": split.num_targets,
-        "step": meta.step,
+        "step": model.meta.step,
     }
 
 
@@ -89,7 +76,7 @@ def main(_):
 
 
 def _evaluate():
-    found = evaluate(
+    result = evaluate(
         _WORKDIR.value,
         step=_STEP.value,
         data_path=_DATA_PATH.value,
@@ -100,11 +87,11 @@ def _evaluate():
     if not distributed.is_lead():
         return
     if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
+        pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
     print(
-        f"step {found['step']}: {found['loss_nats_per_token']:.4f} nats/token, perplexity "
-        f"{found['perplexity']:.2f}, {found['bits_per_byte']:.4f} bits/byte, accuracy "
-        f"{found['accuracy']:.4f} over {found['num_tokens']:,} tokens"
+        f"step {result['step']}: {result['loss_nats_per_token']:.4f} nats/token, perplexity "
+        f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits/byte, accuracy "
+        f"{result['accuracy']:.4f} over {result['num_tokens']:,} tokens"
     )
 
 
@@ -116,4 +103,4 @@ if __name__ == "__main__":
     _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Tokens a row; default: the run's.")
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
     distributed.define_flags()
-    command.run(main)
+    cli.run(main)

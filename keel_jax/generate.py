@@ -9,12 +9,9 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from keel_jax import config
-from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.model import lm, sampling
-from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import command, compilation
-from keel_jax.training import checkpoint
+from keel_jax.runtime import cli
+from keel_jax.training import trained
 
 
 def generate(
@@ -29,22 +26,13 @@ def generate(
     """What the model of `workdir` writes after each prompt, at most `num_tokens` tokens.
 
     Raises:
-      ValueError: no run or no checkpoint there, or a tokenizer that is not the checkpoint's.
+      UserError: no run or no checkpoint there, or a tokenizer that is not the checkpoint's.
     """
-    workdir = epath.Path(workdir)
-    cfg = checkpoint.load_config(workdir)
-    compilation.enable_cache(cfg.runtime.compilation_cache_dir)
-    text = tokenizer_lib.Tokenizer.load(workdir / "tokenizer.model")
-    mesh = mesh_lib.make(config.MeshConfig(fsdp=1), jax.local_devices()[:1])
-    params, meta = checkpoint.load_params(workdir, mesh, step)
-    if text.fingerprint != meta.tokenizer_fingerprint:
-        raise ValueError(
-            f"{workdir}/tokenizer.model is {text.fingerprint[:12]}, the checkpoint was trained "
-            f"with {meta.tokenizer_fingerprint[:12]}: put that one back."
-        )
+    model = trained.load(workdir, trained.one_device(), step)
+    tokenizer = model.tokenizer()
 
     # Every document begins with EOS, in training as here.
-    rows = [np.concatenate([[text.eos_id], text.encode(prompt)]) for prompt in prompts]
+    rows = [np.concatenate([[tokenizer.eos_id], tokenizer.encode(prompt)]) for prompt in prompts]
     prompt_BP = np.zeros((len(rows), max(len(row) for row in rows)), np.int32)
     for row, ids in zip(prompt_BP, rows, strict=True):
         row[: len(ids)] = ids
@@ -52,20 +40,20 @@ def generate(
     @jax.jit
     def draw(params, prompt_BP, length_B, key):
         return sampling.generate(
-            lm.LanguageModel(cfg.model),
+            lm.LanguageModel(model.cfg.model),
             params,
             prompt_BP,
             length_B,
             key,
             num_tokens=num_tokens,
             sampling=how,
-            end_id=text.eos_id,
-            num_ids=text.vocab_size,
+            end_id=tokenizer.eos_id,
+            num_ids=tokenizer.vocab_size,
         )
 
     lengths = np.array([len(row) for row in rows], np.int32)
-    tokens_BT = np.asarray(draw(params, prompt_BP, lengths, jax.random.key(seed)))
-    return [text.decode(_until(row, text.eos_id)) for row in tokens_BT]
+    tokens_BT = np.asarray(draw(model.params, prompt_BP, lengths, jax.random.key(seed)))
+    return [tokenizer.decode(_until(row, tokenizer.eos_id)) for row in tokens_BT]
 
 
 def _until(ids: np.ndarray, end_id: int) -> np.ndarray:
@@ -105,4 +93,4 @@ if __name__ == "__main__":
     _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same text.")
     _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
     _JSON = flags.DEFINE_string("json", None, "Also write the samples to this file.")
-    command.run(main)
+    cli.run(main)

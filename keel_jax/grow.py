@@ -4,7 +4,7 @@
 
 NEW gets the grown weights, the config, the tokenizer and the ancestry; nothing else is touched.
 It is not a run: `evaluate` and `generate` take it as --workdir, and a run starts from it in a
-directory of its own, with a new optimiser:
+directory of its own, with a new optimizer:
 
     python -m keel_jax.train --config=FILE --workdir=RUN
         --config.model.num_blocks=M --config.train.init_from=NEW
@@ -22,10 +22,10 @@ import jax
 from absl import flags
 from etils import epath
 
-from keel_jax import config
+from keel_jax import config, errors
 from keel_jax.model import growth as growth_lib
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import command, distributed, files, versions
+from keel_jax.runtime import cli, distributed, files, versions
 from keel_jax.training import ancestry, checkpoint
 from keel_jax.training import state as state_lib
 
@@ -45,7 +45,7 @@ def grow(
     At its peak it holds the grown weights, and one leaf of the old ones, once.
 
     Args:
-      workdir: of a run, of one of its lanes, or an earlier `output`.
+      workdir: of a run, of one of its trials, or an earlier `output`.
       method, position, keep_alpha: see `growth.plan`.
       step: the checkpoint; None: the newest.
 
@@ -53,7 +53,7 @@ def grow(
       What `ancestry.json` says of it.
 
     Raises:
-      ValueError: no such checkpoint, a growth that is none or that the topology does not allow,
+      UserError: no such checkpoint, a growth that is none or that the topology does not allow,
         or an `output` that holds something.
       OSError: it could not be written; `output` then lacks its config.json, and no verb takes it.
     """
@@ -100,7 +100,7 @@ def _claim(output: epath.Path):
     names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
     [is_taken] = distributed.from_lead(bool(names))
     if is_taken:
-        raise ValueError(
+        raise errors.UserError(
             f"--output={output} holds other things ({', '.join(names[:3])}): choose a new or empty "
             "directory."
         )
@@ -125,7 +125,7 @@ def main(_):
 
 def _grow():
     if flags.FLAGS["position"].present and _METHOD.value != "identity":
-        raise ValueError(
+        raise errors.UserError(
             f"--position={_POSITION.value} has no effect with --method={_METHOD.value}, which "
             "copies every block: leave it out, or take --method=identity."
         )
@@ -170,4 +170,4 @@ if __name__ == "__main__":
     _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
     _JSON = flags.DEFINE_string("json", None, "Also write what was done to this file.")
     distributed.define_flags()
-    command.run(main)
+    cli.run(main)

@@ -20,12 +20,12 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from keel_jax import config
+from keel_jax import config, errors
 from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import topology
-from keel_jax.planning import chips, closed_form, recompute_choice, report, search
-from keel_jax.runtime import command, compilation, exit_codes, files
+from keel_jax.planning import chips, cost_model, recompute_choice, report, resolve, search
+from keel_jax.runtime import cli, compilation, exit_codes, files
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 
@@ -54,25 +54,16 @@ def plan(cfg: config.Config, name: str, num_slices: int = 1) -> report.Report:
     """Compiles the step of `cfg` for topology `name` and looks at the program.
 
     Raises:
-      ValueError: no such topology, an unknown chip, no vocabulary, or sizes that do not fit.
+      UserError: no such topology, an unknown chip, no vocabulary, or sizes that do not fit.
     """
     _check(cfg)
     target = _Target(name, num_slices)
     mesh = target.mesh(cfg)
-    state = state_lib.abstract(cfg, mesh)
-    shards = closed_form.shards(state.params, state, step_lib.abstract_batch(cfg, mesh))
-    choice = recompute_choice.choose(
-        cfg,
-        dict(mesh.shape),
-        shards,
-        attention.choose(cfg, mesh),
-        target.chip,
-        chips.memory_bytes(mesh.devices.flat[0]),
-    )
-    cfg = recompute_choice.with_plan(cfg, choice.recompute)
+    is_chosen = cfg.model.recompute.plan == "auto"
+    cfg = resolve.resolve(cfg, mesh)
     lowered = step_lib.lower_train_step(cfg, mesh)
     return report.compile_and_measure(
-        lowered, cfg, mesh, target.chip, name, num_slices, shards, choice
+        lowered, cfg, mesh, target.chip, name, num_slices, is_chosen=is_chosen
     )
 
 
@@ -80,22 +71,22 @@ def find(cfg: config.Config, name: str, num_slices: int, limit: int, tell) -> li
     """Compiles the most promising plans, at most `limit`; the Pareto front, fastest first."""
     _check(cfg)
     target = _Target(name, num_slices)
-    states, candidates = {}, []  # the state's shards by mesh
+    states, costs = {}, []  # the state's shards by mesh
     for candidate in search.candidates(cfg, len(target.devices), num_slices):
         try:
             mesh = target.mesh(candidate)
+            candidate = attention.resolve(candidate, mesh)
             batch = step_lib.abstract_batch(candidate, mesh)
             if candidate.mesh not in states:
                 states[candidate.mesh] = state_lib.abstract(candidate, mesh)
             state = states[candidate.mesh]
-            shards = closed_form.shards(state.params, state, batch)
+            shards = cost_model.shards(state.params, state, batch)
             for plan_ in recompute_choice.candidates(candidate, dict(mesh.shape), target.chip):
                 planned = recompute_choice.with_plan(candidate, plan_)
-                outlook = search.outlook(planned, mesh, target.chip, shards)
-                candidates.append((planned, outlook))
+                costs.append((planned, search.cost(planned, mesh, target.chip, shards)))
         except ValueError:
             continue  # sizes, or a kernel, that this mesh cannot have
-    chosen = search.most_promising(candidates, target.chip, limit)
+    chosen = search.most_promising(costs, target.chip, limit)
     found = []
     for index, candidate in enumerate(chosen):
         tell(f"plan {index + 1} of {len(chosen)}: {' '.join(search.overrides(cfg, candidate))}")
@@ -105,7 +96,7 @@ def find(cfg: config.Config, name: str, num_slices: int, limit: int, tell) -> li
 
 def _check(cfg: config.Config):
     if cfg.model.vocab_size is None:
-        raise ValueError(
+        raise errors.UserError(
             "model.vocab_size is not set, and the plan reads no data: give the tokenizer's, as in "
             "--config.model.vocab_size=32768."
         )
@@ -117,7 +108,9 @@ def main(_) -> int:
     compilation.enable_cache("")
     cfg = config.from_config_dict(_CONFIG.value)
     if flags.FLAGS["search_limit"].present and not _SEARCH.value:
-        raise ValueError("--search_limit has no effect without --search: add it, or leave it out.")
+        raise errors.UserError(
+            "--search_limit has no effect without --search: add it, or leave it out."
+        )
     console = rich.console.Console(stderr=True)
     with console.status("compiling for " + _TOPOLOGY.value) as status:
 
@@ -131,7 +124,7 @@ def main(_) -> int:
         else:
             found = [plan(cfg, _TOPOLOGY.value, _NUM_SLICES.value)]
     if not found:
-        raise ValueError(
+        raise errors.UserError(
             f"No mesh of {_TOPOLOGY.value} can split this model and batch: change "
             "train.batch_size, or take another topology."
         )
@@ -180,4 +173,4 @@ if __name__ == "__main__":
     )
     _JSON = flags.DEFINE_string("json", None, "File for the result, as JSON.")
     flags.mark_flags_as_required(["config", "topology"])
-    command.run(main)
+    cli.run(main)

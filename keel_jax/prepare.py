@@ -10,8 +10,9 @@ import rich.console
 import rich.progress
 from absl import flags
 
-from keel_jax.data import corpus, preparation, tokenizer, workers
-from keel_jax.runtime import command, exit_codes, files
+from keel_jax.data import tokenizer
+from keel_jax.data.preparing import corpus, preparation, workers
+from keel_jax.runtime import cli, exit_codes, files
 
 _PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -47,7 +48,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS):
     flags.DEFINE_integer(
         "max_bad_documents", 100, "More undecodable or malformed documents stop.", **kinds
     )
-    flags.DEFINE_integer("workers", 1, "Processes that tokenise.", **kinds)
+    flags.DEFINE_integer("workers", 1, "Processes that tokenize.", **kinds)
     flags.DEFINE_bool(
         "overwrite", False, "Redo a directory made from other input or settings.", **kinds
     )
@@ -162,7 +163,7 @@ def progress() -> Iterator[Callable[[preparation.Progress], None]]:
         def show(progress: preparation.Progress):
             bar.update(
                 task,
-                description="tokenising",
+                description="tokenizing",
                 total=progress.num_bytes,
                 completed=progress.num_bytes_done,
                 rate=f"{progress.tokens_per_second:,.0f} tokens/s",
@@ -173,4 +174,4 @@ def progress() -> Iterator[Callable[[preparation.Progress], None]]:
 
 if __name__ == "__main__":
     define_flags()
-    command.run(main)
+    cli.run(main)

@@ -8,7 +8,6 @@ hung or lost a peer: start again. In several processes: docs/processes.md.
 
 import contextlib
 import dataclasses
-import time
 
 import jax
 from absl import flags
@@ -16,160 +15,98 @@ from etils import epath
 from ml_collections import config_flags
 
 from keel_jax import config
-from keel_jax.model import attention, lm
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.planning import chips, closed_form, recompute_choice
-from keel_jax.runtime import clock as clock_lib
-from keel_jax.runtime import command, compilation, distributed, exit_codes, stop, watchdog
-from keel_jax.training import (
-    checkpoint,
-    evaluation,
-    inputs,
-    loop,
-    metrics,
-    observation,
-    start,
-    telemetry,
-)
-from keel_jax.training import state as state_lib
-from keel_jax.training import step as step_lib
+from keel_jax.planning import chips, recompute_choice, resolve
+from keel_jax.runtime import cli, distributed, exit_codes
+from keel_jax.runtime import session as session_lib
+from keel_jax.training import checkpoint, inputs, loop, profiling, programs, start
+from keel_jax.training import logs as logs_lib
+from keel_jax.training import progress as progress_lib
+from keel_jax.training import status as status_lib
+from keel_jax.training import telemetry_records as telemetry_lib
 from keel_jax.training import workdir as workdir_lib
-
-# What may take longer than a step.
-_PAUSES = ("initialisation", "compile", "checkpoint_wait")
 
 
 def train(cfg: config.Config, workdir: epath.PathLike) -> int:
     """Trains, or goes on training, the run `cfg` in `workdir`; returns the exit code.
 
     Raises:
-      ValueError: a mistake in the options, the data or the directory; what was there is untouched.
+      UserError: a mistake in the options, the data or the directory; what was there is untouched.
       OSError: a file could not be written; the newest complete checkpoint is untouched.
     """
     with contextlib.ExitStack() as resources:
-        clock = clock_lib.Clock()
-        stop_request = resources.enter_context(stop.StopRequest())
-        compilations = resources.enter_context(compilation.Counter())
-        pauses = dict.fromkeys(_PAUSES, cfg.runtime.pause_timeout_seconds)
-        guard = watchdog.Watchdog(clock, cfg.runtime.step_timeout_seconds, pauses)
-        resources.enter_context(guard)
-        compilation.enable_cache(cfg.runtime.compilation_cache_dir)
+        session = resources.enter_context(session_lib.Session(cfg.runtime))
+        clock = session.clock
 
         # The options, the data and the directory, checked against each other.
-        with clock.measure("initialisation"):  # every checksum is read
+        with clock.measure("initialization"):  # every checksum is read
             tokens = inputs.open_inputs(cfg.data)
-        cfg = inputs.resolve(cfg, tokens)
-        mesh = mesh_lib.make(cfg.mesh)
-        inputs.check_sizes(cfg, tokens, mesh)
-        kernel = attention.choose(cfg, mesh)
-        choice = _recompute(cfg, mesh, kernel)
-        workdir = workdir_lib.prepare(workdir, cfg)
+        asked = inputs.complete(cfg, tokens)
+        mesh = mesh_lib.make(asked.mesh)
+        inputs.check_sizes(asked, tokens, mesh)
+        cfg = resolve.resolve(asked, mesh)
+        workdir = workdir_lib.prepare(workdir, asked)
 
         # The state, from wherever this run begins.
-        with clock.measure("initialisation"):
+        with clock.measure("initialization"):
             checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
             resources.enter_context(checkpoints)
-            if (code := start.ended_before(cfg, workdir, checkpoints)) is not None:
+            if (code := start.ended_before(asked, workdir, checkpoints)) is not None:
                 return code
             meta = inputs.meta(tokens)
             state, step = start.begin(cfg, mesh, checkpoints, meta)
 
         # The programs. From here on a failure is the run's, and status.json says so.
-        status = workdir_lib.Status(workdir, cfg, kernel, choice.to_json(), clock, compilations)
+        plan, is_chosen = resolve.predict(cfg, mesh), asked.model.recompute.plan == "auto"
+        status = status_lib.Status(workdir, cfg, plan.to_json(is_chosen=is_chosen), session)
         resources.enter_context(status)
-        guard.on_hang = status.hung
-        workdir_lib.describe(workdir, cfg, tokens.first.path / "tokenizer.model")
-        status.say(step)
-        _announce(cfg, step, kernel, choice)
+        session.watchdog.on_hang = status.hung
+        workdir_lib.describe(workdir, asked, tokens.first.path / "tokenizer.model")
+        status.update(step)
+        progress_lib.announce(cfg, step, recompute_choice.describe(plan, cfg, is_chosen=is_chosen))
         with clock.measure("compile"):
-            planned = recompute_choice.with_plan(cfg, choice.recompute)
-            train_step = _compiled("step", step_lib.compile_train_step, planned, mesh)
-            look = None
-            if cfg.telemetry.every_steps:
-                look = _compiled("telemetry", observation.compile_statistics, planned, mesh)
-            evaluator = evaluation.Evaluator(cfg, mesh, tokens.first)
+            compiled = programs.compile_all(cfg, mesh, tokens.first)
 
-        # What the loop tells, and to whom.
-        lanes = workdir_lib.lane_directories(workdir, cfg)
-        logs = resources.enter_context(metrics.Logs(lanes, step))
-        recorder = telemetry.Recorder(cfg, look, lanes, step, logs, clock)
-        progress = metrics.Progress(cfg.train.num_steps, step, visible=distributed.is_lead())
+        # What is written down, and shown.
+        trials = workdir_lib.trial_directories(workdir, cfg)
+        logs = resources.enter_context(logs_lib.Logs(trials, step))
+        telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, trials, step, logs, clock)
+        progress = progress_lib.Progress(cfg.train.num_steps, step, visible=distributed.is_lead())
         resources.enter_context(progress)
-        [is_evaluated] = distributed.from_lead(metrics.is_evaluated(lanes[0], step))
+        [is_evaluated] = distributed.from_lead(logs_lib.is_evaluated(trials[0], step))
         peak = chips.peak_flops_per_second(jax.devices()[0])
 
         def save(step: int, state, diverged: bool):
-            there = dataclasses.replace(
-                meta, step=step, next_sample=step * cfg.train.batch_size, diverged=diverged
-            )
-            checkpoints.save(state, there)
+            checkpoints.save(state, dataclasses.replace(meta, step=step, diverged=diverged))
 
         def on_logged(step: int):
             checkpoints.check()
-            status.say(step)
+            status.update(step)
 
         training = loop.Loop(
             cfg=cfg,
-            train_step=train_step,
+            train_step=compiled.train_step,
             batches=inputs.train_batches(cfg, tokens, mesh, step),
-            evaluator=evaluator,
+            evaluator=compiled.evaluator,
             is_evaluated=bool(is_evaluated),
             save=save,
             write=logs.write,
             on_logged=on_logged,
-            telemetry=recorder,
+            telemetry=telemetry,
             progress=progress,
-            stop_asked=stop_request.asked,
+            stop_asked=session.stop_request.asked,
             bytes_per_token=tokens.bytes_per_token,
             peak_flops=peak and peak * jax.device_count(),
-            trace_directory=str(workdir / "tensorboard"),
+            trace=profiling.StepTrace(cfg.train.profile_range, str(workdir / "tensorboard")),
             clock=clock,
         )
         with jax.transfer_guard("disallow"):
             code, step, state = training.run(state, step)
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
-        if code in (exit_codes.DONE, exit_codes.DIVERGED):  # others are in a hurry
-            recorder.draw()
+        if code in (exit_codes.DONE, exit_codes.DIVERGED):  # one that is to stop has no time
+            telemetry.draw()
         return status.end(code, step, state)
-
-
-def _recompute(cfg: config.Config, mesh: jax.sharding.Mesh, kernel: str) -> recompute_choice.Choice:
-    """What the backward pass will compute again; the lead's memory decides for all processes."""
-    state, device = state_lib.abstract(cfg, mesh), jax.local_devices()[0]
-    shards = closed_form.shards(state.params, state, step_lib.abstract_batch(cfg, mesh))
-    [mebibytes] = distributed.from_lead((chips.memory_bytes(device) or 0) >> 20)
-    return recompute_choice.choose(
-        cfg, dict(mesh.shape), shards, kernel, chips.known(device), mebibytes << 20 or None
-    )
-
-
-def _compiled(name: str, compile_program, cfg: config.Config, mesh: jax.sharding.Mesh):
-    """A program of the run; where it came from, in one line."""
-    begin = time.monotonic()
-    with compilation.Counter() as counter:
-        program = compile_program(cfg, mesh)
-    source = "from the cache" if counter.hits and not counter.misses else "compiled anew"
-    if distributed.is_lead():
-        print(f"compiled {name}: {source} in {time.monotonic() - begin:.1f} s", flush=True)
-    return program
-
-
-def _announce(cfg: config.Config, step: int, kernel: str, choice: recompute_choice.Choice):
-    """What is about to run, in one line."""
-    if not distributed.is_lead():
-        return
-    m = cfg.model
-    lanes = f", {cfg.num_lanes} lanes" if cfg.num_lanes > 1 else ""
-    print(
-        f"{m.topology}: {m.num_blocks} blocks = {m.num_sublayers} sub-layers, width {m.d_model}, "
-        f"{lm.count_params(m):,} parameters{lanes}; steps {step} to {cfg.train.num_steps} of "
-        f"{cfg.train.batch_size} x {cfg.train.seq_len} tokens on {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}, attention kernel {kernel}",
-        flush=True,
-    )
-    blocks = m.num_blocks // (cfg.mesh.stage * cfg.mesh.dcn_stage)
-    print(f"recompute: {recompute_choice.describe(choice, blocks)}", flush=True)
 
 
 def main(_):
@@ -185,4 +122,4 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
     distributed.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
-    command.run(main)
+    cli.run(main)

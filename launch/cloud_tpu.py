@@ -25,8 +25,9 @@ import re
 import shlex
 import time
 
+from keel_jax import errors
 from keel_jax.runtime import exit_codes
-from launch import command, fit, paid, slices, source, verdict
+from launch import fit, launcher, paid, slices, source, verdict
 from launch import runner as runner_lib
 
 # Bounds on single commands, seconds. Creating a large slice took quarters of an hour; a guess.
@@ -113,7 +114,7 @@ class Machine:
         return self.gcloud("delete", *self.delete_flags)
 
 
-class StartFailed(ValueError):
+class StartFailed(errors.UserError):
     """The machine did not become ready."""
 
 
@@ -123,9 +124,9 @@ class Preempted(Exception):
 
 def parser(description: str):
     """Options of both kinds of machine."""
-    made = command.parser(description)
-    command.add_source(made, "tpu,gcs")
-    command.add_tpus(made)
+    made = launcher.parser(description)
+    launcher.add_source(made, "tpu,gcs")
+    launcher.add_tpus(made)
     cloud = made.add_argument_group("Google Cloud")
     cloud.add_argument("--zone", required=True)
     cloud.add_argument("--project", help="(default: gcloud's)")
@@ -154,31 +155,31 @@ def parser(description: str):
     )
     end.add_argument(
         "--max_recreations",
-        type=command.not_negative,
+        type=launcher.not_negative,
         default=10,
         help="after preemptions (default: 10)",
     )
     end.add_argument(
         "--max_restarts",
-        type=command.not_negative,
+        type=launcher.not_negative,
         default=3,
         help="of all workers together, once their supervisors have given up (default: 3)",
     )
     end.add_argument(
         "--poll_seconds",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=60.0,
         help="between two looks at a machine (default: 60)",
     )
     end.add_argument(
         "--grace_seconds",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=300.0,
         help="for the other workers when one has ended, and for saving (default: 300)",
     )
     end.add_argument(
         "--lost_minutes",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=20.0,
         help="without a word of the workers: the machine counts as lost (default: 20)",
     )
@@ -200,14 +201,14 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace, machine: Machine
     _check(args)
     if args.attach:
         if _state(runner, machine) is None and not runner.dry_run:
-            raise ValueError(f"There is no {machine.kind} {machine.name} in {args.zone}.")
+            raise errors.UserError(f"There is no {machine.kind} {machine.name} in {args.zone}.")
         bundle = None
     else:
         bundle = source.packed(runner, source.bundle(runner, args))
         if not fit.fits(runner, args, args.topology, args.num_slices):
             return exit_codes.DOES_NOT_FIT
         if _state(runner, machine) is not None:
-            raise ValueError(
+            raise errors.UserError(
                 f"There is a {machine.kind} {machine.name} in {args.zone} already: give another "
                 f"--name, follow it with --attach, or delete it:\n  {shlex.join(machine.delete)}"
             )
@@ -236,12 +237,14 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace, machine: Machine
 
 def _check(args):
     if not args.workdir.startswith(("gs://", "/")):
-        raise ValueError(
+        raise errors.UserError(
             f"--workdir={args.workdir} would lie on one worker and go with it: give a gs:// "
             "directory, or an absolute path that all workers share."
         )
     if args.logs and not args.logs.startswith("gs://"):
-        raise ValueError(f"--logs={args.logs} is no gs:// directory; logs come to RUN_DIR/logs.")
+        raise errors.UserError(
+            f"--logs={args.logs} is no gs:// directory; logs come to RUN_DIR/logs."
+        )
 
 
 # --- The machine --------------------------------------------------------------------------------
@@ -382,13 +385,13 @@ def _follow(runner, args, machine) -> int:
             heard, num_workers = now, len(codes)
             ended = [code for code in codes if code is not None]
             if len(ended) == len(codes):
-                return verdict.judge(ended)
+                return verdict.combine_exit_codes(ended)
             if ended:
                 first_end = first_end or now
                 if now - first_end > args.grace_seconds:
                     runner.say(f"{len(ended)} of {len(codes)} workers have ended; the others too.")
                     _stop(runner, args, machine)
-                    return verdict.judge(ended)
+                    return verdict.combine_exit_codes(ended)
         else:
             _check_still_there(runner, args, machine, now - heard)
         runner.sleep(args.poll_seconds)

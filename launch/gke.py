@@ -14,8 +14,9 @@ import json
 import shlex
 import time
 
+from keel_jax import errors
 from keel_jax.runtime import exit_codes
-from launch import command, fit, paid, pods, slices, source, verdict
+from launch import fit, launcher, paid, pods, slices, source, verdict
 from launch import runner as runner_lib
 
 # A ConfigMap holds 1 MiB, in base64 (kubernetes.io/docs/concepts/configuration/configmap).
@@ -25,9 +26,9 @@ _JOB = "slice"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = command.parser(__doc__)
-    command.add_source(made, "tpu,gcs")
-    command.add_tpus(made)
+    made = launcher.parser(__doc__)
+    launcher.add_source(made, "tpu,gcs")
+    launcher.add_tpus(made)
     cluster = made.add_argument_group("the cluster")
     cluster.add_argument("--context", help="of kubectl (default: the current one)")
     cluster.add_argument("--namespace", default="default", help="(default: default)")
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     cluster.add_argument(
         "--chips_per_machine",
-        type=command.positive,
+        type=launcher.positive,
         help="of the node pool (default: 4, or all of a smaller slice)",
     )
     cluster.add_argument("--service_account", help="of Kubernetes, for access to gs://")
@@ -47,25 +48,25 @@ def parser() -> argparse.ArgumentParser:
     end = made.add_argument_group("following it")
     end.add_argument(
         "--max_restarts",
-        type=command.not_negative,
+        type=launcher.not_negative,
         default=20,
         help="of all Pods together (default: 20)",
     )
     end.add_argument(
         "--poll_seconds",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=30.0,
         help="between two looks at the JobSet (default: 30)",
     )
     end.add_argument(
         "--grace_seconds",
-        type=command.positive,
+        type=launcher.positive,
         default=300,
         help="for saving, when a Pod is to go (default: 300)",
     )
     end.add_argument(
         "--lost_minutes",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=60.0,
         help="without an answer of the cluster: give up (default: 60)",
     )
@@ -207,7 +208,7 @@ def _megascale(args) -> list[dict]:
 def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     """Plan, create, follow, fetch the logs, delete; returns the run's exit code."""
     if not args.workdir.startswith(("gs://", "/")):
-        raise ValueError(
+        raise errors.UserError(
             f"--workdir={args.workdir} would lie in a Pod and go with it: give a gs:// directory."
         )
     manifest = json.dumps(jobset(args), indent=2)
@@ -222,7 +223,7 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
         seconds=pods.KUBECTL_SECONDS,
     )
     if there.stdout.strip():
-        raise ValueError(
+        raise errors.UserError(
             f"There is {', '.join(there.stdout.split())} already: give another --name, or delete "
             f"it:\n  {shlex.join(_delete_command(args))}"
         )
@@ -249,7 +250,7 @@ def _kubectl(args) -> list[str]:
 def _check_size(bundle):
     size = sum((bundle / name).stat().st_size for name in source.FILES)
     if size > _MAX_BUNDLE_BYTES:
-        raise ValueError(
+        raise errors.UserError(
             f"The source is {size:,} bytes, but a ConfigMap takes {_MAX_BUNDLE_BYTES:,}: keep "
             "large files out of the repository, or use launch.xpk, which builds an image."
         )
@@ -279,7 +280,7 @@ def _follow(runner, args) -> int:
     """Waits until the JobSet has ended; the verdict on its Pods.
 
     Raises:
-      ValueError: its Pods did not all start within --wait_minutes, or the cluster fell silent.
+      UserError: its Pods did not all start within --wait_minutes, or the cluster fell silent.
     """
     begin = heard = time.monotonic()
     started = False
@@ -291,10 +292,12 @@ def _follow(runner, args) -> int:
         now = time.monotonic()
         if result.code != 0:
             if "NotFound" in result.stderr:
-                raise ValueError(f"JobSet {args.name} was deleted by someone else.")
+                raise errors.UserError(f"JobSet {args.name} was deleted by someone else.")
             runner.say(result.last_words)
             if now - heard > 60 * args.lost_minutes:
-                raise ValueError(f"No answer of the cluster for {args.lost_minutes:g} minutes.")
+                raise errors.UserError(
+                    f"No answer of the cluster for {args.lost_minutes:g} minutes."
+                )
         else:
             heard = now
             status = json.loads(result.stdout).get("status", {})
@@ -309,7 +312,7 @@ def _follow(runner, args) -> int:
                 started = True
                 runner.say(f"All {args.num_slices} slices run.")
             if not started and now - begin > 60 * args.wait_minutes:
-                raise ValueError(
+                raise errors.UserError(
                     f"{ready} of {args.num_slices} slices run after {args.wait_minutes:g} minutes: "
                     "--wait_minutes waits longer."
                 )
@@ -317,4 +320,4 @@ def _follow(runner, args) -> int:
 
 
 if __name__ == "__main__":
-    command.main(parser(), launch)
+    launcher.main(parser(), launch)

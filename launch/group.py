@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-from launch import command, verdict
+from launch import launcher, verdict
 from launch import runner as runner_lib
 
 _POLL_SECONDS = 0.05
@@ -75,7 +75,9 @@ def run(
         _wait(processes, asked, grace_seconds)
     for reader in readers:
         reader.join()
-    return verdict.judge(verdict.of_returncode(process.returncode) for process in processes)
+    return verdict.combine_exit_codes(
+        verdict.of_returncode(process.returncode) for process in processes
+    )
 
 
 def _wait(processes, asked, grace_seconds):
@@ -125,7 +127,7 @@ def environments(num_processes: int, platform: str, devices_per_process: int) ->
 def add_processes(made: argparse.ArgumentParser):
     """Options of processes on one machine."""
     group = made.add_argument_group("the processes")
-    group.add_argument("--num_processes", type=command.positive, required=True)
+    group.add_argument("--num_processes", type=launcher.positive, required=True)
     group.add_argument(
         "--platform",
         choices=("cpu", "gpu"),
@@ -133,11 +135,11 @@ def add_processes(made: argparse.ArgumentParser):
         help="cpu: simulated devices; gpu: each process gets its share of the GPUs (default: cpu)",
     )
     group.add_argument(
-        "--devices_per_process", type=command.positive, default=1, help="(default: 1)"
+        "--devices_per_process", type=launcher.positive, default=1, help="(default: 1)"
     )
     group.add_argument(
         "--grace_seconds",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=120.0,
         help="for the others when one has ended badly, and for saving (default: 120)",
     )

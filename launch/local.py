@@ -12,11 +12,11 @@ import os
 import sys
 
 from keel_jax.runtime import exit_codes
-from launch import command, fit, group, source
+from launch import fit, group, launcher, source
 
 
 def parser():
-    made = command.parser(__doc__)
+    made = launcher.parser(__doc__)
     group.add_processes(made)
     return made
 
@@ -49,4 +49,4 @@ def launch(runner, args) -> int:
 
 
 if __name__ == "__main__":
-    command.main(parser(), launch)
+    launcher.main(parser(), launch)

@@ -4,13 +4,14 @@ import collections.abc
 import contextlib
 import shlex
 
-from launch import command
+from keel_jax import errors
+from launch import launcher
 from launch import runner as runner_lib
 
 _MAX_PAUSE_FACTOR = 8
 
 
-class NotOurs(ValueError):
+class NotOurs(errors.UserError):
     """Something of this name was there already: it is not ours to delete."""
 
 
@@ -30,7 +31,7 @@ def held(
     Args:
       runner: says what happens.
       what: its kind and name.
-      delete_once: asks for its deletion, and returns whether it is surely gone.
+      delete_once: asks for its deletion, and returns whether it is finish_despite_interrupts gone.
       commands: what the user types to delete it and to look, if all tries fail.
       tries: of deleting; the pauses between them double.
       pause_seconds: the first pause.
@@ -42,7 +43,7 @@ def held(
     succeeded = []
 
     def delete():
-        with command.deaf(lambda: runner.say(f"Still deleting {what}: please wait.")):
+        with launcher.ignore_interrupts(lambda: runner.say(f"Still deleting {what}: please wait.")):
             for attempt in range(tries):
                 if attempt:
                     # What is being created or deleted refuses for a while.
@@ -52,7 +53,7 @@ def held(
                 if delete_once():
                     return
         lines = "\n".join(f"  {shlex.join(words)}" for words in commands)
-        raise command.LeftRunning(
+        raise launcher.LeftRunning(
             f"{what} COULD NOT BE DELETED AND MAY COST MONEY. Delete it yourself, and look that it "
             f"is gone:\n{lines}"
         )
@@ -62,12 +63,12 @@ def held(
     except NotOurs:
         raise
     except BaseException:
-        command.surely(delete)
+        launcher.finish_despite_interrupts(delete)
         raise
     if succeeded and keep:
         runner.say(f"{what} is kept, and may cost money, until:\n  {shlex.join(commands[0])}")
     else:
-        command.surely(delete)
+        launcher.finish_despite_interrupts(delete)
 
 
 def add_options(made, what: str):
@@ -76,7 +77,7 @@ def add_options(made, what: str):
     group.add_argument("--keep", action="store_true", help=f"keep the {what} if the run ends well")
     group.add_argument(
         "--delete_tries",
-        type=command.positive,
+        type=launcher.positive,
         default=8,
         help="before you are asked to delete it yourself (default: 8)",
     )

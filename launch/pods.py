@@ -22,7 +22,7 @@ def failure(runner: runner_lib.Runner, kubectl: list[str], name: str) -> int:
         seconds=KUBECTL_SECONDS,
     )
     codes = [int(word) for word in result.stdout.split() if word.isdigit()]
-    return (verdict.judge(codes) if codes else 0) or 1
+    return (verdict.combine_exit_codes(codes) if codes else 0) or 1
 
 
 def fetch_logs(runner: runner_lib.Runner, kubectl: list[str], name: str, directory: pathlib.Path):

@@ -7,7 +7,7 @@ Like launch.tpu_vm, but waits for its turn, --wait_minutes at most. Several slic
 together and form one program over the data centre's network (Multislice).
 """
 
-from launch import cloud_tpu, command, slices
+from launch import cloud_tpu, launcher, slices
 
 
 def machine(args) -> cloud_tpu.Machine:
@@ -49,4 +49,4 @@ def launch(runner, args) -> int:
 
 
 if __name__ == "__main__":
-    command.main(cloud_tpu.parser(__doc__), launch)
+    launcher.main(cloud_tpu.parser(__doc__), launch)

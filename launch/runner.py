@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 
+from keel_jax import errors
+
 Command = collections.abc.Sequence[str]
 
 # A command that was told to end gets this long before it is killed.
@@ -171,7 +173,7 @@ def _child(command, stdin):
                 command, stdin=given, stdout=stdout, stderr=stderr, start_new_session=True
             )
         except FileNotFoundError:
-            raise ValueError(
+            raise errors.UserError(
                 f"There is no program {command[0]!r} here: install it, or see --dry_run."
             ) from None
         try:

@@ -12,6 +12,8 @@ import difflib
 import math
 import re
 
+from keel_jax import errors
+
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
@@ -65,15 +67,17 @@ class Slice:
         """As in v5litepod-16.
 
         Raises:
-          ValueError: gcloud does not create this generation, or makes another shape of this size.
+          UserError: gcloud does not create this generation, or makes another shape of this size.
         """
         prefix = self.generation.gcloud_prefix
         if prefix is None:
-            raise ValueError(f"{self.name} is to be had through GKE only: python -m launch.gke.")
+            raise errors.UserError(
+                f"{self.name} is to be had through GKE only: python -m launch.gke."
+            )
         usual = _usual_shape(self.num_chips, self.generation.num_dimensions)
         if self.shape != usual:
             shape = "x".join(map(str, usual))
-            raise ValueError(
+            raise errors.UserError(
                 f"An accelerator type of {self.num_chips} chips has the shape {shape}, not "
                 f"{self.topology}: give --topology={self.name.split(':')[0]}:{shape}, or use GKE."
             )
@@ -82,7 +86,7 @@ class Slice:
     def num_machines(self, chips_per_machine: int) -> int:
         """Machines of a slice, which has `chips_per_machine` each."""
         if self.num_chips % chips_per_machine:
-            raise ValueError(
+            raise errors.UserError(
                 f"{self.name} has {self.num_chips} chips, which {chips_per_machine} a machine do "
                 "not divide: give another --chips_per_machine."
             )
@@ -108,26 +112,26 @@ def parse(name: str) -> Slice:
     """The slice of a name as `python -m keel_jax.plan --topology` has it.
 
     Raises:
-      ValueError: no such generation, or a shape that it does not have.
+      UserError: no such generation, or a shape that it does not have.
     """
     generation_name, _, topology = name.partition(":")
     if generation_name not in GENERATIONS:
         near = difflib.get_close_matches(generation_name, GENERATIONS, n=1, cutoff=0)
-        raise ValueError(
+        raise errors.UserError(
             f"Unknown TPU generation {generation_name!r} in {name!r}: did you mean {near[0]!r}? "
             f"There are {', '.join(GENERATIONS)}."
         )
     generation = GENERATIONS[generation_name]
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology):
-        raise ValueError(f"{name!r} has no shape: write it as in v5e:4x4 or v5p:4x4x4.")
+        raise errors.UserError(f"{name!r} has no shape: write it as in v5e:4x4 or v5p:4x4x4.")
     shape = tuple(map(int, topology.split("x")))
     if len(shape) != generation.num_dimensions:
-        raise ValueError(
+        raise errors.UserError(
             f"{name!r} has {len(shape)} dimensions, but {generation_name} has "
             f"{generation.num_dimensions}."
         )
     if math.prod(shape) > generation.max_chips:
-        raise ValueError(
+        raise errors.UserError(
             f"{name!r} has {math.prod(shape)} chips, but a slice of {generation_name} has at most "
             f"{generation.max_chips}: take several slices, --num_slices."
         )

@@ -14,8 +14,9 @@ import re
 import shlex
 import time
 
+from keel_jax import errors
 from keel_jax.runtime import exit_codes
-from launch import command, fit, paid, source
+from launch import fit, launcher, paid, source
 from launch import runner as runner_lib
 
 _SLURM_SECONDS = 120
@@ -37,11 +38,11 @@ _RUNNING = frozenset(
 
 
 def parser() -> argparse.ArgumentParser:
-    made = command.parser(__doc__)
-    command.add_source(made, "cuda")
+    made = launcher.parser(__doc__)
+    launcher.add_source(made, "cuda")
     job = made.add_argument_group("the job")
-    job.add_argument("--nodes", type=command.positive, required=True)
-    job.add_argument("--gpus_per_node", type=command.positive, required=True)
+    job.add_argument("--nodes", type=launcher.positive, required=True)
+    job.add_argument("--gpus_per_node", type=launcher.positive, required=True)
     job.add_argument("--time", required=True, help="limit of one stay on the nodes, as sbatch's")
     job.add_argument("--partition", help="(default: the cluster's)")
     job.add_argument("--account", help="(default: yours)")
@@ -54,13 +55,13 @@ def parser() -> argparse.ArgumentParser:
     )
     job.add_argument(
         "--grace_seconds",
-        type=command.positive,
+        type=launcher.positive,
         default=300,
         help="before the limit the run is told to save (default: 300)",
     )
     job.add_argument(
         "--max_requeues",
-        type=command.not_negative,
+        type=launcher.not_negative,
         default=100,
         help="of the job by itself (default: 100)",
     )
@@ -68,13 +69,13 @@ def parser() -> argparse.ArgumentParser:
     follow.add_argument("--follow", action="store_true", help="wait for its end; Ctrl-C cancels it")
     follow.add_argument(
         "--wait_minutes",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=24 * 60.0,
         help="with --follow, in the queue at most; then it is cancelled (default: 1440, a day)",
     )
     follow.add_argument(
         "--poll_seconds",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=60.0,
         help="between two looks at the job (default: 60)",
     )
@@ -137,7 +138,7 @@ exit "$code"
 def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     """Plan, submit; with --follow wait for the end. Returns the run's exit code, or 0."""
     if not args.workdir.startswith(("gs://", "/")):
-        raise ValueError(
+        raise errors.UserError(
             f"--workdir={args.workdir} depends on where a process starts: give an absolute path "
             "that all nodes see."
         )
@@ -211,7 +212,7 @@ def _follow(runner, args, job: str) -> int:
         if state in _PENDING:
             pending_since = pending_since or time.monotonic()
             if time.monotonic() - pending_since > 60 * args.wait_minutes:
-                raise ValueError(
+                raise errors.UserError(
                     f"Job {job} is still {state} after {args.wait_minutes:g} minutes: "
                     "--wait_minutes waits longer."
                 )
@@ -226,4 +227,4 @@ def _follow(runner, args, job: str) -> int:
 
 
 if __name__ == "__main__":
-    command.main(parser(), launch)
+    launcher.main(parser(), launch)

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import sys
 
+from keel_jax import errors
 from launch import runner as runner_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,7 +23,7 @@ def bundle(runner: runner_lib.Runner, args: argparse.Namespace) -> pathlib.Path:
     """Makes `RUN_DIR/bundle` with `FILES`, and returns it.
 
     Raises:
-      ValueError: the tree has changes that are not committed, or the commit lacks the config.
+      UserError: the tree has changes that are not committed, or the commit lacks the config.
     """
     git = ["git", "-C", str(ROOT)]
 
@@ -34,7 +35,7 @@ def bundle(runner: runner_lib.Runner, args: argparse.Namespace) -> pathlib.Path:
 
     changed = answer("status", "--porcelain")
     if changed and not args.allow_dirty:
-        raise ValueError(
+        raise errors.UserError(
             f"The tree has changes that no commit holds, so nobody could say what ran:\n{changed}\n"
             "Commit them, or take those of tracked files along with --allow_dirty."
         )
@@ -43,7 +44,7 @@ def bundle(runner: runner_lib.Runner, args: argparse.Namespace) -> pathlib.Path:
         # A commit of the tracked files as they are, on no branch; nothing if there are no changes.
         commit = answer("stash", "create") or commit
     if runner.ask([*git, "cat-file", "-e", f"{commit}:{args.config}"], seconds=_SECONDS).code != 0:
-        raise ValueError(
+        raise errors.UserError(
             f"Commit {commit[:12]} has no file {args.config}: give --config from the project's "
             "root, and commit the file."
         )

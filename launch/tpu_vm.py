@@ -8,7 +8,8 @@ the run under a supervisor, follows it, fetches the logs and deletes the slice. 
 to save, and deletes. For a place in a queue, or several slices: launch.queued_resource.
 """
 
-from launch import cloud_tpu, command, slices
+from keel_jax import errors
+from launch import cloud_tpu, launcher, slices
 
 
 def machine(args) -> cloud_tpu.Machine:
@@ -17,7 +18,7 @@ def machine(args) -> cloud_tpu.Machine:
     States: cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#State
     """
     if args.num_slices > 1:
-        raise ValueError(
+        raise errors.UserError(
             f"{args.num_slices} slices come as one queued resource: python -m "
             "launch.queued_resource."
         )
@@ -44,4 +45,4 @@ def launch(runner, args) -> int:
 
 
 if __name__ == "__main__":
-    command.main(cloud_tpu.parser(__doc__), launch)
+    launcher.main(cloud_tpu.parser(__doc__), launch)

@@ -18,21 +18,22 @@ import collections.abc
 import pathlib
 import sys
 
+from keel_jax import errors
 from keel_jax.runtime import exit_codes
 
 # Starting again can help; from the likeliest cause to the likeliest consequence.
 RETRYABLE = (139, 137, 134, exit_codes.HUNG, 143, exit_codes.PREEMPTED)
 
 
-def judge(codes: collections.abc.Iterable[int | None]) -> int:
+def combine_exit_codes(codes: collections.abc.Iterable[int | None]) -> int:
     """The exit code of the whole; None stands for a process that left no code.
 
     Raises:
-      ValueError: there are no codes.
+      UserError: there are no codes.
     """
     found = [exit_codes.HUNG if code is None else code for code in codes]
     if not found:
-        raise ValueError("A run of no processes has no exit code.")
+        raise errors.UserError("A run of no processes has no exit code.")
     known = (exit_codes.DONE, exit_codes.DIVERGED, *RETRYABLE)
     for code in found:
         if code not in known:
@@ -55,4 +56,4 @@ def read(directory: pathlib.Path, num_processes: int) -> list[int | None]:
 
 
 if __name__ == "__main__":
-    print(judge(read(pathlib.Path(sys.argv[1]), int(sys.argv[2]))))
+    print(combine_exit_codes(read(pathlib.Path(sys.argv[1]), int(sys.argv[2]))))

@@ -12,8 +12,9 @@ import argparse
 import re
 import shlex
 
+from keel_jax import errors
 from keel_jax.runtime import exit_codes
-from launch import command, fit, paid, pods, slices, source
+from launch import fit, launcher, paid, pods, slices, source
 from launch import runner as runner_lib
 
 _XPK_SECONDS = 300
@@ -25,9 +26,9 @@ _TIMED_OUT, _FAILED = 124, 125
 
 
 def parser() -> argparse.ArgumentParser:
-    made = command.parser(__doc__)
-    command.add_source(made, "tpu,gcs")
-    command.add_tpus(made)
+    made = launcher.parser(__doc__)
+    launcher.add_source(made, "tpu,gcs")
+    launcher.add_tpus(made)
     cluster = made.add_argument_group("the cluster")
     cluster.add_argument("--cluster", required=True)
     cluster.add_argument("--zone", required=True)
@@ -41,19 +42,19 @@ def parser() -> argparse.ArgumentParser:
     end = made.add_argument_group("following it")
     end.add_argument(
         "--max_restarts",
-        type=command.not_negative,
+        type=launcher.not_negative,
         default=20,
         help="of the workload (default: 20)",
     )
     end.add_argument(
         "--run_hours",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=168.0,
         help="for the run at most, its time in the queue included (default: 168, a week)",
     )
     end.add_argument(
         "--poll_seconds",
-        type=command.positive_float,
+        type=launcher.positive_float,
         default=30.0,
         help="between two tries of deleting (default: 30)",
     )
@@ -74,9 +75,11 @@ def _xpk(args, verb: str) -> list[str]:
 def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     """Plan, create, wait, delete; returns the run's exit code, or 124 after --run_hours."""
     if not args.workdir.startswith(("gs://", "/")):
-        raise ValueError(f"--workdir={args.workdir} would go with its Pod: give a gs:// directory.")
+        raise errors.UserError(
+            f"--workdir={args.workdir} would go with its Pod: give a gs:// directory."
+        )
     if args.wait_minutes > 60 * args.run_hours:
-        raise ValueError(
+        raise errors.UserError(
             f"--wait_minutes={args.wait_minutes:g} is more than --run_hours={args.run_hours:g}."
         )
     tpu_type = slices.parse(args.topology).accelerator_type
@@ -143,7 +146,7 @@ def _wait(runner, args) -> int:
         )
         # A table whose first column is the name.
         if re.search(rf"^{args.name}\s", queued.stdout, re.MULTILINE):
-            raise ValueError(
+            raise errors.UserError(
                 f"{args.name} is still in the queue after {args.wait_minutes:g} minutes: "
                 "--wait_minutes waits longer."
             )
@@ -165,4 +168,4 @@ def _ended(runner, args, seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    command.main(parser(), launch)
+    launcher.main(parser(), launch)

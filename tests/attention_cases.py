@@ -41,8 +41,8 @@ def run(kernel: str, q, k, v, segments, weights, index=None):
             kernel=kernel,
             query_index_BT=index,
             key_index_BS=index,
-            query_segments_BT=segments,
-            key_segments_BS=segments,
+            query_segment_ids_BT=segments,
+            key_segment_ids_BS=segments,
         )
         return (o.astype(jnp.float32) * weights).sum(), o
 

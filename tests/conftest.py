@@ -3,7 +3,7 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the suite's time is LLVM's. Its optimisation level touches neither XLA's graph, its
+# Most of the suite's time is LLVM's. Its optimization level touches neither XLA's graph, its
 # buffers nor its collectives, which are what tests look at.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
@@ -14,7 +14,8 @@ import jax
 import pytest
 
 from keel_jax import config
-from keel_jax.data import preparation
+from keel_jax.config import topologies as topology_table
+from keel_jax.data.preparing import preparation
 from keel_jax.runtime import platforms
 
 platforms.give_threads()
@@ -44,7 +45,7 @@ def tiny_config(**sections) -> config.Config:
         "train": dict(num_steps=6, batch_size=8, seq_len=16, log_every_steps=1, loss_chunk=0),
         "mesh": {},
         "data": {},
-        "lanes": {},
+        "trials": {},
         # A second program to compile; tests of telemetry switch it on.
         "telemetry": dict(every_steps=0),
         "runtime": {},
@@ -55,16 +56,10 @@ def tiny_config(**sections) -> config.Config:
     return config.from_config_dict({**values, "seed": seed})
 
 
-# Not of the one residual rule: what they carry, or how they join it, is their own.
-OTHER_RULES = (
-    "rezero",
-    "resi_dual",
-    "siamese_norm",
-    "static_hyper_connections",
-    "hyper_connections",
-    "mhc",
-    "attention_residuals",
-    "ngpt",
+# Those that carry more than one array or follow another equation, and ReZero, whose branches begin
+# at 0.
+OTHER_RULES = topology_table.names(
+    lambda row: not row.is_single_stream or "residual_scale" in row.residual_params
 )
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 
 from keel_jax import config
-from keel_jax.training import metrics
+from keel_jax.training import logs
 
 ROOT = pathlib.Path(__file__).parents[1]
 # No test waits longer for anything, however busy the machine.
@@ -42,7 +42,7 @@ class Program:
 
     def wait_for_step(self, workdir: pathlib.Path, step: int) -> None:
         """Waits until the log of the run in `workdir` holds `step`."""
-        self.wait_until(lambda: any(row["step"] >= step for row in metrics.read(workdir)))
+        self.wait_until(lambda: any(row["step"] >= step for row in logs.read(workdir)))
 
     def wait_until(self, condition) -> None:
         """Waits until `condition()`; every process has to live until then."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from keel_jax import config
 
-# Topologies whose stream is not normalised when it leaves the last block, by their own papers.
+# Topologies whose stream is not normalized when it leaves the last block, by their own papers.
 _NO_FINAL_NORM = (
     "keel",
     "keel_no_inner_norm",

@@ -1,4 +1,4 @@
-"""The house: imports go downward, every option is read, every config file is valid."""
+"""The layout: imports go downward, every option is read, every config file is valid."""
 
 import ast
 import dataclasses
@@ -9,9 +9,11 @@ import sys
 import jax
 import pytest
 
-from keel_jax import config, config_checks, evaluate, train
+from keel_jax import config, evaluate, train
+from keel_jax.config import effects
 from keel_jax.model import lm, residual
 from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.planning import resolve
 from keel_jax.training import optim, schedule
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
@@ -19,18 +21,17 @@ from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "keel_jax"
-# From the floor up; a room imports itself and rooms before it. planning and training are peers.
-ROOMS = ("config", "runtime", "parallel", "data", "model", "planning", "training", "verbs")
-PEERS = {"planning", "training"}
+# From the floor up: a package imports itself and those before it.
+PACKAGES = (
+    "config", "runtime", "parallel", "data", "model", "training", "planning", "entry points"
+)  # fmt: skip
 
 
-def _room(module: str) -> str:
+def _package(module: str) -> str:
     parts = module.split(".")
     if len(parts) == 1:
         return "config"  # the package itself: its version
-    if parts[1].startswith("config"):
-        return "config"  # config, and the modules that it is made of
-    return parts[1] if parts[1] in ROOMS else "verbs"
+    return parts[1] if parts[1] in PACKAGES else "entry points"
 
 
 def _imports(path: pathlib.Path) -> set[str]:
@@ -51,18 +52,21 @@ def _module(path: pathlib.Path) -> str:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.name))
 def test_imports_go_downward(path):
-    room = _room(_module(path))
+    package = _package(_module(path))
     for name in _imports(path):
         assert name.startswith("keel_jax"), f"{path} imports {name}: experiments import us"
-        other = _room(name)
-        assert ROOMS.index(other) <= ROOMS.index(room), f"{path} ({room}) imports {name} ({other})"
-        assert not (room != other and {room, other} == PEERS), f"{path} imports its peer {name}"
+        other = _package(name)
+        assert PACKAGES.index(other) <= PACKAGES.index(package), (
+            f"{path} ({package}) imports {name} ({other})"
+        )
 
 
-def test_a_room_above_would_be_noticed():
-    assert ROOMS.index(_room("keel_jax.training.loop")) > ROOMS.index(_room("keel_jax.model.lm"))
-    assert _room("keel_jax.train") == "verbs"
-    assert _room("keel_jax.config_checks") == "config"
+def test_a_package_above_would_be_noticed():
+    assert PACKAGES.index(_package("keel_jax.training.loop")) > PACKAGES.index(
+        _package("keel_jax.model.lm")
+    )
+    assert _package("keel_jax.train") == "entry points"
+    assert _package("keel_jax.config.effects") == "config"
 
 
 # --- Options -------------------------------------------------------------------------------------
@@ -131,7 +135,7 @@ def test_reads_are_told_from_checks_and_copies(reads):
 
 
 def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
-    """By a short run and its evaluation, or by the step of an optimiser, a schedule, a topology."""
+    """By a short run and its evaluation, or by the step of an optimizer, a schedule, a topology."""
     cfg = conftest.tiny_config(
         model=dict(num_blocks=1, vocab_size=None),
         data=dict(path=str(token_dir)),
@@ -148,7 +152,7 @@ def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
     for variant in variants:
         variant_cfg = conftest.tiny_config(**variant)
         mesh = mesh_lib.make(variant_cfg.mesh)
-        step_lib.jit_train_step(variant_cfg, mesh).eval_shape(
+        step_lib.jit_train_step(resolve.resolve(variant_cfg, mesh), mesh).eval_shape(
             state_lib.abstract(variant_cfg, mesh), step_lib.abstract_batch(variant_cfg, mesh)
         )
     never = _OPTIONS - reads - set(_STAND_INS)
@@ -157,15 +161,15 @@ def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
 
 def _readers(decider: str, value) -> set[str]:
     """The options that the table says are read where `decider` has this value."""
-    return {r.option for r in config_checks.READERS if r.decider == decider and r.reads(value)}
+    return {r.option for r in effects.READERS if r.decider == decider and r.reads(value)}
 
 
 def _table(decider: str) -> set[str]:
-    return {r.option for r in config_checks.READERS if r.decider == decider}
+    return {r.option for r in effects.READERS if r.decider == decider}
 
 
 @pytest.mark.parametrize("name", config.OPTIMIZERS)
-def test_the_table_of_readers_is_true_of_optimisers(reads, name):
+def test_the_table_of_readers_is_true_of_optimizers(reads, name):
     optim.make(config.OptimConfig(name=name))
     assert reads & _table("optim.name") == _readers("optim.name", name)
 
@@ -194,7 +198,8 @@ def test_the_table_of_readers_is_true_of_topologies(reads, name, tied):
     residual.topology(cfg.model)
     model = lm.LanguageModel(cfg.model)
     shapes = jax.eval_shape(lambda: lm.init(model, jax.random.key(0)))
-    optim.describe_groups(shapes, cfg.optim)
+    optim.multipliers(shapes, cfg.optim.lr_multiplier)
+    optim.multipliers(shapes, cfg.optim.decay_multiplier)
     # Read everywhere, to no effect where queries and keys are normed anyway.
     options = _table("model.topology") - {"model.qk_norm"}
     assert reads & options == _readers("model.topology", name) - {"model.qk_norm"}

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from keel_jax import config, plan
-from keel_jax.planning import closed_form, search
+from keel_jax.planning import cost_model, search
 from keel_jax.runtime import exit_codes
 from tests import conftest
 
@@ -117,7 +117,10 @@ def test_a_search_finds_a_front_to_paste():
             section = functools.reduce(lambda door, key: door[key], sections, again)
             kind = type(section[option])
             section[option] = ast.literal_eval(text) if kind in (bool, tuple) else kind(text)
-        assert config.from_config_dict(again) == result.cfg
+        # The kernel follows from the mesh: no flag says it.
+        planned = config.from_config_dict(again)
+        model = dataclasses.replace(planned.model, attention=result.cfg.model.attention)
+        assert dataclasses.replace(planned, model=model) == result.cfg
 
 
 def test_candidates_are_valid_and_all_different():
@@ -148,17 +151,17 @@ def test_the_front_drops_what_another_plan_beats():
 
 def test_advice_is_segments_or_micro_batches_or_more_devices():
     cfg = conftest.tiny_config(
-        model=dict(recompute=dict(plan="block"), num_blocks=64),
+        model=dict(recompute=dict(plan="block"), num_blocks=64, attention="reference"),
         train=dict(batch_size=64, seq_len=64),
     )
     sizes = dict.fromkeys(config.MESH_AXES, 1) | {"fsdp": 8}
-    shards = closed_form.Shards(1000, 2000, 100, ())
+    shards = cost_model.Shards(1000, 2000, 100, ())
 
     def takes(cfg):
-        return closed_form.temporaries(cfg, sizes, 1000, "reference").total
+        return cost_model.temporaries(cfg, sizes, 1000).total
 
     def advice(cfg, total, limit):
-        return closed_form.advice(cfg, sizes, shards, "reference", total, limit)
+        return cost_model.advice(cfg, sizes, shards, total, limit)
 
     segments = config.RecomputeConfig(plan="segments")
     deep = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, recompute=segments))

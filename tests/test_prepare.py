@@ -96,7 +96,7 @@ def test_an_unwritable_output_is_one_sentence(source):
 
 def test_ctrl_c_ends_cleanly_and_is_continued(tmp_path):
     # Seen once in some ten runs on a loaded machine: the run went on to its end, as if Python had
-    # dropped the KeyboardInterrupt (it does, inside a finaliser). A person presses again; so here.
+    # dropped the KeyboardInterrupt (it does, inside a finalizer). A person presses again; so here.
     for attempt in range(3):
         output = tmp_path / f"out{attempt}"
         command = [

@@ -16,7 +16,7 @@ import pytest
 from keel_jax import config, evaluate, train
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import checkpoint, metrics, telemetry
+from keel_jax.training import checkpoint, logs, telemetry_records
 from tests import conftest, processes
 
 NUM_STEPS = 5
@@ -54,7 +54,7 @@ def _numbers(workdir):
     """The rows of metrics.jsonl without the clock's."""
     return [
         {key: value for key, value in row.items() if not key.startswith("time/")}
-        for row in metrics.read(workdir)
+        for row in logs.read(workdir)
     ]
 
 
@@ -131,7 +131,7 @@ def test_two_processes_are_one_and_one_signal_stops_both(number, asked, alone, t
     assert status["state"] == "preempted" and status["step"] >= NUM_STEPS
     assert (run / "checkpoints" / str(status["step"])).is_dir()
     assert train.train(_with_steps(cfg, status["step"] + 1), run) == exit_codes.DONE
-    steps = [row["step"] for row in metrics.read(run) if "tokens" in row]
+    steps = [row["step"] for row in logs.read(run) if "tokens" in row]
     assert steps == list(range(1, status["step"] + 2))
 
 
@@ -192,35 +192,37 @@ def test_every_axis_over_four_processes(sizes, token_dir, cache_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_lanes_over_processes(token_dir, cache_dir, tmp_path):
-    """A lane per process, one of which diverges; stopped and continued by one process.
+def test_trials_over_processes(token_dir, cache_dir, tmp_path):
+    """A trial per process, one of which diverges; stopped and continued by one process.
 
     Each process looks at the steps that are due and at the diverging one, which is not.
     """
     cfg = _config(
         token_dir,
         cache_dir,
-        lanes=dict(peak_lr=(1e-2, 1e30), seed=(3, 4)),
-        mesh=dict(lane=2, fsdp=1),
+        trials=dict(peak_lr=(1e-2, 1e30), seed=(3, 4)),
+        mesh=dict(trial=2, fsdp=1),
         telemetry=dict(every_steps=4),
     )
     _train(cfg, tmp_path / "one", num_processes=1, devices_each=2)
     _train(cfg, tmp_path / "two", num_processes=2)
-    for lane, state in (("000", "done"), ("001", "diverged")):
-        one, two = (tmp_path / name / "lanes" / lane for name in ("one", "two"))
+    for trial, state in (("000", "done"), ("001", "diverged")):
+        one, two = (tmp_path / name / "trials" / trial for name in ("one", "two"))
         assert _numbers(two) == _numbers(one)
         assert _status(two)["state"] == _status(one)["state"] == state
         assert _status(two)["step"] == _status(one)["step"]
-        seen = [telemetry.load(workdir) for workdir in (one, two)]
+        seen = [telemetry_records.load(workdir) for workdir in (one, two)]
         assert seen[0]["step"].tolist() == ([1, 4, 5] if state == "done" else [1, 3])
         assert set(seen[0]) == set(seen[1])
         for name, values in seen[0].items():
             np.testing.assert_allclose(seen[1][name], values, rtol=1e-4, atol=1e-9, err_msg=name)
-        reports = [files.read_json(workdir / telemetry.DIVERGENCE) for workdir in (one, two)]
+        reports = [
+            files.read_json(workdir / telemetry_records.DIVERGENCE) for workdir in (one, two)
+        ]
         assert reports[0] == reports[1] and (reports[0] is None) == (state == "done")
     longer = _with_steps(cfg, NUM_STEPS + 1)
     _train(longer, tmp_path / "two", num_processes=2)
-    assert metrics.read(tmp_path / "two/lanes/000")[-1]["step"] == NUM_STEPS + 1
+    assert logs.read(tmp_path / "two/trials/000")[-1]["step"] == NUM_STEPS + 1
 
 
 @pytest.mark.slow

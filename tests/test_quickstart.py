@@ -11,7 +11,7 @@ import pytest
 
 from experiments import quickstart
 from keel_jax.runtime import files
-from keel_jax.training import metrics
+from keel_jax.training import logs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -26,8 +26,8 @@ ROOT = pathlib.Path(__file__).parents[1]
         ("# anything ' goes", True),
     ],
 )
-def test_lines_that_python_can_tokenise(line, expected):
-    assert quickstart.is_tokenisable(line) == expected
+def test_lines_that_python_can_tokenize(line, expected):
+    assert quickstart.is_tokenizable(line) == expected
 
 
 def test_falling_is_about_the_last_point():
@@ -59,12 +59,12 @@ def test_quickstart_survives_a_kill_and_ends(tmp_path):
     assert files.read_json(output / "run/status.json")["state"] == "running"
     again = subprocess.run(command, capture_output=True, timeout=900, **options)
     assert again.returncode == 0, again.stderr
-    rows = [row["step"] for row in metrics.read(output / "run") if "tokens" in row]
+    rows = [row["step"] for row in logs.read(output / "run") if "tokens" in row]
     assert rows == [1, 10, 20, 30]
     result = files.read_json(output / "result.json")
     assert result["step"] == 30
     assert 0 < result["lzma_bits_per_byte"] < result["gzip_bits_per_byte"] < 3
-    assert 0 <= result["tokenisable_lines_fraction"] <= 1
+    assert 0 <= result["tokenizable_lines_fraction"] <= 1
     assert (output / "loss.png").stat().st_size > 10_000
     done = subprocess.run(command, capture_output=True, timeout=120, **options)
     assert done.returncode == 0 and "is done: 30 steps" in done.stdout

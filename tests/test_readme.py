@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from keel_jax.runtime import files
-from keel_jax.training import metrics
+from keel_jax.training import logs
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -70,5 +70,5 @@ def test_the_readme_works(tmp_path):
     # 1024 sub-layers took real steps, and the loss fell.
     deep = tmp_path / "runs/deep"
     assert files.read_json(deep / "status.json")["num_sublayers"] == 1024
-    losses = [row["train/loss_nats_per_token"] for row in metrics.read(deep) if "tokens" in row]
+    losses = [row["train/loss_nats_per_token"] for row in logs.read(deep) if "tokens" in row]
     assert losses[-1] < losses[0] - 0.5, losses

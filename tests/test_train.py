@@ -24,7 +24,7 @@ from keel_jax import config, evaluate, generate, train
 from keel_jax.model import sampling
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import checkpoint, loop, metrics
+from keel_jax.training import checkpoint, logs, loop
 from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def _numbers(workdir):
     """The rows of metrics.jsonl without the clock's."""
     return [
         {key: value for key, value in row.items() if not key.startswith("time/")}
-        for row in metrics.read(workdir)
+        for row in logs.read(workdir)
     ]
 
 
@@ -63,7 +63,7 @@ def _unfinished(workdir, tmp_path, last_step=NUM_STEPS - 1):
 
 
 def _progress(workdir, step):
-    """The optimiser's state and counts in a checkpoint, as plain arrays."""
+    """The optimizer's state and counts in a checkpoint, as plain arrays."""
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(pathlib.Path(workdir) / f"checkpoints/{step}/progress")
 
@@ -92,7 +92,7 @@ def test_a_run_writes_what_it_promises(finished):
     assert status["step"] == NUM_STEPS and status["num_sublayers"] == 6
     assert status["compile_seconds"] > 0 and status["num_params"] > 0
     assert status["attention_kernel"] == "reference"
-    rows = metrics.read(workdir)
+    rows = logs.read(workdir)
     train_rows = [row for row in rows if "train/loss_nats_per_token" in row]
     assert [row["step"] for row in train_rows] == [1, 2, 3, 4, 5]
     for key in (
@@ -118,7 +118,7 @@ def test_a_run_writes_what_it_promises(finished):
 
 @pytest.mark.parametrize("stop", range(NUM_STEPS))
 def test_resume_from_every_step_is_bitwise_the_run_never_stopped(finished, tmp_path, stop):
-    """Weights, optimiser and metrics; the log starts out with lines beyond the checkpoint."""
+    """Weights, optimizer and metrics; the log starts out with lines beyond the checkpoint."""
     cfg, workdir = finished
     copy = _unfinished(workdir, tmp_path, stop)
     assert train.train(cfg, copy) == exit_codes.DONE
@@ -155,7 +155,7 @@ def test_a_finished_run_can_be_lengthened_and_its_rate_changed(finished, tmp_pat
         optim=dataclasses.replace(cfg.optim, peak_lr=1e-4, schedule="constant"),
     )
     assert train.train(longer, copy) == exit_codes.DONE
-    last = [row for row in metrics.read(copy) if "train/learning_rate" in row][-1]
+    last = [row for row in logs.read(copy) if "train/learning_rate" in row][-1]
     assert last["step"] == NUM_STEPS + 2
     assert last["train/learning_rate"] == pytest.approx(1e-4)
 
@@ -218,37 +218,38 @@ def test_a_first_start_that_failed_binds_nothing(token_dir, cache_dir, tmp_path)
     assert train.train(_config(token_dir, cache_dir), tmp_path / "run") == exit_codes.DONE
 
 
-def test_lanes_are_runs_of_their_own(token_dir, cache_dir, tmp_path):
-    """A lane's metrics equal those of the run alone; each has a work directory to evaluate."""
-    cfg = _config(token_dir, cache_dir, lanes=dict(peak_lr=(1e-2, 1e30), seed=(3, 3)))
-    assert train.train(cfg, tmp_path / "lanes") == exit_codes.DONE
-    alone = cfg.for_lane(0)
+def test_trials_are_runs_of_their_own(token_dir, cache_dir, tmp_path):
+    """A trial's metrics equal those of the run alone; each has a work directory to evaluate."""
+    cfg = _config(token_dir, cache_dir, trials=dict(peak_lr=(1e-2, 1e30), seed=(3, 3)))
+    assert train.train(cfg, tmp_path / "trials") == exit_codes.DONE
+    alone = cfg.for_trial(0)
     assert train.train(alone, tmp_path / "alone") == exit_codes.DONE
     for one, other in zip(
-        _numbers(tmp_path / "lanes/lanes/000"), _numbers(tmp_path / "alone"), strict=True
+        _numbers(tmp_path / "trials/trials/000"), _numbers(tmp_path / "alone"), strict=True
     ):
         for key in other:
             assert one[key] == pytest.approx(other[key], rel=1e-3), key
-    states = [_status(tmp_path / f"lanes/lanes/{lane:03}")["state"] for lane in range(2)]
+    states = [_status(tmp_path / f"trials/trials/{trial:03}")["state"] for trial in range(2)]
     assert states == ["done", "diverged"]
     found = [
-        evaluate.evaluate(tmp_path / d)["loss_nats_per_token"] for d in ("lanes/lanes/000", "alone")
+        evaluate.evaluate(tmp_path / d)["loss_nats_per_token"]
+        for d in ("trials/trials/000", "alone")
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-3)
-    with pytest.raises(ValueError, match="holds 2 lanes"):
-        evaluate.evaluate(tmp_path / "lanes")
-    # Started again, the lanes are done.
-    assert train.train(cfg, tmp_path / "lanes") == exit_codes.DONE
+    with pytest.raises(ValueError, match="holds 2 trials"):
+        evaluate.evaluate(tmp_path / "trials")
+    # Started again, the trials are done.
+    assert train.train(cfg, tmp_path / "trials") == exit_codes.DONE
 
 
 def test_divergence_is_exit_code_three_and_stays(token_dir, cache_dir, tmp_path, capsys):
     cfg = _config(token_dir, cache_dir, optim=dict(peak_lr=1e30))
     assert train.train(cfg, tmp_path) == exit_codes.DIVERGED
     assert _status(tmp_path)["state"] == "diverged"
-    rows = metrics.read(tmp_path)
+    rows = logs.read(tmp_path)
     assert train.train(cfg, tmp_path) == exit_codes.DIVERGED
     assert "with the same options it would again" in capsys.readouterr().out
-    assert metrics.read(tmp_path) == rows
+    assert logs.read(tmp_path) == rows
     for leaf in jax.tree.leaves(_params(tmp_path)):
         assert np.isfinite(leaf).all()
     gentle = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, peak_lr=1e-3))
@@ -267,7 +268,7 @@ def test_a_diverged_run_is_rescued_by_a_lower_rate(token_dir, cache_dir, tmp_pat
             shutil.rmtree(step)
     gentle = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, peak_lr=1e-2))
     assert train.train(gentle, tmp_path) == exit_codes.DONE
-    rows = [row["step"] for row in metrics.read(tmp_path) if "tokens" in row]
+    rows = [row["step"] for row in logs.read(tmp_path) if "tokens" in row]
     assert rows == [1, 2, 3, 4, 5]
 
 
@@ -297,7 +298,7 @@ def test_evaluation_is_the_same_on_one_device_and_on_eight(finished):
         evaluate.evaluate(workdir, mesh=one_mesh),
         evaluate.evaluate(workdir, mesh=one_mesh, batch_size=5),
     ]
-    last = [row for row in metrics.read(workdir) if "eval/loss_nats_per_token" in row][-1]
+    last = [row for row in logs.read(workdir) if "eval/loss_nats_per_token" in row][-1]
     for result in found:
         assert result["num_tokens"] == found[0]["num_tokens"]
         assert result["loss_nats_per_token"] == pytest.approx(
@@ -322,9 +323,9 @@ def test_a_stop_during_the_last_validation_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "stops", lambda self, step: step == NUM_STEPS)
         assert train.train(cfg, tmp_path) == exit_codes.PREEMPTED
-    assert not [row for row in metrics.read(tmp_path) if "eval/loss_nats_per_token" in row]
+    assert not [row for row in logs.read(tmp_path) if "eval/loss_nats_per_token" in row]
     assert train.train(cfg, tmp_path) == exit_codes.DONE
-    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2, 3, 4, 5, 5]
+    assert [row["step"] for row in logs.read(tmp_path)] == [1, 2, 3, 4, 5, 5]
 
 
 def test_a_stop_during_compilation_ends_before_the_first_step(
@@ -339,16 +340,16 @@ def test_a_stop_during_compilation_ends_before_the_first_step(
     jax.tree.map(np.testing.assert_array_equal, _params(tmp_path), _params(workdir))
 
 
-def test_a_dead_lane_stays_dead_over_a_restart(token_dir, cache_dir, tmp_path, monkeypatch):
-    """Stopped and started, the lanes are those of a run never stopped, the dead one too."""
-    cfg = _config(token_dir, cache_dir, lanes=dict(peak_lr=(1e-2, 1e30)))
+def test_a_dead_trial_stays_dead_over_a_restart(token_dir, cache_dir, tmp_path, monkeypatch):
+    """Stopped and started, the trials are those of a run never stopped, the dead one too."""
+    cfg = _config(token_dir, cache_dir, trials=dict(peak_lr=(1e-2, 1e30)))
     assert train.train(cfg, tmp_path / "whole") == exit_codes.DONE
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "stops", lambda self, step: step == 4)
         assert train.train(cfg, tmp_path / "parts") == exit_codes.PREEMPTED
     assert train.train(cfg, tmp_path / "parts") == exit_codes.DONE
-    for lane in ("lanes/000", "lanes/001"):
-        whole, parts = tmp_path / "whole" / lane, tmp_path / "parts" / lane
+    for trial in ("trials/000", "trials/001"):
+        whole, parts = tmp_path / "whole" / trial, tmp_path / "parts" / trial
         assert _numbers(parts) == _numbers(whole)
         assert _status(parts)["state"] == _status(whole)["state"]
         assert _status(parts)["step"] == _status(whole)["step"]
@@ -473,7 +474,7 @@ def test_sigterm_saves_and_exits_75_and_the_next_start_goes_on(token_dir, cache_
     )
     try:
         deadline = time.monotonic() + 200
-        while len(metrics.read(tmp_path)) < 3 and time.monotonic() < deadline:
+        while len(logs.read(tmp_path)) < 3 and time.monotonic() < deadline:
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
@@ -487,7 +488,7 @@ def test_sigterm_saves_and_exits_75_and_the_next_start_goes_on(token_dir, cache_
     flags[3] = f"--config.train.num_steps={status['step'] + 2}"
     again = _verb("train", *flags, "--config.optim.warmup_steps=1")
     assert again.returncode == exit_codes.DONE, again.stderr
-    steps = [row["step"] for row in metrics.read(tmp_path) if "tokens" in row]
+    steps = [row["step"] for row in logs.read(tmp_path) if "tokens" in row]
     assert steps == list(range(1, status["step"] + 3))
 
 

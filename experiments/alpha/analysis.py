@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments.alpha import points
-from experiments.frame import checks, comparison, corpus, figures
-from experiments.frame import outcome as outcome_lib
-from experiments.frame import point as point_lib
+from experiments.sweeps import checks, comparison, corpus, figures
+from experiments.sweeps import outcome as outcome_lib
+from experiments.sweeps import point as point_lib
 
 
 def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: str) -> dict:

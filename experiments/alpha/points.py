@@ -2,7 +2,7 @@
 
 import math
 
-from experiments.frame import command, point
+from experiments.sweeps import experiment, point
 
 # The default: alpha = 2N, v2 first block, inner norm, float32 stream.
 REFERENCE = "keel-2N"
@@ -32,7 +32,7 @@ VARIANTS = {
 }
 
 
-def micro() -> command.Preset:
+def micro() -> experiment.Preset:
     """64 sub-layers, 32 wide: two cores, minutes."""
     points = _points(
         "experiments/configs/micro.py",
@@ -43,10 +43,10 @@ def micro() -> command.Preset:
     )
     # What is not a value of alpha: at the larger rate alone.
     points = [each for each in points if each.series not in VARIANTS or each.peak_lr == 1e-2]
-    return command.Preset(points=points, stdlib_vocab_size=384, max_lanes=6)
+    return experiment.Preset(points=points, stdlib_vocab_size=384, max_trials=6)
 
 
-def small() -> command.Preset:
+def small() -> experiment.Preset:
     """64 and 512 sub-layers, 128 wide: one accelerator."""
     points = []
     for num_blocks in (32, 256):
@@ -58,13 +58,13 @@ def small() -> command.Preset:
             {"model.num_blocks": num_blocks},
             f"-L{2 * num_blocks}",
         )
-    return command.Preset(points=points, stdlib_vocab_size=1024, max_lanes=9)
+    return experiment.Preset(points=points, stdlib_vocab_size=1024, max_trials=9)
 
 
-def paper() -> command.Preset:
+def paper() -> experiment.Preset:
     """The paper's 512 sub-layers, 1024 wide, at its rate, one seed."""
-    return command.Preset(
-        points=_points("experiments/configs/keel_L512.py", 256, (6e-3,), (0,), {}), max_lanes=1
+    return experiment.Preset(
+        points=_points("experiments/configs/keel_L512.py", 256, (6e-3,), (0,), {}), max_trials=1
     )
 
 

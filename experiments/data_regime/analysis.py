@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments.data_regime import points
-from experiments.frame import checks, comparison, corpus, figures
-from experiments.frame import outcome as outcome_lib
-from experiments.frame import point as point_lib
+from experiments.sweeps import checks, comparison, corpus, figures
+from experiments.sweeps import outcome as outcome_lib
+from experiments.sweeps import point as point_lib
 from keel_jax.data import shards
 
 # Average of six benchmarks, arXiv:2601.19895, Table 4: FineWeb-Edu, 512 sub-layers.
@@ -39,7 +39,7 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
         lengths,
         best,
         unigram,
-        "optimiser steps of a run, on all the tokens that there are",
+        "optimizer steps of a run, on all the tokens that there are",
         out,
         "loss_against_steps",
     )

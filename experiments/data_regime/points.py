@@ -1,6 +1,6 @@
 """The runs of each preset: Keel and Pre-LN on more steps, and on more distinct tokens."""
 
-from experiments.frame import command, point
+from experiments.sweeps import experiment, point
 
 TOPOLOGIES = ("keel", "pre_ln")
 ALL = "all"
@@ -18,17 +18,17 @@ def parse(name: str) -> tuple[str, int, int | None]:
     return topology, int(steps.removeprefix("steps")), None if tokens == ALL else int(tokens)
 
 
-def micro() -> command.Preset:
+def micro() -> experiment.Preset:
     """50 to 200 steps of 256 tokens; 200 steps on fewer distinct tokens: two cores, minutes."""
     regimes = [(50, None), (100, None), (200, None), (200, 2**11)]
-    return command.Preset(
+    return experiment.Preset(
         points=_points("experiments/configs/micro.py", regimes, (3.2e-3, 1e-2), range(3)),
         stdlib_vocab_size=384,
-        max_lanes=6,
+        max_trials=6,
     )
 
 
-def small() -> command.Preset:
+def small() -> experiment.Preset:
     """500 to 16 000 steps of 8192 tokens; 4000 on fewer distinct tokens: one accelerator."""
     regimes = [
         (500, None),
@@ -40,14 +40,14 @@ def small() -> command.Preset:
         (4000, 2**18),
         (4000, 2**20),
     ]
-    return command.Preset(
+    return experiment.Preset(
         points=_points("experiments/configs/small.py", regimes, (1e-3, 3e-3, 1e-2), range(3)),
         stdlib_vocab_size=1024,
-        max_lanes=9,
+        max_trials=9,
     )
 
 
-def paper() -> command.Preset:
+def paper() -> experiment.Preset:
     """Table 4's two sizes of FineWeb-Edu at 512 sub-layers, over its grid of rates."""
     points = []
     for size, num_tokens, seq_len in (("10b", 10 * 10**9, 2048), ("40b", 40 * 10**9, 4096)):
@@ -60,7 +60,7 @@ def paper() -> command.Preset:
                 (1e-3, 1.5e-3, 3e-3, 4.5e-3),
                 (0,),
             )
-    return command.Preset(points=points, max_lanes=1)
+    return experiment.Preset(points=points, max_trials=1)
 
 
 PRESETS = {"micro": micro, "small": small, "paper": paper}

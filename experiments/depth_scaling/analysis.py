@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments.depth_scaling import points
-from experiments.frame import checks, comparison, corpus, figures
-from experiments.frame import outcome as outcome_lib
-from experiments.frame import point as point_lib
+from experiments.sweeps import checks, comparison, corpus, figures
+from experiments.sweeps import outcome as outcome_lib
+from experiments.sweeps import point as point_lib
 
 # Average of the paper's benchmarks by sub-layers (Table 3), and deep against wide at 3 B (Table 5),
 # arXiv:2601.19895.

@@ -1,6 +1,6 @@
 """The runs of each preset: Keel and Pre-LN, deeper at one width, and wide instead of deep."""
 
-from experiments.frame import command, point
+from experiments.sweeps import experiment, point
 
 TOPOLOGIES = ("keel", "pre_ln")
 
@@ -19,28 +19,28 @@ def parse(name: str) -> tuple[str, int, int]:
     return topology, int(depth[1:]), int(width[1:])
 
 
-def micro() -> command.Preset:
+def micro() -> experiment.Preset:
     """16, 64 and 128 sub-layers, 32 wide, and 16 of 64: two cores, minutes."""
     shapes = [(8, 32, 96), (32, 32, 96), (64, 32, 96), (8, 64, 192)]
     overrides = {"train.num_steps": 150, "optim.warmup_steps": 30}
-    return command.Preset(
+    return experiment.Preset(
         points=_points("experiments/configs/micro.py", shapes, (3.2e-3, 1e-2), range(3), overrides),
         stdlib_vocab_size=384,
-        max_lanes=6,
+        max_trials=6,
     )
 
 
-def small() -> command.Preset:
+def small() -> experiment.Preset:
     """64 to 512 sub-layers, 128 wide, and 64 of 256: one accelerator."""
     shapes = [(32, 128, 384), (64, 128, 384), (128, 128, 384), (256, 128, 384), (32, 256, 768)]
-    return command.Preset(
+    return experiment.Preset(
         points=_points("experiments/configs/small.py", shapes, (1e-3, 3e-3, 1e-2), range(3), {}),
         stdlib_vocab_size=1024,
-        max_lanes=9,
+        max_trials=9,
     )
 
 
-def paper() -> command.Preset:
+def paper() -> experiment.Preset:
     """Table 3 at the paper's rates, and Table 5 with wide Keel, which the paper lacks."""
     points = []
     for num_sublayers, rates in _PAPER_RATES.items():
@@ -60,7 +60,7 @@ def paper() -> command.Preset:
             (1.5e-3, 3e-3, 6e-3),
             (0,),
         )
-    return command.Preset(points=points, max_lanes=1)
+    return experiment.Preset(points=points, max_trials=1)
 
 
 PRESETS = {"micro": micro, "small": small, "paper": paper}

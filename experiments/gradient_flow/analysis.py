@@ -1,6 +1,6 @@
 """From points to numbers, verdicts and figures.
 
-A point is one model of one seed: "name", "num_blocks", "seed", "kind" ("initial": as initialised;
+A point is one model of one seed: "name", "num_blocks", "seed", "kind" ("initial": as initialized;
 "unit": branches of the stream's size; "trained", with "step") and the vectors of `measure.look`.
 "From block 0" means from the input of the third sub-layer to the top: what lies below is the
 embedding's scale.
@@ -14,8 +14,9 @@ import dataclasses
 import numpy as np
 from matplotlib import figure
 
-from experiments.frame import figures as figures_lib
 from experiments.gradient_flow import points, theory
+from experiments.sweeps import figures as figures_lib
+from keel_jax import errors
 from keel_jax.model import residual
 
 # The first sub-layer of block 1, whose input is block 0's output.
@@ -95,14 +96,14 @@ def checks(told: dict) -> dict:
     if at("initial", "pre_ln", 64):
         check(
             "path, pre_ln",
-            "the path's gain as initialised, L = 64",
+            "the path's gain as initialized, L = 64",
             at("initial", "pre_ln", 64),
             0.999,
             1.001,
         )
         check(
             "total, post_ln",
-            "the whole gradient's gain as initialised, L = 64: it does not vanish",
+            "the whole gradient's gain as initialized, L = 64: it does not vanish",
             at("initial", "post_ln", 64, "gain_from_block_0"),
             0.1,
             np.inf,
@@ -206,7 +207,7 @@ def _over_depth(found, preset):
 
 
 def _profiles(found, preset):
-    """The residual path's gain from each sub-layer, as initialised; dotted: from sizes alone."""
+    """The residual path's gain from each sub-layer, as initialized; dotted: from sizes alone."""
     canvas, axes = figures_lib.new()
     data = []
     for color, name in enumerate(points.OVER_DEPTH):
@@ -220,7 +221,7 @@ def _profiles(found, preset):
         yscale="log",
         xlabel="sub-layer",
         ylabel="gain of the residual path to the top",
-        title=f"As initialised, {2 * preset.num_blocks} sub-layers; dotted: from sizes alone",
+        title=f"As initialized, {2 * preset.num_blocks} sub-layers; dotted: from sizes alone",
     )
     axes.legend(fontsize=8)
     return canvas, data
@@ -271,7 +272,7 @@ def _branch_gradients(found):
         xscale="log",
         yscale="log",
         xlabel="sub-layers L",
-        title="As initialised",
+        title="As initialized",
         ylabel="RMS of branch-weight gradients, blocks 1..",
     )
     axes.legend(fontsize=8)
@@ -302,7 +303,7 @@ def _groups(found: list[dict]) -> dict[tuple, list[dict]]:
     """The points of all seeds by (kind, name, N, step).
 
     Raises:
-      ValueError: trained ones of several peak rates would be taken for seeds.
+      UserError: trained ones of several peak rates would be taken for seeds.
     """
     groups = collections.defaultdict(list)
     for point in found:
@@ -311,7 +312,7 @@ def _groups(found: list[dict]) -> dict[tuple, list[dict]]:
     for key, group in groups.items():
         rates = {point.get("peak_lr") for point in group}
         if len(rates) > 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"The trained models {key} are no seeds of one run: their peak rates are "
                 f"{sorted(rates)}. Give work directories of one rate."
             )

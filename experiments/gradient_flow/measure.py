@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.gradient_flow import theory
-from keel_jax import config
-from keel_jax.model import intervention, lm, residual, streams, telemetry
+from keel_jax import config, errors
+from keel_jax.model import instruments, intervention, lm, residual, telemetry
 
 # Branches are brought to the size of their streams within this, in at most so many passes: what a
 # branch is scaled by changes what those above it read.
@@ -46,18 +46,21 @@ def _flow(params, tokens_BT, v_BTD, through_branches, model: config.ModelConfig)
     change = change.replace(branch_gradient=through_branches * change.branch_gradient)
 
     def objective(params, probes_N2):
-        x_BTD, told = lm.LanguageModel(model).apply(
-            {"params": params}, tokens_BT, probes_N2=probes_N2, change=change, method="observed"
+        x_BTD, stats = lm.LanguageModel(model).apply(
+            {"params": params},
+            tokens_BT,
+            measured=instruments.Instruments(probes=probes_N2, intervention=change),
+            method="hidden_and_stats",
         )
-        return jnp.sum(tangent(v_BTD, jax.lax.stop_gradient(x_BTD)) * x_BTD), told
+        return jnp.sum(tangent(v_BTD, jax.lax.stop_gradient(x_BTD)) * x_BTD), stats
 
     probes_N2 = telemetry.probes(model.num_blocks)
     gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
-    (grads, squares_N2), told = gradient(params, probes_N2)
+    (grads, squares_N2), stats = gradient(params, probes_N2)
     weights = [grads["block"][branch][name] for branch, name in _LAST.items()]
     return {
-        "stream_rms": jnp.sqrt(told["stream_square"]),
-        "branch_rms": jnp.sqrt(told["branch_square"]),
+        "stream_rms": jnp.sqrt(stats["stream_square"]),
+        "branch_rms": jnp.sqrt(stats["branch_square"]),
         "cotangent_rms": jnp.sqrt(squares_N2),
         "branch_gradient_rms": jnp.stack([telemetry.rms(w, 1) for w in weights], axis=1),
         "outer_gain_rms": _outer_gains(params, model),
@@ -88,7 +91,7 @@ def tangent(v_BTD: jax.Array, x_BTD: jax.Array) -> jax.Array:
 def look(
     flow: collections.abc.Callable, params, tokens_BT, model: config.ModelConfig, seed: int
 ) -> dict[str, np.ndarray]:
-    """Numbers of a model as it is, initialised or trained; float64 [L] each.
+    """Numbers of a model as it is, initialized or trained; float64 [L] each.
 
     Returns:
       "stream_rms", "branch_rms"; "gain", of the whole gradient from each sub-layer to the top;
@@ -109,7 +112,7 @@ def look(
         "branch_gradient_rms": whole["branch_gradient_rms"],
     }
     predicted = np.full(model.num_sublayers, np.nan)
-    if streams.rule(model).puts_norms_off:  # the one equation
+    if residual.rule(model).defers_outer_norm:  # the one equation
         predicted = theory.gain(
             theory.from_sizes(
                 residual.topology(model),
@@ -130,7 +133,7 @@ def with_unit_branches(
     """`params` whose branches are as large as the streams that they join, as the theory has it.
 
     Raises:
-      ValueError: they do not become so.
+      UserError: they do not become so.
     """
     v_BTD = direction(tokens_BT.shape, model.d_model, seed)
     for _ in range(_MOST_PASSES):
@@ -144,7 +147,7 @@ def with_unit_branches(
             scaled = scale_N2[:, sublayer, None, None] * block[branch][name]
             block[branch] = {**block[branch], name: scaled}
         params = {**params, "block": block}
-    raise ValueError(
+    raise errors.UserError(
         f"{model.topology} of {model.num_sublayers} sub-layers: after {_MOST_PASSES} passes a "
         f"branch is still off its stream's size by {furthest:.1%}, more than {_UNIT_TOLERANCE:.0%}."
     )
@@ -161,7 +164,7 @@ def _compile(lowered: jax.stages.Lowered):
 
 
 def random_tokens(shape: tuple[int, int], vocab_size: int, seed: int) -> np.ndarray:
-    """Uniform token ids [B, T]: at initialisation no text is needed."""
+    """Uniform token ids [B, T]: at initialization no text is needed."""
     return np.random.default_rng(seed).integers(vocab_size, size=shape, dtype=np.int32)
 
 

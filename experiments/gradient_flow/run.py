@@ -1,4 +1,4 @@
-"""How gradients travel at initialisation, topology by topology, against the theory.
+"""How gradients travel at initialization, topology by topology, against the theory.
 
     python -m experiments.gradient_flow.run --preset=micro --out=runs/gradient_flow
     python -m experiments.gradient_flow.run --preset=micro --out=… --workdirs=DIR,DIR   # trained
@@ -14,9 +14,9 @@ import jax
 import rich.progress
 from absl import flags
 
-from experiments.frame import figures, results
 from experiments.gradient_flow import analysis, measure, points, trained
-from keel_jax.runtime import command
+from experiments.sweeps import figures, results
+from keel_jax.runtime import cli
 
 
 def run(preset_name: str, out: pathlib.Path, workdirs: list[pathlib.Path], data: str | None):
@@ -25,7 +25,7 @@ def run(preset_name: str, out: pathlib.Path, workdirs: list[pathlib.Path], data:
     started, preset = time.monotonic(), points.PRESETS[preset_name]
     found = []
     for name, num_blocks in rich.progress.track(points.cases(preset), "models", transient=True):
-        found += initialised(name, num_blocks, preset)
+        found += initialized(name, num_blocks, preset)
     for workdir in workdirs:
         found += trained.points(workdir, data)
     told = analysis.numbers(found, preset)
@@ -42,8 +42,8 @@ def run(preset_name: str, out: pathlib.Path, workdirs: list[pathlib.Path], data:
     return told
 
 
-def initialised(name: str, num_blocks: int, preset: points.Preset) -> list[dict]:
-    """One model of every seed: as initialised and, where the theory speaks, with unit branches."""
+def initialized(name: str, num_blocks: int, preset: points.Preset) -> list[dict]:
+    """One model of every seed: as initialized and, where the theory speaks, with unit branches."""
     model = points.model(name, num_blocks, preset)
     shape = (preset.batch_size, preset.seq_len)
     flow, init = measure.compile_flow(model, *shape), measure.compile_init(model)
@@ -77,6 +77,6 @@ def main(_):
 if __name__ == "__main__":
     _PRESET = flags.DEFINE_enum("preset", "micro", list(points.PRESETS), "Sizes: points.py.")
     _OUT = flags.DEFINE_string("out", None, "Directory; default: runs/gradient_flow/PRESET.")
-    _WORKDIRS = flags.DEFINE_list("workdirs", [], "Trained models: of runs, or of their lanes.")
+    _WORKDIRS = flags.DEFINE_list("workdirs", [], "Trained models: of runs, or of their trials.")
     _DATA = flags.DEFINE_string("data", None, "Token shards of the trained models, if moved.")
-    command.run(main)
+    cli.run(main)

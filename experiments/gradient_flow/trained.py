@@ -1,4 +1,4 @@
-"""A trained model, looked at in the same way: from the work directory of a run or of a lane."""
+"""A trained model, looked at in the same way: from the work directory of a run or of a trial."""
 
 import dataclasses
 import pathlib
@@ -10,8 +10,7 @@ from experiments.gradient_flow import measure
 from keel_jax import config
 from keel_jax.data import shards
 from keel_jax.model import lm
-from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.training import checkpoint
+from keel_jax.training import trained
 
 # Windows of the validation split that are looked at.
 NUM_SEQUENCES = 4
@@ -21,18 +20,20 @@ def points(workdir: pathlib.Path, data_path: str | None = None) -> list[dict]:
     """What `measure.look` tells of a run's initial weights and of its trained ones.
 
     Args:
-      workdir: of a run, or of one of its lanes.
+      workdir: of a run, or of one of its trials.
       data_path: where the run's token shards lie now, if elsewhere than in its config.
     """
-    cfg = checkpoint.load_config(workdir)
-    model = dataclasses.replace(cfg.model, final_norm="off", attention="auto")
-    here = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
-    params, meta = checkpoint.load_params(workdir, here)
-    tokens_BT = first_windows(data_path or cfg.data.path, cfg.train.seq_len)
+    loaded = trained.load(workdir, trained.one_device())
+    cfg = loaded.cfg
+    model = dataclasses.replace(cfg.model, final_norm="off")
+    tokens_BT = first_windows(loaded.open_data(data_path).first, cfg.train.seq_len)
     flow = measure.compile_flow(model, *tokens_BT.shape)
     at_first = measure.compile_init(model)(jax.random.key(cfg.seed))
     found = []
-    for step, weights in ((0, at_first), (meta.step, _without_final_norm(params, model))):
+    for step, weights in (
+        (0, at_first),
+        (loaded.meta.step, _without_final_norm(loaded.params, model)),
+    ):
         told = measure.look(flow, weights, tokens_BT, model, cfg.seed)
         found.append(
             {
@@ -48,9 +49,9 @@ def points(workdir: pathlib.Path, data_path: str | None = None) -> list[dict]:
     return found
 
 
-def first_windows(data_path: str, seq_len: int) -> np.ndarray:
+def first_windows(token_set: shards.TokenSet, seq_len: int) -> np.ndarray:
     """The first windows of the validation split, int32 [B, T]."""
-    split = shards.open_set(pathlib.Path(data_path)).split("validation")
+    split = token_set.split("validation")
     tokens = split.tokens(0, NUM_SEQUENCES * seq_len)
     return np.asarray(tokens, np.int32).reshape(NUM_SEQUENCES, seq_len)
 

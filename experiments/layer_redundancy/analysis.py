@@ -14,8 +14,9 @@ import pathlib
 import numpy as np
 import scipy.stats
 
-from experiments.frame import figures, intervals
 from experiments.layer_redundancy import removal
+from experiments.sweeps import figures, intervals
+from keel_jax import errors
 
 # "The first few layers are critical" (App. A): so many blocks.
 FIRST_BLOCKS = 2
@@ -203,7 +204,7 @@ def _by_topology(found: list[dict]) -> dict[str, list[dict]]:
     """The models of each topology, which are alike but for their seeds.
 
     Raises:
-      ValueError: they are not; with what they are.
+      UserError: they are not; with what they are.
     """
     groups = collections.defaultdict(list)
     for model in found:
@@ -211,7 +212,7 @@ def _by_topology(found: list[dict]) -> dict[str, list[dict]]:
     for topology, group in groups.items():
         kinds = {(m["num_blocks"], m["step"], m["peak_lr"]) for m in group}
         if len(kinds) > 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"The {topology} models are no seeds of one run: their (blocks, steps, peak rates) "
                 f"are {sorted(kinds, key=str)}. Give work directories of one kind."
             )

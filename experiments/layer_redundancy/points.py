@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.frame import command, point
+from experiments.sweeps import experiment, point
 
 TOPOLOGIES = ("keel", "pre_ln")
 
@@ -24,31 +24,31 @@ SIZES = {
 }
 
 
-def micro() -> command.Preset:
+def micro() -> experiment.Preset:
     """64 sub-layers, 32 wide, 800 steps: both topologies are at their best at this rate."""
     overrides = {"train.num_steps": 800, "train.log_every_steps": 10}
     return _preset("experiments/configs/micro.py", 32, 1e-2, range(3), overrides, 384)
 
 
-def small() -> command.Preset:
+def small() -> experiment.Preset:
     """128 sub-layers, 128 wide."""
     return _preset("experiments/configs/small.py", 64, 6e-3, range(3), {}, 1024)
 
 
-def paper() -> command.Preset:
+def paper() -> experiment.Preset:
     """The paper's 512 sub-layers, 1024 wide; one seed."""
     points = []
     for topology in TOPOLOGIES:
         points += point.grid(
             f"{topology}-L512", f"experiments/configs/{topology}_L512.py", {}, (6e-3,), (0,)
         )
-    return command.Preset(points=points, max_lanes=1)
+    return experiment.Preset(points=points, max_trials=1)
 
 
 PRESETS = {"micro": micro, "small": small, "paper": paper}
 
 
-def _preset(config_file, num_blocks, peak_lr, seeds, overrides, vocab_size) -> command.Preset:
+def _preset(config_file, num_blocks, peak_lr, seeds, overrides, vocab_size) -> experiment.Preset:
     points = []
     for topology in TOPOLOGIES:
         points += point.grid(
@@ -58,4 +58,4 @@ def _preset(config_file, num_blocks, peak_lr, seeds, overrides, vocab_size) -> c
             (peak_lr,),
             seeds,
         )
-    return command.Preset(points=points, stdlib_vocab_size=vocab_size)
+    return experiment.Preset(points=points, stdlib_vocab_size=vocab_size)

@@ -22,12 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keel_jax import config
-from keel_jax.data import loader, shards
-from keel_jax.model import intervention, lm, telemetry
-from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.training import checkpoint, loss
-from keel_jax.training import step as step_lib
+from keel_jax import config, errors
+from keel_jax.data import loader
+from keel_jax.model import instruments, intervention, lm, telemetry
+from keel_jax.training import loss, trained
 
 BRANCH, IDENTITY = "branch", "identity"
 KINDS = (BRANCH, IDENTITY)
@@ -43,7 +41,7 @@ class Model:
     params: dict
     # "inputs", "targets", "segment_ids", "loss_weights" [B, T].
     batch: dict
-    # Optimiser steps behind it.
+    # Optimizer steps behind it.
     step: int
     seed: int
     peak_lr: float
@@ -62,23 +60,19 @@ class Model:
 
 
 def load(workdir: pathlib.Path, num_sequences: int, data_path: str | None = None) -> Model:
-    """The model of a run, or of one of its lanes.
+    """The model of a run, or of one of its trials.
 
     Args:
       num_sequences: windows of the validation split, from its beginning.
       data_path: where the run's token shards lie now, if elsewhere than in its config.
 
     Raises:
-      ValueError: no such run, no checkpoint, several lanes.
+      UserError: no such run, no checkpoint, several trials, or data of another tokenizer.
     """
-    cfg = checkpoint.load_config(workdir)
-    here = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
-    params, meta = checkpoint.load_params(workdir, here)
-    # The run's kernel may not be here.
-    model = dataclasses.replace(cfg.model, attention="auto")
-    cfg = step_lib.with_kernel(dataclasses.replace(cfg, model=model), here)
+    model = trained.load(workdir, trained.one_device())
+    cfg = model.cfg
     [batch] = loader.validation_batches(
-        shards.open_set(data_path or cfg.data.path),
+        model.open_data(data_path).first,
         seq_len=cfg.train.seq_len,
         batch_size=num_sequences,
         mask_documents=cfg.data.mask_documents,
@@ -88,7 +82,14 @@ def load(workdir: pathlib.Path, num_sequences: int, data_path: str | None = None
     kind = dataclasses.replace(
         cfg, data=config.DataConfig(), seed=0, optim=dataclasses.replace(cfg.optim, peak_lr=1.0)
     )
-    return Model(kind, params, jax.device_put(batch), meta.step, cfg.seed, cfg.optim.peak_lr)
+    return Model(
+        kind,
+        model.params,
+        jax.device_put(batch),
+        model.meta.step,
+        cfg.seed,
+        cfg.optim.peak_lr,
+    )
 
 
 def change(removed_N2: np.ndarray, kind: str) -> intervention.Intervention:
@@ -106,7 +107,7 @@ def program(cfg: config.Config):
 
     @jax.jit
     def nats_per_token(params, batch, change):
-        h_BTD, _ = _observed(cfg, params, batch, change=change)
+        h_BTD, _ = _hidden(cfg, params, batch, instruments.Instruments(intervention=change))
         sums = loss.cross_entropy_sums(
             h_BTD,
             lm.output_matrix(params, cfg.model),
@@ -125,16 +126,19 @@ def _rotations(cfg: config.Config):
 
     @jax.jit
     def rotations(params, batch):
-        probes_N2 = telemetry.probes(cfg.model.num_blocks)
-        return _observed(cfg, params, batch, probes_N2=probes_N2)[1]["rotation_radians"]
+        probes = instruments.Instruments(probes=telemetry.probes(cfg.model.num_blocks))
+        return _hidden(cfg, params, batch, probes)[1]["rotation_radians"]
 
     return rotations
 
 
-def _observed(cfg, params, batch, **options):
-    context = lm.ordered_context(batch["segment_ids"])
+def _hidden(cfg, params, batch, measured: instruments.Instruments):
     return lm.LanguageModel(cfg.model).apply(
-        {"params": params}, batch["inputs"], context=context, method="observed", **options
+        {"params": params},
+        batch["inputs"],
+        context=lm.ordered_context(batch["segment_ids"]),
+        measured=measured,
+        method="hidden_and_stats",
     )
 
 
@@ -147,10 +151,10 @@ def without_each_sublayer(model: Model, kind: str = BRANCH) -> np.ndarray:
     """The loss without each sub-layer, one at a time; [L].
 
     Raises:
-      ValueError: `kind` is not defined for the model's topology.
+      UserError: `kind` is not defined for the model's topology.
     """
     if kind == IDENTITY and not has_identity(model):
-        raise ValueError(
+        raise errors.UserError(
             f"{model.cfg.model.topology} keeps books in its sub-layers, so that none can be the "
             "identity: remove branches."
         )

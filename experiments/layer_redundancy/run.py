@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import rich.progress
 from absl import flags
 
-from experiments.frame import command, results
-from experiments.frame import outcome as outcome_lib
 from experiments.layer_redundancy import analysis, points, removal
-from keel_jax.runtime import command as verb
+from experiments.sweeps import experiment, results
+from experiments.sweeps import outcome as outcome_lib
+from keel_jax.runtime import cli as verb
 from keel_jax.runtime import exit_codes
 
 EXPERIMENT = "layer_redundancy"
@@ -71,12 +71,12 @@ def main(_) -> int:
     if _WORKDIRS.value:
         out = pathlib.Path(flags.FLAGS.out or f"runs/{EXPERIMENT}/workdirs")
         return analyse_workdirs([pathlib.Path(w) for w in _WORKDIRS.value], preset, out)
-    return command.run(EXPERIMENT, points.PRESETS, analyse)
+    return experiment.run(EXPERIMENT, points.PRESETS, analyse)
 
 
 if __name__ == "__main__":
-    command.define_flags(EXPERIMENT, points.PRESETS)
+    experiment.define_flags(EXPERIMENT, points.PRESETS)
     _WORKDIRS = flags.DEFINE_list(
-        "workdirs", [], "Runs, or lanes of runs, to take apart in place of the preset's own."
+        "workdirs", [], "Runs, or trials of runs, to take apart in place of the preset's own."
     )
     verb.run(main)

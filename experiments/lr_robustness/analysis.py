@@ -5,10 +5,10 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from experiments.frame import checks, comparison, corpus
-from experiments.frame import outcome as outcome_lib
-from experiments.frame import point as point_lib
 from experiments.lr_robustness import divergence, drawing, fixed, points, ramps
+from experiments.sweeps import checks, comparison, corpus
+from experiments.sweeps import outcome as outcome_lib
+from experiments.sweeps import point as point_lib
 from keel_jax.data import shards
 
 # Table 1 of arXiv:2601.19895, v2.

@@ -4,9 +4,9 @@ import pathlib
 
 import numpy as np
 
-from experiments.frame import comparison, figures
 from experiments.lr_robustness import divergence
 from experiments.lr_robustness import ramps as ramps_lib
+from experiments.sweeps import comparison, figures
 
 # Smoothing of loss curves in figures, steps.
 _WINDOW_STEPS = 10
@@ -56,7 +56,7 @@ def curves(
         )
     figures.unigram_line(axes)
     axes.set(
-        xlabel="optimiser steps",
+        xlabel="optimizer steps",
         ylabel="loss above the unigram model's, nats/token",
         title=f"peak learning rate {rate:g}",
     )

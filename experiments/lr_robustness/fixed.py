@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.frame import comparison, intervals
+from experiments.sweeps import comparison, intervals
 
 # Below the unigram line by this much at the end: has learned more than frequencies.
 STABLE_NATS = 0.05

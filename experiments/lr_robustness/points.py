@@ -1,6 +1,6 @@
 """The runs of each preset: ramps and fixed learning rates, topology by topology."""
 
-from experiments.frame import command, point
+from experiments.sweeps import experiment, point
 from keel_jax import config
 
 # The paper's Table 1 (arXiv:2601.19895).
@@ -20,7 +20,7 @@ def parse(name: str) -> tuple[str, int, str]:
     return topology, int(depth.removeprefix("L")), protocol
 
 
-def micro() -> command.Preset:
+def micro() -> experiment.Preset:
     """64 sub-layers, 32 wide: two cores, minutes."""
     rates = (1e-3, 1.8e-3, 3.2e-3, 5.6e-3, 1e-2, 1.8e-2, 3.2e-2, 5.6e-2, 1e-1)
     points = []
@@ -39,10 +39,10 @@ def micro() -> command.Preset:
         )
     # Whether it is the small branch alone: added after the results of `alpha`.
     points += _fixed("complete_p", 64, "experiments/configs/micro.py", rates, range(3), {})
-    return command.Preset(points=points, stdlib_vocab_size=384, max_lanes=14)
+    return experiment.Preset(points=points, stdlib_vocab_size=384, max_trials=14)
 
 
-def small() -> command.Preset:
+def small() -> experiment.Preset:
     """Every topology at 64 sub-layers and the paper's six at 512, 128 wide: one accelerator."""
     rates = (3e-4, 1e-3, 3e-3, 6e-3, 1e-2, 2e-2, 5e-2)
     shape = "experiments/configs/small.py"
@@ -60,10 +60,10 @@ def small() -> command.Preset:
                     "train.num_steps": 5000,
                 },
             )
-    return command.Preset(points=points, stdlib_vocab_size=1024, max_lanes=8)
+    return experiment.Preset(points=points, stdlib_vocab_size=1024, max_trials=8)
 
 
-def paper() -> command.Preset:
+def paper() -> experiment.Preset:
     """The paper's shapes and its ramp, one seed; at 512 sub-layers for a slice of chips."""
     points = []
     for num_sublayers in SUBLAYERS:
@@ -77,7 +77,7 @@ def paper() -> command.Preset:
                 (0,),
                 {"train.num_steps": 5000, "train.num_tokens": 0, "optim.final_lr_fraction": 0.1},
             )
-    return command.Preset(points=points, max_lanes=1)
+    return experiment.Preset(points=points, max_trials=1)
 
 
 PRESETS = {"micro": micro, "small": small, "paper": paper}

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.frame import corpus, intervals
-from experiments.frame import outcome as outcome_lib
-from experiments.frame import point as point_lib
 from experiments.lr_robustness import divergence
+from experiments.sweeps import corpus, intervals
+from experiments.sweeps import outcome as outcome_lib
+from experiments.sweeps import point as point_lib
 
 CRITERIA = ("stagnation", "spike", "degradation")
 # Seeds that decide an ordering without an interval.

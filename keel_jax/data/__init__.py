@@ -1,1 +1,1 @@
-"""The data room: text to tokenizer, token shards and deterministic batches."""
+"""Token shards, and deterministic batches of them."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from keel_jax import errors
 from keel_jax.data import shards
 
 # grain is imported where it is used: it brings in jax, which preparing data does without.
@@ -27,8 +28,8 @@ def train_batches(
     start_step: int = 0,
     split: str = "train",
     mask_documents: bool = True,
-    share_index: int = 0,
-    num_shares: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
     num_threads: int = 2,
     prefetch_batches: int = 4,
 ) -> Iterator[Batch]:
@@ -47,7 +48,7 @@ def train_batches(
         start_step: first step to give; nothing before it is read.
         split: which split of each set.
         mask_documents: segment ids count documents; otherwise they are all 0.
-        share_index, num_shares: share p of P is rows [p * B / P, (p + 1) * B / P).
+        rank, world_size: share p of P is rows [p * B / P, (p + 1) * B / P).
         num_threads: threads that read ahead; 0 reads when asked.
         prefetch_batches: batches held ready.
 
@@ -56,12 +57,12 @@ def train_batches(
         "loss_weights": float32 [B / P, T]}; its `close()` ends its threads.
 
     Raises:
-        ValueError: sets with different tokenizers, weights that do not fit them, a split shorter
+        UserError: sets with different tokenizers, weights that do not fit them, a split shorter
             than one window, a batch without such shares.
     """
     import grain
 
-    local_batch_size = _local_batch_size(batch_size, share_index, num_shares)
+    local_batch_size = _local_batch_size(batch_size, rank, world_size)
     splits = [token_set.split(split) for token_set in token_sets]
     _check_mixture(token_sets, weights)
     parts = []
@@ -78,11 +79,11 @@ def train_batches(
     # step s.
     num_epochs = -(-_ENDLESS_SAMPLES // len(samples))
     batches = samples.repeat(num_epochs).batch(local_batch_size)
-    first = start_step * num_shares + share_index
+    first = start_step * world_size + rank
     options = grain.ReadOptions(
         num_threads=num_threads, prefetch_buffer_size=prefetch_batches if num_threads else 0
     )
-    return iter(batches[first::num_shares].to_iter_dataset(options))
+    return iter(batches[first::world_size].to_iter_dataset(options))
 
 
 def validation_batches(
@@ -92,8 +93,8 @@ def validation_batches(
     batch_size: int,
     split: str = "validation",
     mask_documents: bool = True,
-    share_index: int = 0,
-    num_shares: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
     num_batches: int | None = None,
 ) -> Iterator[Batch]:
     """Every target of a split once, in order; what fills up the last batch has loss weight 0.
@@ -101,7 +102,7 @@ def validation_batches(
     Shapes, shares and errors are those of `train_batches`; every share has the same number of
     batches. `num_batches` ends earlier; the split has num_tokens - 1 targets.
     """
-    local_batch_size = _local_batch_size(batch_size, share_index, num_shares)
+    local_batch_size = _local_batch_size(batch_size, rank, world_size)
     token_split = token_set.split(split)
     count = num_validation_batches(
         token_set, seq_len=seq_len, batch_size=batch_size, split=split, num_batches=num_batches
@@ -109,7 +110,7 @@ def validation_batches(
 
     def batches() -> Iterator[Batch]:
         for step in range(count):
-            first_row = step * batch_size + share_index * local_batch_size
+            first_row = step * batch_size + rank * local_batch_size
             rows = [
                 _padded_window(
                     token_split, row * seq_len, seq_len, token_set.eos_id, mask_documents
@@ -145,7 +146,7 @@ class _Windows:
         self, token_split: shards.TokenSplit, seq_len: int, eos_id: int, mask_documents: bool
     ):
         if token_split.num_tokens < seq_len + 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"Split {token_split.name!r} has {token_split.num_tokens} tokens, one window needs "
                 f"seq_len + 1 = {seq_len + 1}: take a shorter seq_len or more text."
             )
@@ -155,7 +156,7 @@ class _Windows:
         self._mask_documents = mask_documents
         self._length = -(-(token_split.num_tokens - 1) // seq_len)
         if self._length >= _MAX_WINDOWS:
-            raise ValueError(
+            raise errors.UserError(
                 f"Split {token_split.name!r} has {self._length} windows of {seq_len} tokens, the "
                 f"shuffle counts to {_MAX_WINDOWS}: prepare it as several sets and mix them."
             )
@@ -205,30 +206,32 @@ def _padded_window(
     return _example(tokens, loss_weights, eos_id, mask_documents)
 
 
-def _local_batch_size(batch_size: int, share_index: int, num_shares: int) -> int:
-    if not 0 <= share_index < num_shares:
-        raise ValueError(f"Share {share_index} is not one of {num_shares}.")
-    if batch_size < 1 or batch_size % num_shares:
-        raise ValueError(
-            f"A batch of {batch_size} sequences has no {num_shares} equal shares: make the batch "
+def _local_batch_size(batch_size: int, rank: int, world_size: int) -> int:
+    if not 0 <= rank < world_size:
+        raise errors.UserError(f"Share {rank} is not one of {world_size}.")
+    if batch_size < 1 or batch_size % world_size:
+        raise errors.UserError(
+            f"A batch of {batch_size} sequences has no {world_size} equal shares: make the batch "
             "size a multiple of them."
         )
-    return batch_size // num_shares
+    return batch_size // world_size
 
 
 def _check_mixture(token_sets: Sequence[shards.TokenSet], weights: Sequence[float]):
     if not token_sets:
-        raise ValueError("There is no token set to read.")
+        raise errors.UserError("There is no token set to read.")
     if weights and len(weights) != len(token_sets):
-        raise ValueError(
+        raise errors.UserError(
             f"There are {len(weights)} weights for {len(token_sets)} token sets: give one each."
         )
     if not all(0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"Mixture weights are {list(weights)}: each must be positive and finite.")
+        raise errors.UserError(
+            f"Mixture weights are {list(weights)}: each must be positive and finite."
+        )
     first = token_sets[0]
     for token_set in token_sets[1:]:
         if token_set.tokenizer_fingerprint != first.tokenizer_fingerprint:
-            raise ValueError(
+            raise errors.UserError(
                 f"{first.path} and {token_set.path} were made with different tokenizers "
                 f"({first.tokenizer_fingerprint[:12]}, {token_set.tokenizer_fingerprint[:12]}): "
                 f"prepare one again with --tokenizer={first.path / shards.TOKENIZER_FILE}."

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
+from keel_jax import errors
 from keel_jax.data import tokenizer
 from keel_jax.runtime import files
 
@@ -124,7 +125,7 @@ class TokenSplit:
 
     def _read(self, start: int, stop: int, is_weight: bool) -> np.ndarray:
         if not 0 <= start <= stop <= self.num_tokens:
-            raise ValueError(
+            raise errors.UserError(
                 f"Tokens [{start}, {stop}) are not within the {self.num_tokens} tokens of split "
                 f"{self.name!r}."
             )
@@ -197,7 +198,7 @@ class TokenSet:
     def split(self, name: str) -> TokenSplit:
         """The split of that name. Raises ValueError naming the ones that exist."""
         if name not in self._splits:
-            raise ValueError(
+            raise errors.UserError(
                 f"{self.path} has no split {name!r}; it has {', '.join(self._splits)}."
             )
         return self._splits[name]
@@ -210,14 +211,14 @@ class TokenSet:
         """Compares every file's size and, with `checksums`, reads it and compares its sha256.
 
         Raises:
-            ValueError: a missing, truncated or changed file, with what was written, what is there
+            UserError: a missing, truncated or changed file, with what was written, what is there
                 and the way out.
         """
         for split in self._splits.values():
             for name, num_bytes, sha256 in split.files():
                 wrong = what_is_wrong(self.path / name, num_bytes, sha256 if checksums else "")
                 if wrong:
-                    raise ValueError(
+                    raise errors.UserError(
                         f"{self.path / name} {wrong}. Run the same prepare command again (it makes "
                         "only what is missing or damaged anew), or copy the directory again."
                     )
@@ -232,7 +233,7 @@ def open_set(path: epath.PathLike, *, verify: bool = False) -> TokenSet:
             files in the page cache).
 
     Raises:
-        ValueError: no set, an unfinished or foreign one, or a missing, truncated or (with `verify`)
+        UserError: no set, an unfinished or foreign one, or a missing, truncated or (with `verify`)
             changed file, with both sizes or checksums and the way out.
     """
     path = epath.Path(path)
@@ -243,7 +244,7 @@ def open_set(path: epath.PathLike, *, verify: bool = False) -> TokenSet:
         split = token_set.split(name)
         num_tokens = 1 + sum(shard.num_tokens for shard in split.shards)
         if num_tokens != split.num_tokens:
-            raise ValueError(
+            raise errors.UserError(
                 f"{path / INDEX_FILE} contradicts itself: split {name!r} has {split.num_tokens} "
                 f"tokens, its shards {num_tokens} with the leading EOS. Prepare the set again."
             )
@@ -282,28 +283,28 @@ def _read_index(path: epath.Path) -> dict:
     try:
         index = files.read_json(path / INDEX_FILE)
     except ValueError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"{path / INDEX_FILE} is damaged ({error.__cause__}): run the same prepare command "
             "again, it writes it anew."
         ) from error
     if index is None:
         if (path / PLAN_FILE).exists():
-            raise ValueError(
+            raise errors.UserError(
                 f"The token set {path} is unfinished: it has no {INDEX_FILE} yet. Run the same "
                 "prepare command again: it goes on from what is there."
             )
-        raise ValueError(
+        raise errors.UserError(
             f"There is no token set at {path} (no {INDEX_FILE}): make one with `python -m "
             f"keel_jax.prepare --input=GLOB --output={path}`."
         )
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
-        raise ValueError(
+        raise errors.UserError(
             f"{path / INDEX_FILE} is not an index of {FORMAT!r} (format: {found!r}): another "
             "program wrote it."
         )
     if index["version"] != VERSION:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} holds token shards of format version {index['version']}, this program reads "
             f"version {VERSION}: prepare them again, or use the version that made them."
         )
@@ -314,7 +315,7 @@ def _check_tokenizer(path: epath.Path, index: dict):
     file = path / TOKENIZER_FILE
     found = file_sha256(file) if file.exists() else "missing"
     if found != index["tokenizer_fingerprint"]:
-        raise ValueError(
+        raise errors.UserError(
             f"{file} is not the tokenizer that made these shards (found {found[:16]}, the index "
             f"says {index['tokenizer_fingerprint'][:16]}): put the right file back, or prepare the "
             "set again with --overwrite."

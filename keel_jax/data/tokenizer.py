@@ -11,6 +11,8 @@ import sentencepiece
 from absl import logging
 from etils import epath
 
+from keel_jax import errors
+
 MODEL_TYPES = ("bpe", "unigram")
 
 # A tokenizer that `train` made names its end-of-sequence piece so; `Tokenizer` then knows that its
@@ -81,16 +83,18 @@ def train(
       The fingerprint: sha256 of the model file, hexadecimal.
 
     Raises:
-      ValueError: no text, an unknown model type, or a vocabulary that the text cannot fill or that
+      UserError: no text, an unknown model type, or a vocabulary that the text cannot fill or that
         cannot hold its characters.
     """
     if model_type not in MODEL_TYPES:
-        raise ValueError(f"Tokenizer type {model_type!r} is unknown; choose one of {MODEL_TYPES}.")
+        raise errors.UserError(
+            f"Tokenizer type {model_type!r} is unknown; choose one of {MODEL_TYPES}."
+        )
     word_counts = collections.Counter()
     for text in texts:
         word_counts.update(_WORD_PATTERN.findall(text))
     if not word_counts:
-        raise ValueError("There is no text to train a tokenizer on: every document is empty.")
+        raise errors.UserError("There is no text to train a tokenizer on: every document is empty.")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -120,7 +124,7 @@ def train(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"SentencePiece cannot make a vocabulary of {vocab_size} pieces from this text of"
             f" {len(word_counts)} distinct words: {_reason(error)} Choose another --vocab_size (at"
             f" least {NUM_BASE_PIECES} and the characters of the text), or give more text."
@@ -145,7 +149,7 @@ class Tokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         except RuntimeError as error:
-            raise ValueError(
+            raise errors.UserError(
                 f"{name} ({len(model_bytes)} bytes) is not a SentencePiece model: {_reason(error)}"
             ) from error
         self.vocab_size = self._processor.vocab_size()
@@ -154,7 +158,7 @@ class Tokenizer:
         if self.eos_id < 0:
             self.eos_id = self._processor.bos_id()
         if self.eos_id < 0:
-            raise ValueError(
+            raise errors.UserError(
                 f"{name} has neither an EOS nor a BOS id, and one of them must separate documents: "
                 "train it again with eos_id, or let keel_jax.prepare train one (leave out "
                 "--tokenizer)."
@@ -163,7 +167,7 @@ class Tokenizer:
         self.is_lossless = self.decode(self.encode(_PROBE)) == _PROBE
         if not self.is_lossless:
             logging.warning(
-                "%s does not give back every text exactly (it normalises, or drops whitespace or "
+                "%s does not give back every text exactly (it normalizes, or drops whitespace or "
                 "rare characters): bits per byte will count bytes that its tokens do not hold.",
                 name,
             )
@@ -173,7 +177,7 @@ class Tokenizer:
         """Reads a .model file, ours or another's. Raises ValueError if missing or unusable."""
         path = epath.Path(path)
         if not path.is_file():
-            raise ValueError(f"There is no tokenizer model at {path}.")
+            raise errors.UserError(f"There is no tokenizer model at {path}.")
         return cls(path.read_bytes(), name=str(path))
 
     def encode(self, text: str) -> np.ndarray:
@@ -190,7 +194,7 @@ class Tokenizer:
         try:
             ids = self._processor.encode(parts, num_threads=num_threads)
         except TypeError as error:  # what SentencePiece says of a lone surrogate, and of no string
-            raise ValueError(
+            raise errors.UserError(
                 "A text holds a lone surrogate, or is no string: not UTF-8."
             ) from error
         arrays = [np.asarray(part_ids, np.int32) for part_ids in ids]
@@ -207,7 +211,7 @@ class Tokenizer:
         ids = [int(token_id) for token_id in ids]
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
-                raise ValueError(
+                raise errors.UserError(
                     f"Token id {token_id} is outside the vocabulary of {self.vocab_size}."
                 )
         return self._unescape(self._processor.decode(ids))

@@ -4,6 +4,7 @@ Dimension letters: B batch, T query time, S key time, N query heads, K key/value
 width.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from keel_jax import config
+from keel_jax import config, errors
 from keel_jax.model.kernels import cudnn, reference, splash
 from keel_jax.parallel import manual, ring, sharding
 
@@ -31,8 +32,8 @@ def attend(
     kernel: str,
     query_index_BT: jax.Array,
     key_index_BS: jax.Array,
-    query_segments_BT: jax.Array,
-    key_segments_BS: jax.Array,
+    query_segment_ids_BT: jax.Array,
+    key_segment_ids_BS: jax.Array,
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys that a query may see; [B, T, N, H] in q's dtype.
 
@@ -57,15 +58,15 @@ def attend(
             v_BSKH,
             query_index_BT=query_index_BT,
             key_index_BS=key_index_BS,
-            query_segments_BT=query_segments_BT,
-            key_segments_BS=key_segments_BS,
+            query_segment_ids_BT=query_segment_ids_BT,
+            key_segment_ids_BS=key_segment_ids_BS,
         )
         return checkpoint_name(a_BTNH, "attention")
     arguments = {
         "q": (q_BTNH, QUERY_AXES),
         "k": (k_BSKH, KEY_AXES),
         "v": (v_BSKH, KEY_AXES),
-        "segments": (query_segments_BT, TOKEN_AXES),
+        "segments": (query_segment_ids_BT, TOKEN_AXES),
     }
     if kernel == "ring":
         function = functools.partial(ring.attend, ring=_ring())
@@ -83,7 +84,7 @@ def choose(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
     By the mesh's own devices, which need not be there: a step for a TPU is compiled on any machine.
 
     Raises:
-      ValueError: these devices do not have the kernel, or it cannot compute this model.
+      UserError: these devices do not have the kernel, or it cannot compute this model.
     """
     platform = mesh.devices.flat[0].platform
     model, wanted, parts = cfg.model, cfg.model.attention, mesh.shape[_RING_AXIS]
@@ -93,39 +94,49 @@ def choose(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
         return {"tpu": "splash", "gpu": _best_on_gpu(cfg)}.get(platform, "reference")
     needs = {"splash": "tpu", "cudnn": "gpu"}.get(wanted, platform)
     if platform != needs:
-        raise ValueError(
+        raise errors.UserError(
             f"model.attention={wanted!r} runs on a {needs}, and the devices here are of platform "
             f'{platform!r}: set it to "auto", or to "reference", which runs everywhere.'
         )
     if wanted in ("splash", "cudnn") and parts > 1:
-        raise ValueError(
+        raise errors.UserError(
             f"model.attention={wanted!r} reads whole sequences, and mesh.{_RING_AXIS}={parts} "
             f'splits them: set it to "auto" (the ring), or set mesh.{_RING_AXIS}=1.'
         )
     if wanted == "cudnn" and not _fits_cudnn(model, cudnn.MAX_HEAD_DIM_HOPPER):
-        raise ValueError(
+        raise errors.UserError(
             f"model.attention='cudnn' needs model.compute_dtype={cudnn.DTYPE!r} and a "
             f"model.head_dim that is a multiple of {cudnn.HEAD_DIM_MULTIPLE} up to "
             f"{cudnn.MAX_HEAD_DIM_HOPPER}; they are {model.compute_dtype!r} and {model.head_dim}. "
             'Change them, or set model.attention to "auto".'
         )
-    if wanted == "cudnn" and cfg.num_lanes > 1:
-        raise ValueError(
-            f"model.attention='cudnn' cannot compute the {cfg.num_lanes} lanes of this run: JAX "
-            'does not batch its bias. Set model.attention to "auto", or run one lane.'
+    if wanted == "cudnn" and cfg.num_trials > 1:
+        raise errors.UserError(
+            f"model.attention='cudnn' cannot compute the {cfg.num_trials} trials of this run: JAX "
+            'does not batch its bias. Set model.attention to "auto", or run one trial.'
         )
     return wanted
+
+
+def resolve(cfg: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
+    """`cfg` with the kernel that it gets on `mesh` (`choose`) by its name.
+
+    Raises:
+      UserError: as `choose`.
+    """
+    kernel = choose(cfg, mesh)
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, attention=kernel))
 
 
 def check_order(mesh: jax.sharding.Mesh, seq_len: int) -> None:
     """Whether the ring can deal out sequences of `seq_len` tokens on `mesh`.
 
     Raises:
-      ValueError: two parts a device do not come out even.
+      UserError: two parts a device do not come out even.
     """
     parts = 2 * mesh.shape[_RING_AXIS]
     if parts > 2 and seq_len % parts:
-        raise ValueError(
+        raise errors.UserError(
             f"train.seq_len={seq_len} is not a multiple of {parts}: with mesh.{_RING_AXIS}="
             f"{parts // 2} each device holds two parts of every sequence (docs/attention.md)."
         )
@@ -149,7 +160,7 @@ def _ring() -> ring.Ring:
 
 
 def _best_on_gpu(cfg: config.Config) -> str:
-    fits = _fits_cudnn(cfg.model, cudnn.MAX_HEAD_DIM) and cfg.num_lanes == 1
+    fits = _fits_cudnn(cfg.model, cudnn.MAX_HEAD_DIM) and cfg.num_trials == 1
     return "cudnn" if fits else "reference"
 
 
@@ -158,17 +169,19 @@ def _fits_cudnn(model: config.ModelConfig, max_head_dim: int) -> bool:
     return fits and model.compute_dtype == cudnn.DTYPE
 
 
-def positions_in_document(segments_BT: jax.Array) -> jax.Array:
+def positions_in_document(segment_ids_BT: jax.Array) -> jax.Array:
     """Each token's distance from the first token of its document in this window; int32 [B, T]."""
-    index_BT = jnp.broadcast_to(jnp.arange(segments_BT.shape[1]), segments_BT.shape)
+    index_BT = jnp.broadcast_to(jnp.arange(segment_ids_BT.shape[1]), segment_ids_BT.shape)
     begins_BT = jnp.pad(
-        segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True
+        segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True
     )
     start_BT = jax.lax.cummax(jnp.where(begins_BT, index_BT, 0), axis=1)
     return index_BT - start_BT
 
 
-def turns(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rope_tables(
+    positions_BT: jax.Array, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) of the angles by which `rotate` turns a head; float32 [B, T, H] each.
 
     Pair h, of H / 2, turns by position * theta^(-2h/H).
@@ -184,10 +197,12 @@ def turns(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Arr
 def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Array:
     """Rotary position embedding (RoFormer, 2104.09864), pairs (h, h + H/2), in float32.
 
-    x cos + (x R) sin, R taking (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are those of `turns`.
+    x cos + (x R) sin, R taking (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are those of `rope_tables`.
     Returns x's dtype. Its derivative is the turn back.
     """
-    return jax.lax.platform_dependent(x_BTNH, cos_BTH, sin_BTH, tpu=_turn_by_product, default=_turn)
+    return jax.lax.platform_dependent(
+        x_BTNH, cos_BTH, sin_BTH, tpu=rotate_half_by_matmul, default=_rotate_half
+    )
 
 
 def _rotate_forward(x_BTNH, cos_BTH, sin_BTH):
@@ -203,13 +218,13 @@ def _rotate_backward(saved, cotangent_BTNH):
 rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
-def _turn(x_BTNH, cos_BTH, sin_BTH):
+def _rotate_half(x_BTNH, cos_BTH, sin_BTH):
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     swapped_BTNH = jnp.concatenate([-second, first], axis=-1)
     return _combine(x_BTNH, swapped_BTNH, cos_BTH, sin_BTH)
 
 
-def _turn_by_product(x_BTNH, cos_BTH, sin_BTH):
+def rotate_half_by_matmul(x_BTNH, cos_BTH, sin_BTH):
     """The halves of a head share a TPU's registers, where swapping them costs three passes over x.
 
     The matrix unit does it in one, at the price of H / D of a projection: R moves numbers, so the

@@ -8,17 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from keel_jax import config
+from keel_jax import config, errors
 from keel_jax.model import (
-    intervention,
+    instruments,
     inversion,
     layers,
     recompute,
     residual,
     reversible,
-    streams,
     telemetry,
 )
+from keel_jax.model.residual import deferred
 from keel_jax.parallel import pipeline, sharding
 
 
@@ -28,17 +28,17 @@ class Block(nn.Module):
     model: config.ModelConfig
 
     @nn.compact
-    def __call__(self, carry, constants, context: layers.Context):
+    def __call__(self, carry, inputs: residual.BlockInputs, context: layers.Context):
         """One step of the scan: (stream, cache) -> (stream, cache), and what telemetry stacks.
 
-        The stream is what the topology carries (`streams.Carry`).
+        The stream is what the topology carries (`residual.Carry`).
         """
         stream, cache = carry
-        stream, cache, attention_told = layers.Attention(self.model, name="attention")(
-            _constrain(stream), constants, context, cache
+        stream, cache, attention_stats = layers.Attention(self.model, name="attention")(
+            _constrain(stream), inputs, context, cache
         )
-        stream, ffn_told = layers.Ffn(self.model, name="ffn")(_constrain(stream), constants)
-        return (_constrain(stream), cache), telemetry.stack(attention_told, ffn_told)
+        stream, ffn_stats = layers.Ffn(self.model, name="ffn")(_constrain(stream), inputs)
+        return (_constrain(stream), cache), telemetry.stack(attention_stats, ffn_stats)
 
 
 class Depth(nn.Module):
@@ -49,108 +49,123 @@ class Depth(nn.Module):
     @nn.compact
     def __call__(
         self,
-        stream: streams.Carry,
+        stream: residual.Carry,
         context: layers.Context,
         cache: layers.Cache | None = None,
         num_microbatches: int = 0,
-        probes_N2: jax.Array | None = None,
-        reversal_A2: jax.Array | None = None,
-        change: intervention.Intervention | None = None,
-    ) -> tuple[streams.Carry, layers.Cache | None, dict | None]:
+        measured: instruments.Instruments = instruments.NONE,
+    ) -> tuple[residual.Carry, layers.Cache | None, dict | None]:
         """The stream after the last block; the cache, updated in place in the loop's carry.
 
         `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
-        With probes (`telemetry.probes`), thirdly the blocks' telemetry, each [N, 2]; else None.
-        `reversal_A2` is `reversible.probe`, read by the plan "reversible".
-        `change`: what an experiment does to the sub-layers.
+        Where `measured` has probes, thirdly the blocks' telemetry, each [N, 2]; else None.
         """
         m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
+        inputs = block_inputs(m)
         if self.is_initializing():
-            stream, cache = init_blocks(
-                Block(m, name="block"), (stream, cache), constants(m), context
-            )
+            stream, cache = init_blocks(Block(m, name="block"), (stream, cache), inputs, context)
             return stream, cache, None
-        probes = {} if probes_N2 is None else {telemetry.PROBE: probes_N2}
-        changes = {} if change is None else {intervention.KEY: change}
-        rows = self.variables["params"]["block"], constants(m) | probes | changes
+        inputs = inputs.replace(probe=measured.probes, intervention=measured.intervention)
+        rows = self.variables["params"]["block"], inputs
         if num_stages == 1:
-            (stream, cache), told = scan_blocks(m, rows, (stream, cache), context, reversal_A2)
-            return stream, cache, told
+            (stream, cache), stats = scan_blocks(
+                m, rows, (stream, cache), context, measured.reversal
+            )
+            return stream, cache, stats
         assert cache is None, "no decoding over stages"
 
         def stage(rows, stream, context):
-            (stream, _), told = scan_blocks(m, rows, (stream, None), context)
-            return stream, told
+            (stream, _), stats = scan_blocks(m, rows, (stream, None), context)
+            return stream, stats
 
         count = pipeline.num_microbatches(num_microbatches, num_stages)
         parts = jax.tree.map(lambda x: sharding.split_rows(x, count, layers.STREAM_AXES), stream)
         contexts = jax.tree.map(lambda x: sharding.split_rows(x, count, ("batch", "time")), context)
-        if probes_N2 is not None:
+        if measured.probes is not None:
             # The cotangent is a sum over microbatches.
-            rows[1][telemetry.PROBE] = probes_N2 / count
-        parts, told = pipeline.run(
+            rows = rows[0], inputs.replace(probe=measured.probes / count)
+        parts, stats = pipeline.run(
             stage, rows, parts, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
         )
         stream = jax.tree.map(lambda x, y: x.swapaxes(0, 1).reshape(y.shape), parts, stream)
-        return stream, None, told
+        return stream, None, stats
 
 
-def init_blocks(block: Block, carry, constants, context):
+def init_blocks(block: Block, carry, inputs: residual.BlockInputs, context: layers.Context):
     """Makes the blocks' parameters, stacked [N, …]: always one flat scan, so that they depend on no
     plan of recomputation; the (stream, cache) after them."""
     scan = nn.scan(
-        lambda block, carry, constants, context: block(carry, constants, context),
+        lambda block, carry, inputs, context: block(carry, inputs, context),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
-        length=len(constants["block"]),
+        length=len(inputs.block),
         metadata_params={nn.PARTITION_NAME: "blocks"},
     )
-    return scan(block, carry, constants, context)[0]
+    return scan(block, carry, inputs, context)[0]
 
 
-def scan_blocks(model: config.ModelConfig, rows, carry, context, reversal_A2=None):
-    """The (stream, cache) after all blocks of `rows`, and what each block tells, [blocks, …].
+def scan_blocks(model: config.ModelConfig, rows, carry, context: layers.Context, reversal_A2=None):
+    """The (stream, cache) after all blocks of `rows`, and each block's telemetry, [blocks, …].
 
     Args:
-      rows: (parameters, constants), trees whose leaves are [blocks, …]: the whole depth's, or one
-        stage's.
+      rows: (parameters, `residual.BlockInputs`), trees whose leaves are [blocks, …]: the whole
+        depth's, or one stage's.
+      reversal_A2: `instruments.Instruments.reversal`.
     """
 
     def body(carry, row):
-        params, constants = row
+        params, inputs = row
         block = Block(model, parent=None)
-        return block.apply({"params": params}, carry, constants, context)
+        return block.apply({"params": params}, carry, inputs, context)
 
-    (params, constants), rule = rows, streams.rule(model)
+    (params, inputs), (stream, cache) = rows, carry
     last = None
     # Who looks at the stream between the sub-layers, or passes one by, finds it as the equation
     # has it.
-    is_put_off = telemetry.PROBE not in constants and intervention.KEY not in constants
-    if is_put_off:
-        constants, last = rule.put_off(constants, params, model)
-    context = layers.with_turns(context, model)
-    if carry[1] is not None:  # decoding: no backward pass
-        (stream, cache), told = jax.lax.scan(body, carry, (params, constants))
+    is_deferred = (
+        residual.rule(model).defers_outer_norm
+        and inputs.probe is None
+        and inputs.intervention is None
+    )
+    if is_deferred:
+        inputs, last = deferred.defer_outer_norms(inputs, params, residual.topology(model))
+    context = layers.with_rope_tables(context, model)
+    stats = None
+    if cache is not None:  # decoding: no backward pass
+        (stream, cache), stats = jax.lax.scan(body, carry, (params, inputs))
     else:
         params = jax.tree_util.tree_map_with_path(
             lambda path, p: _as_multiplied(path[-1].key, p, model.compute_dtype), params
         )
-        if model.recompute.plan == "reversible" and is_put_off:
-            (stream, cache), told = carry, None
+        if model.recompute.plan == "reversible" and is_deferred:
             stream = reversible.scan(
                 inversion.sublayers(model),
                 stream,
-                inversion.rows(params, constants),
+                inversion.rows(params, inputs),
                 context,
                 model.recompute,
                 reversal_A2,
             )
         else:
-            (stream, cache), told = recompute.scan(
-                body, carry, (params, constants), model.recompute
-            )
-    return (rule.settle(stream, last, model), cache), told
+            (stream, cache), stats = recompute.scan(body, carry, (params, inputs), model.recompute)
+    return (deferred.apply_deferred_norm(stream, last, model.norm_epsilon), cache), stats
+
+
+def step_instruments(model: config.ModelConfig) -> instruments.Instruments:
+    """What every train step measures: what the plan of recomputation reports of itself."""
+    if model.recompute.plan != "reversible":
+        return instruments.NONE
+    return instruments.Instruments(reversal=reversible.probe(model.recompute, model.num_blocks))
+
+
+def step_statistics(
+    measured: instruments.Instruments, model: config.ModelConfig
+) -> dict[str, jax.Array]:
+    """What the cotangents of `step_instruments` say, by name: float32 [N], or a number."""
+    if measured.reversal is None:
+        return {}
+    return reversible.summary(measured.reversal, model.recompute, model.num_blocks)
 
 
 def _as_multiplied(name: str, p: jax.Array, dtype: str) -> jax.Array:
@@ -166,7 +181,7 @@ def _as_multiplied(name: str, p: jax.Array, dtype: str) -> jax.Array:
 @jax.custom_vjp
 def _gradient_in_this_shape(p: jax.Array) -> jax.Array:
     """`p`. Where depth is several loops, the compiler would carry the shape in which they stack
-    gradients, [segments, blocks, …], on into the optimiser, and keep copies of what it computes."""
+    gradients, [segments, blocks, …], on into the optimizer, and keep copies of what it computes."""
     return p
 
 
@@ -179,21 +194,23 @@ def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:
     """Whether the stages of `mesh` can share the blocks.
 
     Raises:
-      ValueError: they cannot; both numbers are named.
+      UserError: they cannot; both numbers are named.
     """
     num_stages = mesh.shape[pipeline.AXIS]
     if model.num_blocks % num_stages:
-        raise ValueError(
+        raise errors.UserError(
             f"model.num_blocks={model.num_blocks} is not a multiple of the {num_stages} stages of "
             "the mesh, which hold equally many blocks each: change mesh.stage or the depth."
         )
 
 
-def constants(model: config.ModelConfig) -> dict[str, jax.Array]:
+def block_inputs(model: config.ModelConfig) -> residual.BlockInputs:
     """What each block reads of its own: the topology's constants, and its number; [N, …]."""
-    return {**residual.topology(model).constants(), "block": jnp.arange(model.num_blocks)}
+    return residual.BlockInputs(
+        topology=residual.topology(model).constants(), block=jnp.arange(model.num_blocks)
+    )
 
 
-def _constrain(stream: streams.Carry) -> streams.Carry:
+def _constrain(stream: residual.Carry) -> residual.Carry:
     """Keeps every array of the stream where streams lie."""
     return jax.tree.map(lambda x: sharding.constrain(x, layers.STREAM_AXES), stream)

@@ -32,14 +32,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keel_jax import config, config_checks
-from keel_jax.model import lm, residual, streams
+from keel_jax import config, errors
+from keel_jax.config import effects, topologies
+from keel_jax.model import lm, residual
 
 METHODS = ("stack", "interleave", "identity")
 POSITIONS = ("spread", "end")
 # The matrix that leads back to the stream, in each sub-layer.
 _LAST_MATRIX = {"attention": "out", "ffn": "down"}
-_SUBLAYER = {"attention": residual.ATTENTION, "ffn": residual.FFN}
+_SUBLAYER = {name: sublayer for sublayer, name in residual.SUBLAYERS.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,23 +86,23 @@ def plan(
         `model.alpha` where it is set, says of the new depth.
 
     Raises:
-      ValueError: not deeper, or the topology does not allow it; the way out is named.
+      UserError: not deeper, or the topology does not allow it; the way out is named.
     """
     n = model.num_blocks
     if num_blocks <= n:
-        raise ValueError(
+        raise errors.UserError(
             f"num_blocks={num_blocks} is not more than the {n} blocks that the model has: a stack "
             f"grows, to {n + 1} blocks or more."
         )
-    if method == "identity" and not streams.rule(model).is_kept_by_zero:
-        raise ValueError(
+    if method == "identity" and not topologies.row(model.topology).is_kept_by_zero:
+        raise errors.UserError(
             f"method=identity: with model.topology={model.topology!r} a block changes what the "
             "next ones read even where its branches give 0. Take stack or interleave."
         )
     new = dataclasses.replace(model, num_blocks=num_blocks)
     if keep_alpha:
-        if not config_checks.is_read("model.alpha", "model.topology", model.topology):
-            raise ValueError(
+        if not effects.is_read("model.alpha", "model.topology", model.topology):
+            raise errors.UserError(
                 f"alpha=keep has no effect with model.topology={model.topology!r}, whose stream is "
                 "not weighted: leave it out."
             )
@@ -151,7 +152,7 @@ def _parts(old: config.ModelConfig, new: config.ModelConfig) -> list[tuple[range
     )
     for has, wants, name in ((post_n, post_m, "Post-LN"), (n - post_n, m - post_m, "Pre-LN")):
         if wants and not has:
-            raise ValueError(
+            raise errors.UserError(
                 f"model.mix_ln_post_fraction={old.mix_ln_post_fraction} makes {wants} of {m} "
                 f"blocks {name}, and there is no {name} block among the {n} to make them of: "
                 "choose another num_blocks."
@@ -189,7 +190,7 @@ def _places(old, new, blocks: range, slots: range) -> list[int]:
         return places
     last = old.num_blocks - 1
     if not lm.has_final_norm(old):
-        raise ValueError(
+        raise errors.UserError(
             f"No new block leaves this stream as it is: model.topology={old.topology!r} norms it "
             f"within a block, it leaves none of the {len(blocks)} blocks normed, and there is no "
             "final norm that would not mind. Take --method=interleave or --method=stack, which "

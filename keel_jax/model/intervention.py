@@ -12,14 +12,9 @@ In sub-layer l, x' = outer(alpha x + F(inner(x))) becomes
 Dimension letters: N blocks, B batch, T time, D model.
 """
 
-from collections.abc import Mapping
-
 import flax.struct
 import jax
 import jax.numpy as jnp
-
-# Its name among the constants of a block.
-KEY = "intervention"
 
 
 @flax.struct.dataclass
@@ -44,22 +39,21 @@ def none(num_blocks: int) -> Intervention:
     )
 
 
-def on_branch(f_BTD: jax.Array, constants: Mapping, sublayer: int) -> jax.Array:
+def on_branch(f_BTD: jax.Array, change: Intervention | None, sublayer: int) -> jax.Array:
     """The branch's output as it joins: s F, whose derivative is g s F'."""
-    if KEY not in constants:
+    if change is None:
         return f_BTD
-    change = constants[KEY]
     scale, gradient = change.branch_scale[sublayer], change.branch_gradient[sublayer]
     f32_BTD = scale * f_BTD.astype(jnp.float32)
     # Not a sum of two parts: with g = 1 it is f, bit by bit.
     return _with_gradient(f32_BTD, gradient).astype(f_BTD.dtype)
 
 
-def on_sublayer(before, after, constants: Mapping, sublayer: int):
+def on_sublayer(before, after, change: Intervention | None, sublayer: int):
     """The carry that leaves a sub-layer, a tree of [B, T, D]: `after`, or `before` if skipped."""
-    if KEY not in constants:
+    if change is None:
         return after
-    is_skipped = constants[KEY].is_skipped[sublayer]
+    is_skipped = change.is_skipped[sublayer]
     return jax.tree.map(lambda old, new: jnp.where(is_skipped, old, new), before, after)
 
 

@@ -7,8 +7,6 @@ initial values. Matrix multiplications read `model.compute_dtype`. Weights are t
 Dimension letters: B batch, T time, D model, N query heads, K key/value heads, H head width, F ffn.
 """
 
-from collections.abc import Mapping
-
 import flax.linen as nn
 import flax.struct
 import jax
@@ -16,8 +14,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
-from keel_jax.model import attention, intervention, residual, streams, telemetry
-from keel_jax.parallel import products, sharding
+from keel_jax.model import attention, intervention, residual, telemetry
+from keel_jax.model.residual import ngpt
+from keel_jax.parallel import sharding, tensor_parallel
 
 # Logical axes of the stream between the branches, of what a branch reads, and of what the logits
 # are computed from; [B, T, D].
@@ -37,11 +36,11 @@ class Context:
     # Position within the document, for RoPE.
     positions_BT: jax.Array
     # Document number; attention stays within one.
-    segments_BT: jax.Array
+    segment_ids_BT: jax.Array
     # Index among the keys, for causality.
     index_BT: jax.Array
-    # `attention.turns` of the positions, float32 [B, T, H] each, once they are worked out.
-    turns: tuple[jax.Array, jax.Array] | None = None
+    # `attention.rope_tables` of the positions, float32 [B, T, H] each, once they are worked out.
+    rope_tables: tuple[jax.Array, jax.Array] | None = None
 
 
 @flax.struct.dataclass
@@ -60,27 +59,27 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: streams.Carry,
-        constants: Mapping[str, jax.Array],
+        carry: residual.Carry,
+        inputs: residual.BlockInputs,
         context: Context,
         cache: Cache | None,
-    ) -> tuple[streams.Carry, Cache | None, dict | None]:
+    ) -> tuple[residual.Carry, Cache | None, dict | None]:
         """The carry after the sub-layer, the cache with this block's keys and values, telemetry.
 
         The last is None in a program without probes.
         """
-        carry = telemetry.probe(carry, constants, residual.ATTENTION)
-        m, topology, rule = self.model, residual.topology(self.model), streams.rule(self.model)
+        carry = telemetry.probe(carry, inputs, residual.ATTENTION)
+        m, topology, rule = self.model, residual.topology(self.model), residual.rule(self.model)
         heads, kv_heads, scale = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim, m.init_std
         w_query = weight(self, "query", (m.d_model, heads), ("embed", "heads"), scale)
         w_key = weight(self, "key", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
         scale *= topology.init_scale
         w_value = weight(self, "value", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
         w_out = weight(self, "out", (heads, m.d_model), ("heads_row", "stream"), scale)
-        at = residual_site(self, residual.ATTENTION, constants)
+        sub = sublayer_context(self, residual.ATTENTION, inputs)
 
-        held, h_BTD = rule.read(carry, at)
-        q_BTNH, k_BTKH, v_BTKH = products.columns(
+        held, h_BTD = rule.branch_input(carry, sub)
+        q_BTNH, k_BTKH, v_BTKH = tensor_parallel.column_parallel(
             h_BTD, (w_query, w_key, w_value), ("heads", "kv_heads", "kv_heads"), m.head_dim
         )
         if m.qk_norm or topology.qkv_norm:
@@ -88,8 +87,11 @@ class Attention(nn.Module):
             k_BTKH = self._head_norm("key_norm", k_BTKH)
         if topology.qkv_norm:
             v_BTKH = self._head_norm("value_norm", v_BTKH)
-        turns = with_turns(context, m).turns
-        q_BTNH, k_BTKH = attention.rotate(q_BTNH, *turns), attention.rotate(k_BTKH, *turns)
+        rope_tables = with_rope_tables(context, m).rope_tables
+        q_BTNH, k_BTKH = (
+            attention.rotate(q_BTNH, *rope_tables),
+            attention.rotate(k_BTKH, *rope_tables),
+        )
         if topology.on_sphere:
             q_BTNH, k_BTKH = self._on_sphere(q_BTNH, k_BTKH)
         # Names for what recomputation may keep; see `recompute.NAMES`.
@@ -98,9 +100,9 @@ class Attention(nn.Module):
 
         if cache is None:
             kernel, k_BSKH, v_BSKH = m.attention, k_BTKH, v_BTKH
-            key_index_BS, key_segments_BS = context.index_BT, context.segments_BT
+            key_index_BS, key_segment_ids_BS = context.index_BT, context.segment_ids_BT
         else:
-            block = constants["block"]
+            block = inputs.block
             cache = Cache(
                 key=_write(cache.key, block, context.index_BT, k_BTKH),
                 value=_write(cache.value, block, context.index_BT, v_BTKH),
@@ -109,7 +111,7 @@ class Attention(nn.Module):
             kernel, k_BSKH, v_BSKH = "reference", cache.key[block], cache.value[block]
             key_index_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1]), k_BSKH.shape[:2])
             # A cache holds one document a row.
-            key_segments_BS = jnp.broadcast_to(context.segments_BT[:, :1], k_BSKH.shape[:2])
+            key_segment_ids_BS = jnp.broadcast_to(context.segment_ids_BT[:, :1], k_BSKH.shape[:2])
         a_BTNH = attention.attend(
             q_BTNH,
             k_BSKH,
@@ -117,12 +119,14 @@ class Attention(nn.Module):
             kernel=kernel,
             query_index_BT=context.index_BT,
             key_index_BS=key_index_BS,
-            query_segments_BT=context.segments_BT,
-            key_segments_BS=key_segments_BS,
+            query_segment_ids_BT=context.segment_ids_BT,
+            key_segment_ids_BS=key_segment_ids_BS,
         )
-        f_BTD = sharding.constrain(products.rows(a_BTNH, w_out, "heads"), STREAM_AXES)
-        after = _join(carry, held, f_BTD, at)
-        return after, cache, telemetry.observe(carry, f_BTD, after, at)
+        f_BTD = sharding.constrain(
+            tensor_parallel.row_parallel(a_BTNH, w_out, "heads"), STREAM_AXES
+        )
+        after = _update(carry, held, f_BTD, sub)
+        return after, cache, telemetry.observe(carry, f_BTD, after, sub)
 
     def _head_norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
         gain_H = norm_gain(self, name, self.model.head_dim, ("head_dim",))
@@ -135,7 +139,7 @@ class Attention(nn.Module):
         """
         m = self.model
         size, group = m.num_kv_heads * m.head_dim, m.num_heads // m.num_kv_heads
-        leaf = streams.sphere_scale(m, size, ("kv_heads",))
+        leaf = ngpt.sphere_scale(m, size, ("kv_heads",))
         scale_KH = rule_parameter(self, "qk_scale", leaf).reshape(m.num_kv_heads, m.head_dim)
         scale_KH = m.d_model**0.5 * scale_KH
         # The kernels divide scores by sqrt(H): undone, and once more.
@@ -150,26 +154,26 @@ class Ffn(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: streams.Carry, constants: Mapping[str, jax.Array]
-    ) -> tuple[streams.Carry, dict | None]:
+        self, carry: residual.Carry, inputs: residual.BlockInputs
+    ) -> tuple[residual.Carry, dict | None]:
         """The carry after the sub-layer, and telemetry, None in a program without probes."""
-        carry = telemetry.probe(carry, constants, residual.FFN)
-        m, topology, rule = self.model, residual.topology(self.model), streams.rule(self.model)
+        carry = telemetry.probe(carry, inputs, residual.FFN)
+        m, topology, rule = self.model, residual.topology(self.model), residual.rule(self.model)
         scale = m.init_std * topology.init_scale
         w_gate = weight(self, "gate", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
         w_up = weight(self, "up", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
         w_down = weight(self, "down", (m.d_ffn, m.d_model), ("ffn_row", "stream"), scale)
-        at = residual_site(self, residual.FFN, constants)
+        sub = sublayer_context(self, residual.FFN, inputs)
 
-        held, h_BTD = rule.read(carry, at)
-        gate_BTF, up_BTF = products.columns(h_BTD, (w_gate, w_up), ("ffn", "ffn"))
+        held, h_BTD = rule.branch_input(carry, sub)
+        gate_BTF, up_BTF = tensor_parallel.column_parallel(h_BTD, (w_gate, w_up), ("ffn", "ffn"))
         gate_BTF, up_BTF = checkpoint_name(gate_BTF, "gate"), checkpoint_name(up_BTF, "up")
         # Unit weights times a unit stream are about 1 / sqrt(D), where silu would be linear.
         f_BTF = jax.nn.silu(self._scaled("gate_scale", gate_BTF, m.d_model**0.5))
         f_BTF = sharding.constrain(f_BTF * self._scaled("up_scale", up_BTF, 1.0), FFN_AXES)
-        f_BTD = sharding.constrain(products.rows(f_BTF, w_down, "ffn"), STREAM_AXES)
-        after = _join(carry, held, f_BTD, at)
-        return after, telemetry.observe(carry, f_BTD, after, at)
+        f_BTD = sharding.constrain(tensor_parallel.row_parallel(f_BTF, w_down, "ffn"), STREAM_AXES)
+        after = _update(carry, held, f_BTD, sub)
+        return after, telemetry.observe(carry, f_BTD, after, sub)
 
     def _scaled(self, name: str, x_BTF: jax.Array, factor: float) -> jax.Array:
         """nGPT's learned scale of hidden units; elsewhere nothing."""
@@ -179,26 +183,29 @@ class Ffn(nn.Module):
         return (factor * gain_F * x_BTF.astype(jnp.float32)).astype(x_BTF.dtype)
 
 
-def _join(carry: streams.Carry, held, f_BTD: jax.Array, at: streams.At) -> streams.Carry:
+def _update(
+    carry: residual.Carry, held, f_BTD: jax.Array, sub: residual.SublayerContext
+) -> residual.Carry:
     """The carry after the sub-layer, by the topology's rule and what an experiment changes."""
-    f_BTD = intervention.on_branch(f_BTD, at.constants, at.sublayer)
-    after = streams.rule(at.model).join(held, f_BTD, at)
-    return intervention.on_sublayer(carry, after, at.constants, at.sublayer)
+    change = sub.inputs.intervention
+    f_BTD = intervention.on_branch(f_BTD, change, sub.sublayer)
+    after = residual.rule(sub.model).update_carry(held, f_BTD, sub)
+    return intervention.on_sublayer(carry, after, change, sub.sublayer)
 
 
-def with_turns(context: Context, model: config.ModelConfig) -> Context:
+def with_rope_tables(context: Context, model: config.ModelConfig) -> Context:
     """The context with the angles of RoPE, which the scan over depth works out once."""
-    if context.turns is not None:
+    if context.rope_tables is not None:
         return context
-    turns = attention.turns(context.positions_BT, model.head_dim, model.rope_theta)
-    return context.replace(turns=turns)
+    rope_tables = attention.rope_tables(context.positions_BT, model.head_dim, model.rope_theta)
+    return context.replace(rope_tables=rope_tables)
 
 
 def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size, seq_len):
     """Whether `mesh` can split what the blocks compute on a batch [B, T], with its kernel.
 
     Raises:
-      ValueError: a dimension is not a multiple of the devices that share it; both are named.
+      UserError: a dimension is not a multiple of the devices that share it; both are named.
     """
     attention.check_order(mesh, seq_len)
     query_heads, key_heads = (model.num_heads, model.head_dim), (model.num_kv_heads, model.head_dim)
@@ -227,10 +234,10 @@ def norm_gain(module: nn.Module, name: str, size: int, axes=("norm",)) -> jax.Ar
     return module.param(name, init, (size,), jnp.float32)
 
 
-def residual_site(
-    module: nn.Module, sublayer: int, constants: Mapping[str, jax.Array]
-) -> streams.At:
-    """This sub-layer's place for the topology's rule, with the parameters that the rule reads."""
+def sublayer_context(
+    module: nn.Module, sublayer: int, inputs: residual.BlockInputs
+) -> residual.SublayerContext:
+    """This sub-layer as the topology's rule sees it, with the parameters that the rule reads."""
     m, topology = module.model, residual.topology(module.model)
     names = [n for n in ("inner_norm", "outer_norm", "branch_norm") if topology.has(n, sublayer)]
     names += ["beta"] if topology.has_beta else []
@@ -238,12 +245,12 @@ def residual_site(
     if topology.has_residual_scale:
         init = nn.with_logical_partitioning(nn.initializers.zeros, ())
         params["residual_scale"] = module.param("residual_scale", init, (), jnp.float32)
-    own = streams.rule(m).parameters(m, sublayer, constants["block"])
+    own = residual.rule(m).parameters(m, sublayer, inputs.block)
     params |= {name: rule_parameter(module, name, leaf) for name, leaf in own.items()}
-    return streams.At(m, sublayer, params, constants)
+    return residual.SublayerContext(m, topology, sublayer, params, inputs)
 
 
-def rule_parameter(module: nn.Module, name: str, leaf: streams.Parameter) -> jax.Array:
+def rule_parameter(module: nn.Module, name: str, leaf: residual.Parameter) -> jax.Array:
     """A float32 parameter of the topology's rule, its gradient where it lies itself."""
     init = nn.with_logical_partitioning(lambda key: jnp.asarray(leaf.value, jnp.float32), leaf.axes)
     return sharding.constrain(module.param(name, init), leaf.axes)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from keel_jax import config
-from keel_jax.model import attention, depth, intervention, layers, residual, streams
+from keel_jax.model import attention, depth, instruments, layers, residual
+from keel_jax.model.residual import ngpt
 from keel_jax.parallel import lookup, sharding
 
 # The logical axes of a matrix's model dimension, D.
@@ -23,7 +24,7 @@ class LanguageModel(nn.Module):
     """A decoder-only language model with the residual topology `model.topology`.
 
     Parameters: `embedding/table` [V, D], `block/attention/…`, `block/ffn/…` [N, …],
-    `output/matrix` [D, V] unless tied, `output/norm`, `embedding/norm` and what `streams` adds to
+    `output/matrix` [D, V] unless tied, `output/norm`, `embedding/norm` and what `residual` adds to
     `output` where the topology has them.
     """
 
@@ -35,15 +36,15 @@ class LanguageModel(nn.Module):
         nn.share_scope(self, self.depth)  # blocks at params/block, without a level for Depth
         self.output = Output(self.model)
 
-    def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, segment_ids_BT: jax.Array | None = None) -> jax.Array:
         """Logits of every next token, float32 [B, T, V]."""
-        h_BTD = self.hidden(tokens_BT, segments_BT)
+        h_BTD = self.hidden(tokens_BT, segment_ids_BT)
         return logits(h_BTD, self.output_matrix())
 
     def hidden(
         self,
         tokens_BT: jax.Array,
-        segments_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
         num_microbatches: int = 0,
         context: layers.Context | None = None,
     ) -> jax.Array:
@@ -51,41 +52,33 @@ class LanguageModel(nn.Module):
 
         Args:
           tokens_BT: int32 token ids.
-          segments_BT: int32 document numbers, attention and positions stay within one;
+          segment_ids_BT: int32 document numbers, attention and positions stay within one;
             None: one document a row.
           num_microbatches: see `pipeline.num_microbatches`; read on a mesh with stages.
-          context: in place of segments_BT, for tokens that do not stand in their order.
+          context: in place of segment_ids_BT, for tokens that do not stand in their order.
         """
-        return self.observed(tokens_BT, segments_BT, num_microbatches, context)[0]
+        return self.hidden_and_stats(tokens_BT, segment_ids_BT, num_microbatches, context)[0]
 
-    def observed(
+    def hidden_and_stats(
         self,
         tokens_BT: jax.Array,
-        segments_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
         num_microbatches: int = 0,
         context: layers.Context | None = None,
-        probes_N2: jax.Array | None = None,
-        reversal_A2: jax.Array | None = None,
-        change: intervention.Intervention | None = None,
+        measured: instruments.Instruments = instruments.NONE,
     ) -> tuple[jax.Array, dict | None]:
-        """`hidden`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py).
-
-        `reversal_A2` is `reversible.probe`, for the plan "reversible"; `change`, what an experiment
-        does to the sub-layers (keel_jax/model/intervention.py).
-        """
+        """`hidden`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
         if context is None:
-            if segments_BT is None:
-                segments_BT = jnp.zeros_like(tokens_BT)
-            context = ordered_context(segments_BT)
-        h_BTD, _, told = self.depth(
+            if segment_ids_BT is None:
+                segment_ids_BT = jnp.zeros_like(tokens_BT)
+            context = ordered_context(segment_ids_BT)
+        h_BTD, _, stats = self.depth(
             self.embedding(tokens_BT),
             context,
             num_microbatches=num_microbatches,
-            probes_N2=probes_N2,
-            reversal_A2=reversal_A2,
-            change=change,
+            measured=measured,
         )
-        return self.output(h_BTD), told
+        return self.output(h_BTD), stats
 
     def decode(
         self, tokens_BT: jax.Array, start_B: jax.Array, cache: layers.Cache
@@ -96,7 +89,7 @@ class LanguageModel(nn.Module):
         """
         index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         context = layers.Context(
-            positions_BT=index_BT, segments_BT=jnp.zeros_like(tokens_BT), index_BT=index_BT
+            positions_BT=index_BT, segment_ids_BT=jnp.zeros_like(tokens_BT), index_BT=index_BT
         )
         h_BTD, cache, _ = self.depth(self.embedding(tokens_BT), context, cache)
         return logits(self.output(h_BTD), self.output_matrix()), cache
@@ -120,7 +113,7 @@ class Embedding(nn.Module):
         if residual.topology(m).embedding_norm:
             self.norm = layers.norm_gain(self, "norm", m.d_model)
 
-    def __call__(self, tokens_BT: jax.Array) -> streams.Carry:
+    def __call__(self, tokens_BT: jax.Array) -> residual.Carry:
         if self.is_initializing() or not sharding.has_devices_to_share():
             x_BTD = self.table[tokens_BT]
         else:
@@ -128,7 +121,7 @@ class Embedding(nn.Module):
         if residual.topology(self.model).embedding_norm:
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
         x_BTD = sharding.constrain(x_BTD.astype(self.model.stream_dtype), layers.STREAM_AXES)
-        return streams.rule(self.model).enter(x_BTD, self.model)
+        return residual.rule(self.model).init_carry(x_BTD, self.model)
 
 
 class Output(nn.Module):
@@ -138,22 +131,22 @@ class Output(nn.Module):
 
     def setup(self):
         m = self.model
-        leaves = streams.rule(m).output_parameters(m)
+        leaves = residual.rule(m).output_parameters(m)
         self.rule_params = {
             name: layers.rule_parameter(self, name, leaf) for name, leaf in leaves.items()
         }
         if has_final_norm(m):
             self.norm = layers.norm_gain(self, "norm", m.d_model)
         if residual.topology(m).on_sphere:
-            leaf = streams.sphere_scale(m, m.vocab_size, ("vocab",))
+            leaf = ngpt.sphere_scale(m, m.vocab_size, ("vocab",))
             self.logit_scale = layers.rule_parameter(self, "logit_scale", leaf)
         if not m.tie_embeddings:
             self.matrix = layers.weight(
                 self, "matrix", (m.d_model, m.vocab_size), ("table_embed", "vocab"), m.init_std
             )
 
-    def __call__(self, carry: streams.Carry) -> jax.Array:
-        x_BTD = streams.rule(self.model).leave(carry, self.rule_params, self.model)
+    def __call__(self, carry: residual.Carry) -> jax.Array:
+        x_BTD = residual.rule(self.model).readout(carry, self.rule_params, self.model)
         if has_final_norm(self.model):
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
         return sharding.constrain(x_BTD.astype(self.model.compute_dtype), layers.LOSS_AXES)
@@ -165,14 +158,14 @@ class Output(nn.Module):
         return _scale_logits(matrix_DV, self.logit_scale)
 
 
-def ordered_context(segments_BT: jax.Array) -> layers.Context:
+def ordered_context(segment_ids_BT: jax.Array) -> layers.Context:
     """What the blocks read of tokens that stand in their order, each in its document."""
     # A position depends on all tokens before it: a few integers, gathered once.
-    segments_BT = sharding.constrain(segments_BT, ("batch", "scalar"))
+    segment_ids_BT = sharding.constrain(segment_ids_BT, ("batch", "scalar"))
     return layers.Context(
-        positions_BT=attention.positions_in_document(segments_BT),
-        segments_BT=segments_BT,
-        index_BT=jnp.broadcast_to(jnp.arange(segments_BT.shape[1]), segments_BT.shape),
+        positions_BT=attention.positions_in_document(segment_ids_BT),
+        segment_ids_BT=segment_ids_BT,
+        index_BT=jnp.broadcast_to(jnp.arange(segment_ids_BT.shape[1]), segment_ids_BT.shape),
     )
 
 

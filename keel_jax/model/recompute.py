@@ -26,13 +26,13 @@ from jax.ad_checkpoint import checkpoint_name
 from keel_jax import config
 
 # What may be kept of a block beside its input, by `config.RecomputeConfig.save`, in the names that
-# `layers` gives: with "attention" its kernel runs once; with "products", matrices that lead away
+# `layers` gives: with "attention" its kernel runs once; with "mlp", matrices that lead away
 # from the stream multiply once, too.
 _ATTENTION = ("query", "key", "value", "attention")
 NAMES = {
     "carry": (),
     "attention": _ATTENTION,
-    "products": (*_ATTENTION, "gate", "up"),
+    "mlp": (*_ATTENTION, "gate", "up"),
 }
 _INPUT = "depth_input"
 # A segment that does not divide N costs a copy of the last blocks' weights, and a second program:
@@ -80,6 +80,22 @@ def kept_carries(sizes: tuple[int, ...], num_blocks: int) -> tuple[int, ...]:
     lengths = (num_blocks, *sizes)
     outer = [-(-n // s) for n, s in zip(lengths, sizes, strict=False)]
     return (*outer, lengths[-1])
+
+
+def describe(recompute: config.RecomputeConfig, num_blocks: int) -> str:
+    """The plan in a few words; `num_blocks` are one stage's."""
+    text = recompute.plan
+    if sizes := segment_sizes(recompute, num_blocks):
+        text += f" of {' of '.join(map(str, sizes))} blocks"
+    if recompute.plan == "reversible":
+        text += (
+            f" (experimental), anchors every {recompute.anchor_blocks} blocks, "
+            f"{recompute.fixed_point_iterations} fixed-point iteration(s), bound "
+            f"{recompute.error_bound:g}"
+        )
+    elif recompute.plan != "none":
+        text += f", save {recompute.save}" + (", offloaded" if recompute.offload else "")
+    return text
 
 
 @functools.cache

@@ -4,7 +4,7 @@ A sub-layer of Keel's family maps z, the sum below an outer norm, to the sum bel
 
     z' = alpha x + F(x),    x = gain r z,    r = 1 / rms(z) of each token
 
-(norms put off by a sub-layer, `residual.put_off`; F is the branch with its inner norm). Given z' it
+(norms put off by a sub-layer, `residual.defer_outer_norms`; F is the branch with its inner norm). Given z' it
 is inverted by a fixed point, which contracts at Lip(F) / alpha, and alpha = 2N; r, one number a
 token, is kept:
 
@@ -78,7 +78,10 @@ def scan(
     """
     num_blocks = len(jax.tree.leaves(rows)[0])
     depth = _Depth(
-        sublayers, min(options.anchor_blocks, num_blocks), options.evaluations, options.error_bound
+        sublayers,
+        min(options.anchor_blocks, num_blocks),
+        options.fixed_point_iterations,
+        options.error_bound,
     )
     if probe_A2 is None:
         probe_A2 = probe(options, num_blocks)
@@ -138,7 +141,7 @@ class _Depth:
 
     sublayers: tuple[Sublayer, ...]
     anchor_blocks: int
-    evaluations: int
+    fixed_point_iterations: int
     error_bound: float
 
     def forward(self, z_BTD, rows, context):
@@ -251,7 +254,7 @@ class _Depth:
         return z_BTD, dz_BTD, tuple(reversed(gradients)), jnp.max(jnp.stack(steps))
 
     def _undo(self, sublayer: Sublayer, z_BTD, dz_BTD, learned, r_BT, constants, context):
-        """One sub-layer: x by K evaluations, the last of them differentiated; then its norm."""
+        """One sub-layer: x by K fixed_point_iterations, the last of them differentiated; then its norm."""
         alpha, gain = sublayer.alpha(constants), learned["gain"]
 
         def branch(x_BTD, params):
@@ -261,8 +264,8 @@ class _Depth:
             return (z_BTD - branch(x_BTD, learned["params"])) / alpha
 
         x_BTD = z_BTD / alpha
-        if self.evaluations > 1:
-            x_BTD = jax.lax.fori_loop(0, self.evaluations - 1, better, x_BTD)
+        if self.fixed_point_iterations > 1:
+            x_BTD = jax.lax.fori_loop(0, self.fixed_point_iterations - 1, better, x_BTD)
         f_BTD, pull = jax.vjp(branch, x_BTD, learned["params"])
         last_BTD = (z_BTD - f_BTD) / alpha
         last_step = _relative(last_BTD - x_BTD, last_BTD)

@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from keel_jax import errors
 from keel_jax.model import lm
 
 
@@ -29,11 +30,11 @@ class Sampling:
 
     def __post_init__(self):
         if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} is negative.")
+            raise errors.UserError(f"temperature={self.temperature} is negative.")
         if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} is negative.")
+            raise errors.UserError(f"top_k={self.top_k} is negative.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1].")
+            raise errors.UserError(f"top_p={self.top_p} must lie in (0, 1].")
 
 
 def generate(

@@ -6,7 +6,7 @@ constants gets, as its cotangent, the mean square of the stream's cotangent (`pr
 without probes holds nothing of either.
 
 Everything here is a mean over all entries or tokens of the batch, so micro-batches and shards of
-equal size average, and lanes are vmapped. Squares leave float32 below an RMS of 1e-19 and above
+equal size average, and trials are vmapped. Squares leave float32 below an RMS of 1e-19 and above
 1e19. docs/telemetry.md has the formulas.
 
 Dimension letters: N blocks, B batch, T time, D model.
@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keel_jax.model import residual, streams
+from keel_jax.model import residual
+from keel_jax.model.residual import equation
 
-# The probes' name among the constants of a block.
-PROBE = "probe"
 # Keeps 0 / 0 out of a stream of zeros.
 _TINY = 1e-37
 
@@ -31,16 +30,15 @@ def probes(num_blocks: int) -> jax.Array:
     return jnp.zeros((num_blocks, 2), jnp.float32)
 
 
-def probe(stream, constants: Mapping[str, jax.Array], sublayer: int):
-    """`stream` as it is; with a probe among the constants, seen in the backward pass.
+def probe(stream, inputs: residual.BlockInputs, sublayer: int):
+    """`stream` as it is; with a probe among the block's inputs, seen in the backward pass.
 
     Args:
       stream: a tree of arrays [B, T, …].
-      constants: this block's; "probe" is [2].
     """
-    if PROBE not in constants:
+    if inputs.probe is None:
         return stream
-    return _probe(stream, constants[PROBE][sublayer])
+    return _probe(stream, inputs.probe[sublayer])
 
 
 @jax.custom_vjp
@@ -61,25 +59,25 @@ def _probe_backward(_, cotangent):
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def observe(before, f_BTD: jax.Array, after, at: streams.At) -> dict | None:
+def observe(before, f_BTD: jax.Array, after, sub: residual.SublayerContext) -> dict | None:
     """The means of one sub-layer, float32 scalars; None in a program without probes.
 
     Args:
       before: the stream that entered it, a tree of arrays [B, T, …].
       f_BTD: the branch's output.
       after: the stream that leaves it.
-      at: the sub-layer.
+      sub: the sub-layer.
 
     Returns:
       "stream_square" and "branch_square", mean squares over all entries, the branch after its norm
       and before its scale b; "rotation_radians", the mean over tokens of the angle between the
       stream before and after.
     """
-    if PROBE not in at.constants:
+    if sub.inputs.probe is None:
         return None
-    before, f_BTD, after, params = jax.lax.stop_gradient((before, f_BTD, after, dict(at.params)))
-    branch_BTD = residual.branch_output(
-        f_BTD, params, residual.topology(at.model), at.sublayer, epsilon=at.model.norm_epsilon
+    before, f_BTD, after, params = jax.lax.stop_gradient((before, f_BTD, after, dict(sub.params)))
+    branch_BTD = equation.branch_output(
+        f_BTD, params, sub.topology, sub.sublayer, epsilon=sub.model.norm_epsilon
     )
     return {
         "stream_square": _mean_square(before),
@@ -105,8 +103,8 @@ def effective_alpha(topology: residual.Topology, params: Mapping) -> jax.Array:
       params: the model's; gains are [N, D].
     """
     block = params["block"]
-    inner = [_gain_rms(topology, block, "inner_norm", sublayer) for sublayer in _SUBLAYERS]
-    outer = [_gain_rms(topology, block, "outer_norm", sublayer) for sublayer in _SUBLAYERS]
+    inner = [_gain_rms(topology, block, "inner_norm", sublayer) for sublayer in residual.SUBLAYERS]
+    outer = [_gain_rms(topology, block, "outer_norm", sublayer) for sublayer in residual.SUBLAYERS]
     first = jnp.ones(())
     if topology.embedding_norm:
         first = rms(params["embedding"]["norm"], 0)
@@ -120,15 +118,12 @@ def effective_alpha(topology: residual.Topology, params: Mapping) -> jax.Array:
     return jnp.asarray(topology.alpha) * entering / jnp.stack(inner, axis=1)
 
 
-_SUBLAYERS = {residual.ATTENTION: "attention", residual.FFN: "ffn"}
-
-
 def _gain_rms(topology, block, norm: str, sublayer: int) -> jax.Array:
     """RMS of a norm's gain in each block, 1 where a block has not got the norm; [N]."""
     has_N = np.asarray(getattr(topology, norm)[:, sublayer])
     if not has_N.any():
         return jnp.ones(len(has_N))
-    return jnp.where(has_N, rms(block[_SUBLAYERS[sublayer]][norm], 1), 1.0)
+    return jnp.where(has_N, rms(block[residual.SUBLAYERS[sublayer]][norm], 1), 1.0)
 
 
 def rms(x: jax.Array, num_kept: int) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 
-from keel_jax import config
+from keel_jax import config, errors
 
 AXES = config.MESH_AXES
 
@@ -30,7 +30,7 @@ def make(
         of `devices`, stand for slices.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices, or of slices.
+      UserError: the sizes do not multiply to the number of devices, or of slices.
     """
     slices = split_slices(jax.devices() if devices is None else devices, num_slices)
     sizes = tuple(resolve_sizes(mesh, len(slices[0]), len(slices)).values())
@@ -65,7 +65,7 @@ def split_slices(
     """The devices of each slice; arguments as in `make`.
 
     Raises:
-      ValueError: the slices are not of one size.
+      UserError: the slices are not of one size.
     """
     devices = list(devices)
     if num_slices is None:
@@ -77,7 +77,9 @@ def split_slices(
         slices.setdefault(index_of[device], []).append(device)
     sizes = [len(group) for group in slices.values()]
     if len(set(sizes)) > 1:
-        raise ValueError(f"The {len(devices)} devices form slices of {sizes} devices: not alike.")
+        raise errors.UserError(
+            f"The {len(devices)} devices form slices of {sizes} devices: not alike."
+        )
     return [slices[index] for index in sorted(slices)]
 
 
@@ -87,7 +89,7 @@ def resolve_sizes(
     """(size within a slice, size across slices) of each axis in AXES, with -1 replaced.
 
     Raises:
-      ValueError: the sizes do not multiply to `slice_devices` and `num_slices`.
+      UserError: the sizes do not multiply to `slice_devices` and `num_slices`.
     """
     ici = _resolve(mesh.ici_sizes, slice_devices, "devices of a slice")
     dcn = _resolve(mesh.dcn_sizes, num_slices, "slices")
@@ -99,7 +101,7 @@ def _resolve(sizes: Mapping[str, int], total: int, what: str) -> list[int]:
     resolved = [total // fixed if size == -1 else size for size in sizes.values()]
     if math.prod(resolved) != total:
         told = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != 1)
-        raise ValueError(
+        raise errors.UserError(
             f"{told or 'The sizes of the mesh'} do not multiply to the {total} {what} that are "
             "there (every other size is 1); set one of them to -1 to take what is left."
         )

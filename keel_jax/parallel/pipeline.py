@@ -99,7 +99,7 @@ def run(
         in_specs=(by_stage, everywhere, everywhere),
         out_specs=by_stage,
         axis_names={AXIS},
-        # The check knows no vmap with an spmd_axis_name (lanes) around a partly manual mesh.
+        # The check knows no vmap with an spmd_axis_name (trials) around a partly manual mesh.
         check_vma=False,
     )(stage_arrays, x_MBT, rows_MBT)
     return jax.tree.map(lambda x: _share_out(x, x_axes, out_axes), done_SMBT), told

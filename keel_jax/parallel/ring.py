@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from keel_jax import errors
+
 # Queries and keys a chunk, at most. 512 x 512 float32 scores of 16 heads are 16 MiB a row, and
 # a skipped chunk is at most 1/8 of a device's 4096 tokens. A guess: not measured on a TPU.
 MAX_CHUNK = 512
@@ -61,7 +63,7 @@ def attend(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    segments_BT: jax.Array,
+    segment_ids_BT: jax.Array,
     index_BT: jax.Array,
     *,
     ring: Ring,
@@ -72,7 +74,7 @@ def attend(
     softmax and sums are float32, the matrix multiplications read the inputs' dtype.
 
     Args:
-      segments_BT: int32.
+      segment_ids_BT: int32.
       index_BT: int32, each token's place in the whole sequence; in any order.
       ring: the axis over which T is split.
     """
@@ -84,8 +86,8 @@ def attend(
     chunked = functools.partial(_chunked, num_chunks=num_chunks, size=size)
 
     q_BTKGH = q_BTNH.reshape(batch_size, num_tokens, kv_heads, -1, width)
-    queries = chunked(q_BTKGH), _Tokens(chunked(index_BT, fill=-1), chunked(segments_BT))
-    keys = _Tokens(chunked(index_BT, fill=_AFTER_ALL), chunked(segments_BT))
+    queries = chunked(q_BTKGH), _Tokens(chunked(index_BT, fill=-1), chunked(segment_ids_BT))
+    keys = _Tokens(chunked(index_BT, fill=_AFTER_ALL), chunked(segment_ids_BT))
     o_CBtKGH = _attend(ring, *queries, (chunked(k_BTKH), chunked(v_BTKH)), keys)
     o_BTKGH = jnp.moveaxis(o_CBtKGH, 0, 1).reshape(batch_size, -1, kv_heads, *q_BTKGH.shape[3:])
     return o_BTKGH[:, :num_tokens].reshape(q_BTNH.shape)
@@ -98,11 +100,11 @@ def zigzag(x_BT: jax.Array, *, ring: Ring) -> jax.Array:
     2 i and 2 i + 1: at every turn of the ring each device then has the same work.
 
     Raises:
-      ValueError: the sequence does not have 2 R equal parts.
+      UserError: the sequence does not have 2 R equal parts.
     """
     size, num_tokens = ring.size, x_BT.shape[1]
     if num_tokens % 2:
-        raise ValueError(
+        raise errors.UserError(
             f"A sequence of {num_tokens * size} tokens does not have 2 x {size} equal parts for "
             f"the {size} devices along {ring.axis!r}: choose a multiple of {2 * size}."
         )
@@ -280,7 +282,7 @@ def _visible(query: _Tokens, key: _Tokens):
 def _any_visible(query: _Tokens, key: _Tokens):
     """Whether some key of the chunk is not in the future of all its queries.
 
-    By index alone: in a run of several lanes the tokens differ between lanes and the index does
+    By index alone: in a run of several trials the tokens differ between trials and the index does
     not, so that this stays one decision, and the branch is not computed for nothing.
     """
     return key.index.min() <= query.index.max()

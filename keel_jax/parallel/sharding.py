@@ -1,6 +1,6 @@
 """The one table that says on which mesh axes each logical axis lies.
 
-Modules name logical axes at the initialiser; nothing else in the project writes a PartitionSpec.
+Modules name logical axes at the initializer; nothing else in the project writes a PartitionSpec.
 """
 
 import collections
@@ -10,8 +10,10 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from keel_jax import errors
+
 # Logical axis -> mesh axes, outermost first.
-#   Parameters and optimiser state are split over `fsdp` and `context`, whose devices all see other
+#   Parameters and optimizer state are split over `fsdp` and `context`, whose devices all see other
 #   tokens, along their model dimension, and gathered where they are used (ZeRO-3), while the stream
 #   stays with its rows.
 #   `tensor` splits heads, FFN and vocabulary (Megatron); between the branches the stream is split
@@ -19,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 #   a branch becomes a reduce-scatter and an all-gather before the next, of the same bytes.
 #   `stage` holds consecutive blocks; within a stage the scan reads one block at a time.
 RULES = {
-    "lane": ("lane",),
+    "trial": ("trial",),
     "batch": ("data", "fsdp"),
     # Tokens, and what attention reads.
     "time": ("context",),
@@ -50,16 +52,18 @@ def spec(logical_axes: tuple[str, ...]) -> PartitionSpec:
     """The PartitionSpec of an array whose dimensions are `logical_axes`.
 
     Raises:
-      ValueError: an axis is not in the table, or two dimensions claim the same mesh axis.
+      UserError: an axis is not in the table, or two dimensions claim the same mesh axis.
     """
     used: dict[str, str] = {}
     dims = []
     for logical in logical_axes:
         if logical not in RULES:
-            raise ValueError(f"Logical axis {logical!r} has no rule; known: {', '.join(RULES)}.")
+            raise errors.UserError(
+                f"Logical axis {logical!r} has no rule; known: {', '.join(RULES)}."
+            )
         for mesh_axis in RULES[logical]:
             if mesh_axis in used:
-                raise ValueError(
+                raise errors.UserError(
                     f"Axes {used[mesh_axis]!r} and {logical!r} of {logical_axes} both claim mesh "
                     f"axis {mesh_axis!r}."
                 )
@@ -74,14 +78,14 @@ def sharding(
     """Where an array of `shape` lies.
 
     Raises:
-      ValueError: a dimension is not a multiple of the devices that share it.
+      UserError: a dimension is not a multiple of the devices that share it.
     """
     if len(logical_axes) != len(shape):
-        raise ValueError(f"{name}: shape {shape} has not the axes {logical_axes}.")
+        raise errors.UserError(f"{name}: shape {shape} has not the axes {logical_axes}.")
     for logical, size in zip(logical_axes, shape, strict=True):
         devices = num_shards(logical, mesh.shape)
         if size % devices:
-            raise ValueError(
+            raise errors.UserError(
                 f"{name or 'array'} of shape {shape}: dimension {logical!r} of size {size} is not "
                 f"a multiple of the {devices} devices along {RULES[logical]}."
             )

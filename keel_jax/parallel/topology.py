@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import topologies
 
+from keel_jax import errors
 from keel_jax.runtime import platforms
 
 # Sizes of a topology's name, by kind of chip.
@@ -40,7 +41,7 @@ def prepare(name: str) -> None:
     """Sets JAX up for `devices(name)`; to be called before any device of JAX's is used.
 
     Raises:
-      ValueError: the name is not one of a topology.
+      UserError: the name is not one of a topology.
     """
     kind, sizes = _parse(name)
     os.environ.update(_ENVIRONMENT)
@@ -57,21 +58,21 @@ def devices(name: str, num_slices: int = 1) -> list[jax.Device]:
     """The devices of topology `name`, of `num_slices` such slices.
 
     Raises:
-      ValueError: no such topology, or libtpu is not installed, or too few simulated devices.
+      UserError: no such topology, or libtpu is not installed, or too few simulated devices.
     """
     kind, sizes = _parse(name)
     if num_slices < 1:
-        raise ValueError(f"num_slices={num_slices} must be at least 1.")
+        raise errors.UserError(f"num_slices={num_slices} must be at least 1.")
     if kind == "cpu":
         there = jax.devices("cpu")
         if len(there) < sizes[0] or sizes[0] % num_slices:
-            raise ValueError(
+            raise errors.UserError(
                 f"{name} in {num_slices} slice(s): {len(there)} simulated devices are there, and "
                 "the slices share them equally."
             )
         return there[: sizes[0]]
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f"{name} needs the TPU compiler: pip install 'keel_jax[plan]'.")
+        raise errors.UserError(f"{name} needs the TPU compiler: pip install 'keel_jax[plan]'.")
     os.environ.update(_ENVIRONMENT)
     options = dict(_CHIP_CONFIG.get(kind, {}))
     if num_slices > 1:
@@ -80,7 +81,7 @@ def devices(name: str, num_slices: int = 1) -> list[jax.Device]:
         with _quiet():
             described = topologies.get_topology_desc(name, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"The TPU compiler knows no topology {name!r}: "
             f"{str(error).splitlines()[0]} Examples: {_EXAMPLES}."
         ) from error
@@ -90,14 +91,14 @@ def devices(name: str, num_slices: int = 1) -> list[jax.Device]:
 def _parse(name: str) -> tuple[str, tuple[int, ...]]:
     kind, _, text = name.partition(":")
     if kind != "cpu" and kind not in _DIMENSIONS:
-        raise ValueError(
+        raise errors.UserError(
             f"No topology {name!r}: the kinds are {', '.join(_DIMENSIONS)} and cpu, as in "
             f"{_EXAMPLES}."
         )
     wanted = _DIMENSIONS.get(kind, 1)
     sizes = tuple(int(n) for n in text.split("x")) if re.fullmatch(r"\d+(x\d+)*", text) else ()
     if len(sizes) != wanted or not 0 < math.prod(sizes) <= _MOST_CHIPS:
-        raise ValueError(
+        raise errors.UserError(
             f"No topology {name!r}: {kind} takes {wanted} size(s) of together at most "
             f"{_MOST_CHIPS}, as in {kind}:{'x'.join(['4'] * wanted)}."
         )

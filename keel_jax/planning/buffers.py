@@ -59,7 +59,7 @@ def read_dump(directory: str) -> list[Allocation]:
 
 
 def parse(assignment: memoryview | bytes, names: dict[int, str]) -> list[Allocation]:
-    """The allocations of a serialised BufferAssignmentProto; `names` of instructions by id."""
+    """The allocations of a serialized BufferAssignmentProto; `names` of instructions by id."""
     arrays, allocations = {}, []
     for field, value in _fields(assignment):
         if field == 1:

@@ -17,6 +17,8 @@ import difflib
 
 import jax
 
+from keel_jax import errors
+
 _GB = 1e9
 _GIB = 2**30
 
@@ -100,13 +102,13 @@ def chip(device: jax.Device) -> Chip | None:
     """What is known of the device; None for a CPU, of which nothing is estimated.
 
     Raises:
-      ValueError: the table does not know the accelerator, or not enough of it: no guess.
+      UserError: the table does not know the accelerator, or not enough of it: no guess.
     """
     if device.platform == "cpu" and device.device_kind not in _CHIPS:
         return None
     if device.device_kind not in _CHIPS:
         near = difflib.get_close_matches(device.device_kind, _CHIPS, n=1, cutoff=0.0)[0]
-        raise ValueError(
+        raise errors.UserError(
             f"The chip table (keel_jax/planning/chips.py) has no {device.device_kind!r}; the "
             f"nearest it has is {near!r}. Add its numbers with their sources; nothing is guessed."
         )

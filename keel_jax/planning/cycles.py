@@ -2,7 +2,7 @@
 
     cycles = sum over instructions of estimated_cycles x (times that it runs)
 
-XLA:TPU writes `estimated_cycles` beside every fusion and copy of the optimised program. The
+XLA:TPU writes `estimated_cycles` beside every fusion and copy of the optimized program. The
 estimate leaves out Pallas kernels, waiting for memory or for other devices, and collectives: it
 ranks programs of the same shape and says what in them is not matrix multiplication. It predicts no
 step time. A CPU's compiler writes none.
@@ -30,7 +30,7 @@ KINDS = (
     "elementwise",
 )
 PASSES = ("forward", "recompute", "backward", "update")
-REGIONS = ("blocks", "embedding and loss", "optimiser")
+REGIONS = ("blocks", "embedding and loss", "optimizer")
 
 _ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
 # A library's product on a CPU or GPU.
@@ -106,7 +106,7 @@ def _usual(costs) -> tuple[str, str]:
     for instruction, spent in costs:
         if place := _place(instruction.op_name):
             places[place] += spent
-    return places.most_common(1)[0][0] if places else ("optimiser", "update")
+    return places.most_common(1)[0][0] if places else ("optimizer", "update")
 
 
 def _place(op_name: str) -> tuple[str, str] | None:
@@ -125,7 +125,7 @@ def _place(op_name: str) -> tuple[str, str] | None:
     elif "jvp(" in op_name or in_blocks:
         pass_ = "forward"
     elif op_name.startswith("jit("):
-        return "optimiser", "update"
+        return "optimizer", "update"
     else:
         return None
     return ("blocks" if in_blocks else "embedding and loss"), pass_

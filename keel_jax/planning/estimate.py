@@ -4,7 +4,7 @@
     exposed ICI = synchronous collectives + what the multiplications do not hide of the others
 
 Peak and bandwidths are the chip table's, at 100 %: real kernels reach less, so the truth is slower.
-HBM bytes are those that pass between instructions of the optimised program (a fusion reads its
+HBM bytes are those that pass between instructions of the optimized program (a fusion reads its
 operands and writes its result once; what stays in VMEM moves nothing). Each axis' ring uses both
 directions of one link. DCN traffic is counted in full: it seldom has anything to run beside it.
 """

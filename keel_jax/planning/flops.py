@@ -1,4 +1,4 @@
-"""FLOPs that a compiled program executes, counted in its optimised HLO.
+"""FLOPs that a compiled program executes, counted in its optimized HLO.
 
 Matrix multiplications and convolutions only, as model FLOPs do; a multiplication and an addition
 are two. What stands in a loop counts as often as it runs, recomputation included.

@@ -1,4 +1,4 @@
-"""Reads the optimised HLO of a compiled program: what runs, and how often.
+"""Reads the optimized HLO of a compiled program: what runs, and how often.
 
 XLA's own cost analysis counts a loop's body once; here every instruction counts as often as it
 runs: the product of the trip counts of the loops around it. An instruction in a branch of a
@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from keel_jax import errors
 from keel_jax.model import reversible
 
 # Bits of an element of types whose name does not end in them.
@@ -105,7 +106,7 @@ class Program:
     def trip_counts(self) -> dict[str, int | None]:
         """Trips of every loop, by the instruction's name; None: not known, counted as one.
 
-        XLA writes down what it knows; a TPU's optimised text does not have it, so there it is
+        XLA writes down what it knows; a TPU's optimized text does not have it, so there it is
         worked out from the loop's counter.
         """
         return {
@@ -177,10 +178,10 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """The program of optimised HLO text (`jax.stages.Compiled.as_text()`).
+    """The program of optimized HLO text (`jax.stages.Compiled.as_text()`).
 
     Raises:
-      ValueError: the text is no HLO module.
+      UserError: the text is no HLO module.
     """
     computations, entry, here = {}, None, None
     for line in text.splitlines():
@@ -193,7 +194,7 @@ def parse(text: str) -> Program:
             if match[1]:
                 computations[name] = Computation(name, here, match[2])
     if entry is None:
-        raise ValueError("This is no HLO module: no ENTRY computation in it.")
+        raise errors.UserError("This is no HLO module: no ENTRY computation in it.")
     return Program(computations, entry)
 
 
@@ -316,4 +317,4 @@ def _balanced(text: str) -> int:
         depth += 1 if match[0] == "(" else -1
         if depth == 0:
             return match.end()
-    raise ValueError(f"Unbalanced parentheses in {text[:80]!r}.")
+    raise errors.UserError(f"Unbalanced parentheses in {text[:80]!r}.")

@@ -2,40 +2,39 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 
 from keel_jax import config
 from keel_jax.model import recompute
-from keel_jax.planning import chips, closed_form
+from keel_jax.planning import chips, cost_model
 
 # What a plan may take of the memory, by a closed form that is some tenths off for temporaries.
 _MARGIN = 0.9
 # Multiplications reach about this part of a chip's peak: how much time there is to hide transfers
 # behind. A guess.
 _REACHED = 0.6
-_SAVES = ("all", "products", "attention", "carry")
+_SAVES = ("all", "mlp", "attention", "carry")
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """A plan, and what the closed forms say of it; bytes and FLOPs are one device's."""
+class Prediction:
+    """A plan, and what the cost model says of it; bytes and FLOPs are one device's."""
 
     recompute: config.RecomputeConfig
-    temporaries: closed_form.Temporaries
+    temporaries: cost_model.Temporaries
     # State and batch, and temporaries.
     total_bytes: int
     executed_flops: float
     # Seconds by the chip's peak, of moving what is kept, and of transfers to the host that nothing
     # hides; relative on a chip that the table does not know.
     seconds: float
-    # Whether "auto" was asked for.
-    is_chosen: bool = False
 
-    def to_json(self) -> dict:
-        """The plan, and what it was expected to take."""
+    def to_json(self, *, is_chosen: bool) -> dict:
+        """The plan, and what it was expected to take; `is_chosen`: "auto" was asked for."""
         return {
             **dataclasses.asdict(self.recompute),
-            "is_chosen": self.is_chosen,
+            "is_chosen": is_chosen,
             "expected_temporaries_bytes": self.temporaries.total,
             "expected_host_bytes": self.temporaries.host,
             "expected_executed_flops": self.executed_flops,
@@ -65,26 +64,25 @@ def candidates(cfg: config.Config, sizes: dict[str, int], chip: chips.Chip | Non
             yield dataclasses.replace(asked, segment_blocks=chosen)
 
 
-def outlook(
+def predict(
     cfg: config.Config,
     sizes: dict[str, int],
-    shards: closed_form.Shards,
-    kernel: str,
+    shards: cost_model.Shards,
     chip: chips.Chip | None,
-) -> Choice:
+) -> Prediction:
     """What the plan that `cfg` has would take."""
-    temporaries = closed_form.temporaries(cfg, sizes, shards.parameters, kernel)
-    flops = closed_form.executed_flops(cfg, sizes, kernel)
+    temporaries = cost_model.temporaries(cfg, sizes, shards.parameters)
+    flops = cost_model.executed_flops(cfg, sizes)
     # Any rate ranks plans where the real one is not known.
     seconds = flops / (chip.flops_per_second if chip else 1e14)
     if chip:
-        seconds += closed_form.kept_traffic(cfg, sizes, kernel) / chip.hbm_bytes_per_second
+        seconds += cost_model.kept_traffic(cfg, sizes) / chip.hbm_bytes_per_second
     if chip and temporaries.host:
         one_way = temporaries.host * cfg.train.accumulation_steps / chip.host_bytes_per_second
         # To the host in the forward pass, a third of the time at most; back in the other two.
         room = seconds / _REACHED
         seconds += max(0.0, one_way - room / 3) + max(0.0, one_way - room * 2 / 3)
-    return Choice(
+    return Prediction(
         cfg.model.recompute, temporaries, shards.total + temporaries.total, flops, seconds
     )
 
@@ -92,33 +90,28 @@ def outlook(
 def choose(
     cfg: config.Config,
     sizes: dict[str, int],
-    shards: closed_form.Shards,
-    kernel: str,
+    shards: cost_model.Shards,
     chip: chips.Chip | None,
     memory_bytes: int | None,
-) -> Choice:
-    """The plan of `cfg`; for "auto" the fastest that fits; if none does, the smallest.
+) -> Prediction:
+    """The fastest plan that fits, and what it is expected to take; if none does, the smallest.
 
     Of equally fast ones the one that needs less of the host, then the smallest. A pure function of
     its arguments: every process finds the same.
 
     Args:
+      cfg: with its attention kernel resolved.
       sizes: of the mesh's axes.
-      kernel: of attention.
-      memory_bytes: of one device; None, not known (a CPU): "auto" is "block".
+      memory_bytes: of one device; None, not known (a CPU): "block".
     """
-    if cfg.model.recompute.plan != "auto":
-        return outlook(cfg, sizes, shards, kernel, chip)
     options = list(candidates(cfg, sizes, chip))
     if memory_bytes is None:
         options = [config.RecomputeConfig(plan="block")]
-    found = [outlook(with_plan(cfg, option), sizes, shards, kernel, chip) for option in options]
-    fitting = [c for c in found if c.total_bytes <= _MARGIN * (memory_bytes or float("inf"))]
+    predictions = [predict(with_plan(cfg, option), sizes, shards, chip) for option in options]
+    fitting = [p for p in predictions if p.total_bytes <= _MARGIN * (memory_bytes or math.inf)]
     if fitting:
-        best = min(fitting, key=lambda c: (c.seconds, c.temporaries.host, c.total_bytes))
-    else:
-        best = min(found, key=lambda c: c.total_bytes)
-    return dataclasses.replace(best, is_chosen=True)
+        return min(fitting, key=lambda p: (p.seconds, p.temporaries.host, p.total_bytes))
+    return min(predictions, key=lambda p: p.total_bytes)
 
 
 def with_plan(cfg: config.Config, plan: config.RecomputeConfig) -> config.Config:
@@ -126,26 +119,12 @@ def with_plan(cfg: config.Config, plan: config.RecomputeConfig) -> config.Config
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, recompute=plan))
 
 
-def describe(choice: Choice, num_blocks: int) -> str:
-    """The plan in a few words, and what it is expected to take.
-
-    Args:
-      num_blocks: of one stage.
-    """
-    plan = choice.recompute
-    sizes = recompute.segment_sizes(plan, num_blocks)
-    told = plan.plan
-    if sizes:
-        told += f" of {' of '.join(map(str, sizes))} blocks"
-    if plan.plan == "reversible":
-        told += (
-            f" (experimental), anchors every {plan.anchor_blocks} blocks, {plan.evaluations} "
-            f"evaluation(s), bound {plan.error_bound:g}"
-        )
-    elif plan.plan != "none":
-        told += f", save {plan.save}" + (", offloaded" if plan.offload else "")
+def describe(prediction: Prediction, cfg: config.Config, *, is_chosen: bool) -> str:
+    """The plan in a few words, and what it is expected to take; `is_chosen`: "auto" was asked for."""
+    num_blocks = cfg.model.num_blocks // (cfg.mesh.stage * cfg.mesh.dcn_stage)
     return (
-        f"{told}{' (chosen)' if choice.is_chosen else ''}: about "
-        f"{choice.temporaries.total / 2**30:.2f} GiB of temporaries, {choice.executed_flops:.3g} "
-        "FLOPs a step on each device"
+        f"{recompute.describe(prediction.recompute, num_blocks)}"
+        f"{' (chosen)' if is_chosen else ''}: about "
+        f"{prediction.temporaries.total / 2**30:.2f} GiB of temporaries, "
+        f"{prediction.executed_flops:.3g} FLOPs a step on each device"
     )

@@ -11,18 +11,19 @@ import rich.console
 import rich.table
 
 from keel_jax import config
-from keel_jax.model import attention, recompute
+from keel_jax.model import recompute
 from keel_jax.parallel import pipeline
 from keel_jax.planning import (
     buffers,
     chips,
-    closed_form,
+    cost_model,
     cycles,
     estimate,
     flops,
     hlo,
     memory,
     recompute_choice,
+    resolve,
     traffic,
 )
 from keel_jax.runtime import compiler_options
@@ -39,11 +40,10 @@ class Report:
     num_slices: int
     num_devices: int
     mesh: dict[str, int]
-    # The attention kernel.
-    kernel: str
-    shards: closed_form.Shards
-    # The plan of recomputation, and what it was expected to take.
-    choice: recompute_choice.Choice
+    shards: cost_model.Shards
+    # The plan of recomputation, what it was expected to take, and whether "auto" was asked for.
+    prediction: recompute_choice.Prediction
+    is_chosen: bool
     # Bytes of the host's link in one direction, a second; None: not known.
     host_bytes_per_second: float | None
     # Bytes; None: no limit is known (a CPU).
@@ -74,13 +74,13 @@ class Report:
     @property
     def model_flops(self) -> float:
         """Of one step on one device, causal attention counted at half."""
-        tokens = self.cfg.train.tokens_per_step * self.cfg.num_lanes
+        tokens = self.cfg.train.tokens_per_step * self.cfg.num_trials
         per_token = self.cfg.model.flops_per_token(self.cfg.train.seq_len)
         return tokens * per_token / self.num_devices
 
     @property
     def tokens_per_second(self) -> float:
-        tokens = self.cfg.train.tokens_per_step * self.cfg.num_lanes
+        tokens = self.cfg.train.tokens_per_step * self.cfg.num_trials
         return tokens / self.estimate.step_seconds
 
     @property
@@ -123,9 +123,7 @@ class Report:
         if self.fits:
             return None
         sizes = {axis: self.mesh.get(axis, 1) for axis in config.MESH_AXES}
-        return closed_form.advice(
-            self.cfg, sizes, self.shards, self.kernel, self.total_bytes, self.limit_bytes
-        )
+        return cost_model.advice(self.cfg, sizes, self.shards, self.total_bytes, self.limit_bytes)
 
     def to_json(self) -> dict:
         """The contract of `plan --json`."""
@@ -148,7 +146,7 @@ class Report:
                 "total": self.total_bytes,
                 "missing": max(0, self.total_bytes - (self.limit_bytes or self.total_bytes)),
                 "parameters": self.shards.parameters,
-                "optimiser": self.shards.optimiser,
+                "optimizer": self.shards.optimizer,
                 "batch": self.shards.batch,
                 "temporaries_by_kind": m.by_kind if m else None,
                 "temporaries_reported": self.reported_temporaries,
@@ -183,9 +181,9 @@ class Report:
                 "mesh": self.mesh,
                 # Trips of the loops over depth, outermost first.
                 "segments": list(self.trips),
-                "recompute": self.choice.to_json(),
+                "recompute": self.prediction.to_json(is_chosen=self.is_chosen),
                 "accumulation_steps": self.cfg.train.accumulation_steps,
-                "attention_kernel": self.kernel,
+                "attention_kernel": self.cfg.model.attention,
                 "stage_microbatches": self.stage_microbatches,
                 "bubble_fraction": pipeline.bubble_fraction(self.stages, self.stage_microbatches),
             },
@@ -213,12 +211,18 @@ def compile_and_measure(
     chip: chips.Chip | None,
     topology: str,
     num_slices: int,
-    shards: closed_form.Shards,
-    choice: recompute_choice.Choice,
+    *,
+    is_chosen: bool,
 ) -> Report:
-    """Compiles `lowered` and reads the program that comes out, or the compiler's refusal."""
+    """Compiles `lowered` and reads the program that comes out, or the compiler's refusal.
+
+    Args:
+      cfg: resolved, as `lowered` was made of it.
+      is_chosen: whether its plan of recomputation was left to "auto".
+    """
     options = compiler_options.options(mesh.devices.flat[0])
     limit = chip.usable_hbm_bytes if chip else None
+    shards = resolve.shards(cfg, mesh)
     common = dict(
         cfg=cfg,
         topology=topology,
@@ -226,8 +230,8 @@ def compile_and_measure(
         num_devices=mesh.size,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         shards=shards,
-        kernel=attention.choose(cfg, mesh),
-        choice=choice,
+        prediction=resolve.predict(cfg, mesh),
+        is_chosen=is_chosen,
         host_bytes_per_second=chip and chip.host_bytes_per_second,
         peak_flops_per_second=chip and chip.flops_per_second,
     )
@@ -289,7 +293,7 @@ def show(report: Report, console: rich.console.Console) -> None:
         f"{model.topology}, {model.num_blocks} blocks = {model.num_sublayers} sub-layers, on "
         f"{report.topology}{slices}: {report.num_devices} devices ({mesh}); "
         f"{report.cfg.train.batch_size} x {report.cfg.train.seq_len} tokens a step; attention "
-        f"kernel {report.kernel}; compiled in {report.compile_seconds:.0f} s"
+        f"kernel {model.attention}; compiled in {report.compile_seconds:.0f} s"
     )
     if report.stages > 1:
         count = report.stage_microbatches
@@ -298,14 +302,14 @@ def show(report: Report, console: rich.console.Console) -> None:
             f"{pipeline.bubble_fraction(report.stages, count):.1%} of the ticks, computing in vain "
             "(in the executed FLOPs)"
         )
-    blocks = model.num_blocks // report.stages
-    console.print(f"recompute: {recompute_choice.describe(report.choice, blocks)}, by closed forms")
+    plan = recompute_choice.describe(report.prediction, report.cfg, is_chosen=report.is_chosen)
+    console.print(f"recompute: {plan}, by closed forms")
     table = rich.table.Table(title="HBM of one device, GiB", box=rich.box.SIMPLE)
     table.add_column("")
     table.add_column("GiB", justify="right")
     rows = [
         ("parameters", report.shards.parameters),
-        ("optimiser", report.shards.optimiser),
+        ("optimizer", report.shards.optimizer),
         ("batch", report.shards.batch),
     ]
     if m:

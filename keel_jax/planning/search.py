@@ -5,11 +5,13 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from keel_jax import config
-from keel_jax.model import attention, recompute
-from keel_jax.planning import chips, closed_form, recompute_choice, report
+import jax
 
-# Axes whose sizes within a slice are tried; `lane` belongs to the experiment.
+from keel_jax import config
+from keel_jax.model import recompute
+from keel_jax.planning import chips, cost_model, recompute_choice, report
+
+# Axes whose sizes within a slice are tried; `trial` belongs to the experiment.
 _AXES = ("stage", "data", "context", "tensor", "fsdp")
 _MOST_MICROBATCHES = 64
 # The closed form is a guess: plans up to this much over the limit are worth a look.
@@ -17,8 +19,8 @@ _SLACK = 1.25
 
 
 @dataclasses.dataclass(frozen=True)
-class Outlook:
-    """What a plan would take, by closed forms: bytes of one device, and relative time."""
+class Cost:
+    """What a plan would take, by the cost model: bytes of one device, and relative time."""
 
     bytes: float
     seconds: float
@@ -30,7 +32,7 @@ def candidates(cfg: config.Config, num_devices: int, num_slices: int) -> Iterato
     Slices are data-parallel replicas, as gradients alone should cross DCN. Sizes that the model's
     dimensions cannot take are left in: the mesh and the table of rules refuse them.
     """
-    inside = num_devices // num_slices // cfg.mesh.lane
+    inside = num_devices // num_slices // cfg.mesh.trial
     for sizes in itertools.product(_divisors(inside), repeat=len(_AXES) - 1):
         rest, remainder = divmod(inside, math.prod(sizes))
         if remainder or not rest:
@@ -58,13 +60,18 @@ def candidates(cfg: config.Config, num_devices: int, num_slices: int) -> Iterato
                 continue  # options that exclude each other
 
 
-def outlook(cfg, mesh, chip: chips.Chip | None, shards: closed_form.Shards) -> Outlook:
+def cost(
+    cfg: config.Config,
+    mesh: jax.sharding.Mesh,
+    chip: chips.Chip | None,
+    shards: cost_model.Shards,
+) -> Cost:
     """Closed forms of memory, and of time: FLOPs, weights gathered, activations exchanged."""
     sizes = dict(mesh.shape)
     # Any chip ranks plans alike enough where the real one is not known.
     ring = 2 * chip.ici_bytes_per_second_per_link if chip else 1e11
     train, model, stages = cfg.train, cfg.model, sizes["stage"]
-    choice = recompute_choice.outlook(cfg, sizes, shards, attention.choose(cfg, mesh), chip)
+    prediction = recompute_choice.predict(cfg, sizes, shards, chip)
     gathers = sizes["fsdp"] > 1
     # bf16, once in each pass over the blocks, and the gradients' reduction; once a micro-batch.
     blocks = model.num_blocks // stages
@@ -74,21 +81,21 @@ def outlook(cfg, mesh, chip: chips.Chip | None, shards: closed_form.Shards) -> O
     tokens = train.tokens_per_step / mesh.size * sizes["tensor"] * stages
     per_axis = (sizes["tensor"] > 1) * 8 + (sizes["context"] > 1) * 4
     streams = per_axis * tokens * model.d_model * 2 * model.num_blocks / stages
-    seconds = choice.seconds + (gathers * weights + replicas + streams) / ring
-    return Outlook(choice.total_bytes, seconds)
+    seconds = prediction.seconds + (gathers * weights + replicas + streams) / ring
+    return Cost(prediction.total_bytes, seconds)
 
 
 def most_promising(
-    outlooks: list[tuple[config.Config, Outlook]], chip: chips.Chip | None, limit: int
+    costs: list[tuple[config.Config, Cost]], chip: chips.Chip | None, limit: int
 ) -> list[config.Config]:
     """At most `limit` plans: the closed forms' Pareto front first, then the fastest others.
 
     Those far over the chip's memory are left out, unless all are: then the smallest.
     """
     room = chip.usable_hbm_bytes * _SLACK if chip else math.inf
-    fitting = [pair for pair in outlooks if pair[1].bytes <= room]
+    fitting = [pair for pair in costs if pair[1].bytes <= room]
     if not fitting:
-        ordered = sorted(outlooks, key=lambda pair: pair[1].bytes)
+        ordered = sorted(costs, key=lambda pair: pair[1].bytes)
         return [cfg for cfg, _ in ordered[:limit]]
     ordered = sorted(fitting, key=lambda pair: (pair[1].seconds, pair[1].bytes))
     best, front, others = math.inf, [], []
@@ -116,7 +123,12 @@ def front(reports: list[report.Report]) -> list[report.Report]:
 
 def overrides(cfg: config.Config, planned: config.Config) -> list[str]:
     """Flags that turn `cfg` into `planned`."""
-    return [f"--config.{name}={new}" for name, (_, new) in config.differences(cfg, planned).items()]
+    return [
+        f"--config.{name}={new}"
+        for name, (old, new) in config.differences(cfg, planned).items()
+        # The kernel follows from the mesh.
+        if (name, old) != ("model.attention", "auto")
+    ]
 
 
 def _divisors(number: int) -> list[int]:

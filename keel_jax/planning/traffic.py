@@ -12,6 +12,7 @@ import re
 import jax
 import numpy as np
 
+from keel_jax import errors
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import hlo
 
@@ -184,7 +185,7 @@ def _groups(instruction: hlo.Instruction, num_devices: int) -> list[tuple[int, .
     if text.startswith("mesh["):
         return _mesh_groups(instruction)
     if not re.fullmatch(r"[\d,{}\s]*", text):
-        raise ValueError(f"{instruction.name}: replica groups {text!r} of an unknown form.")
+        raise errors.UserError(f"{instruction.name}: replica groups {text!r} of an unknown form.")
     groups = [
         tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", text)
     ]
@@ -199,7 +200,7 @@ def _mesh_groups(instruction: hlo.Instruction) -> list[tuple[int, ...]]:
     """
     match = _MESH.search(instruction.attributes)
     if not match:
-        raise ValueError(f"{instruction.name}: replica groups of an unknown form.")
+        raise errors.UserError(f"{instruction.name}: replica groups of an unknown form.")
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
     asked = {
         name: (int(pre or 1), int(size or sizes[name]))

@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from keel_jax.runtime import command, exit_codes, versions, watchdog
+from keel_jax import errors
+from keel_jax.runtime import cli, exit_codes, versions, watchdog
 
 MODES = ("auto", "on", "off")
 # Longest wait for the others at the end, when all of them leave: they are a last save apart.
@@ -42,7 +43,7 @@ class Options:
     """How this process joins a program of several.
 
     Raises:
-      ValueError: options that contradict each other; the way out is named.
+      UserError: options that contradict each other; the way out is named.
     """
 
     # One of MODES: "auto": where the environment shows several processes.
@@ -64,24 +65,24 @@ class Options:
         missing = [name for name, value in explicit.items() if value is None]
         if self.is_explicit and missing:
             given = ", ".join(f"{n}={v}" for n, v in explicit.items() if v is not None)
-            raise ValueError(
+            raise errors.UserError(
                 f"{given} without {', '.join(missing)}: give all three, or none where TPU, Slurm "
                 "or MPI say them."
             )
         if self.is_explicit and self.mode == "off":
-            raise ValueError(
+            raise errors.UserError(
                 f"--distributed=off contradicts --num_processes={self.num_processes}: leave out "
                 "one of them."
             )
         if not self.is_explicit:
             return
         if self.num_processes < 1 or not 0 <= self.process_id < self.num_processes:
-            raise ValueError(
+            raise errors.UserError(
                 f"--process_id={self.process_id} is not one of --num_processes="
                 f"{self.num_processes}: they count from 0."
             )
         if not re.fullmatch(r".+:\d+", self.coordinator_address):
-            raise ValueError(
+            raise errors.UserError(
                 f"--coordinator_address={self.coordinator_address} is not HOST:PORT, as in "
                 "10.0.0.1:8476."
             )
@@ -139,14 +140,14 @@ def start(options: Options) -> None:
     with `exit_codes.HUNG`: nothing has been written yet.
 
     Raises:
-      ValueError: --distributed=on where nothing says what the processes are; several processes
+      UserError: --distributed=on where nothing says what the processes are; several processes
         with --distributed=off, or without the preemption service.
     """
     # A program of one needs no service.
     if options.mode != "off" and (found := _find(options)) is not None and found[1] > 1:
         _join(options, *found)
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
-        raise ValueError(
+        raise errors.UserError(
             f"This is one of {jax.process_count()} processes, which --distributed=off keeps from "
             "finding each other: leave it out."
         )
@@ -169,7 +170,7 @@ def program(options: Options) -> collections.abc.Iterator[None]:
         if code == exit_codes.HUNG:
             print(f"error: a peer was lost, or does not answer: {error}", file=sys.stderr)
         else:
-            command.tell(error)
+            cli.print_error(error)
             if is_lead():
                 sys.stderr.flush()
                 time.sleep(_LEAD_LEAVES_LAST_SECONDS)
@@ -190,14 +191,14 @@ def _find(options: Options) -> tuple[str, int, int, list[int] | None] | None:
         # Whatever a platform's metadata server answers with.
         told = f"{type(error).__name__}: {error}"
         if options.mode == "on":
-            raise ValueError(
+            raise errors.UserError(
                 f"--distributed=on, but the environment could not be read ({told}): give "
                 "--coordinator_address, --num_processes and --process_id."
             ) from error
         print(f"a single process: the environment could not be read ({told})", file=sys.stderr)
         return None
     if found is None and options.mode == "on":
-        raise ValueError(
+        raise errors.UserError(
             "--distributed=on, but neither TPU nor Slurm nor MPI says what the processes are: "
             "give --coordinator_address, --num_processes and --process_id."
         )
@@ -206,7 +207,7 @@ def _find(options: Options) -> tuple[str, int, int, list[int] | None] | None:
 
 def _join(options: Options, address, num_processes, process_id, local_device_ids):
     if not jax.config.jax_enable_preemption_service:
-        raise ValueError(
+        raise errors.UserError(
             "JAX_ENABLE_PREEMPTION_SERVICE=0 would let SIGTERM kill one process of "
             f"{num_processes} with nothing saved: unset it."
         )
@@ -245,7 +246,7 @@ def _join(options: Options, address, num_processes, process_id, local_device_ids
         # The devices of all are made known to all here.
         there = jax.process_count()
     if there != num_processes:
-        raise ValueError(
+        raise errors.UserError(
             f"{num_processes} processes were started, their devices form {there}: each needs a "
             "device of its own."
         )

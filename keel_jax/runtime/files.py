@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from keel_jax import errors
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -58,7 +60,7 @@ def read_json(path: epath.PathLike):
     """Reads a JSON file; None where there is none.
 
     Raises:
-      ValueError: the file is not JSON.
+      UserError: the file is not JSON.
     """
     path = epath.Path(path)
     try:
@@ -66,14 +68,14 @@ def read_json(path: epath.PathLike):
     except FileNotFoundError:
         return None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise ValueError(f"{path} is not JSON ({error}); remove it or restore it.") from error
+        raise errors.UserError(f"{path} is not JSON ({error}); remove it or restore it.") from error
 
 
 def make_writable_directory(path: epath.PathLike) -> epath.Path:
     """Creates `path` and proves that files can be written there.
 
     Raises:
-      ValueError: it is a file, or the user may not write there, or no space is left.
+      UserError: it is a file, or the user may not write there, or no space is left.
     """
     path = epath.Path(path)
     # Several hosts probe one directory, and in containers all have the same process id.
@@ -83,7 +85,7 @@ def make_writable_directory(path: epath.PathLike) -> epath.Path:
         probe.write_text("probe")
         probe.unlink()
     except OSError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"Cannot write to {path}: {error.strerror or error}. Choose another directory, or "
             "make room or permissions there."
         ) from error

@@ -1,1 +1,1 @@
-"""One run: loss, optimiser, state, step, loop, checkpoints, metrics."""
+"""One run: loss, optimizer, state, step, loop, checkpoints, metrics."""

@@ -18,7 +18,7 @@ FILE = "ancestry.json"
 
 
 def read(workdir: epath.PathLike) -> list[dict]:
-    """The ancestors of the weights in `workdir`, of a run or of one of its lanes; often none."""
+    """The ancestors of the weights in `workdir`, of a run or of one of its trials; often none."""
     return files.read_json(checkpoint.holder(workdir) / FILE) or []
 
 

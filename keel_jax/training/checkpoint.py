@@ -13,29 +13,32 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from keel_jax import config
+from keel_jax import config, errors
 from keel_jax.runtime import files
 from keel_jax.training import state as state_lib
 
 DIRECTORY = "checkpoints"
-# A lane's work directory points to the run that holds its checkpoints.
-LANE_FILE = "lane.json"
+# A trial's work directory points to the run that holds its checkpoints.
+TRIAL_FILE = "trial.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
     """What a checkpoint says beside its arrays."""
 
-    # Optimiser steps taken.
+    # Optimizer steps taken.
     step: int
-    # First sample index of the next step: step x batch_size.
-    next_sample: int
     # Identity of the token shards.
     data_fingerprint: str
     # Identity of the tokenizer.
     tokenizer_fingerprint: str
-    # Every lane has diverged: the state before the step that was not finite.
+    # Every trial has diverged: the state before the step that was not finite.
     diverged: bool = False
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Meta":
+        """What `dataclasses.asdict` wrote; fields that are no longer there are passed by."""
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
 
 class _Manager(ocp.CheckpointManager):
@@ -83,14 +86,14 @@ class Checkpoints:
         """Removes checkpoints of diverged states, so that the newest is one to go on from.
 
         Raises:
-          ValueError: nothing else is there.
+          UserError: nothing else is there.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
             if not self._manager.restore(step, args=args)["meta"]["diverged"]:
                 return
             if len(self._manager.all_steps()) == 1:
-                raise ValueError(
+                raise errors.UserError(
                     f"{self.directory} holds the diverged state of step {step} alone: start "
                     "another --workdir."
                 )
@@ -164,10 +167,10 @@ class Checkpoints:
         """The newest checkpoint, laid out as `abstract` says (any mesh).
 
         Raises:
-          ValueError: it holds weights alone.
+          UserError: it holds weights alone.
         """
         if not (self.directory / str(self.latest_step()) / "progress").exists():
-            raise ValueError(
+            raise errors.UserError(
                 f"{self.directory.parent} holds weights alone, written by keel_jax.grow, and no "
                 "run to go on with: give the run another --workdir, and start it from there with "
                 f"--config.train.init_from={self.directory.parent}."
@@ -182,68 +185,70 @@ class Checkpoints:
             ),
         )
         state = state_lib.TrainState(params=found["params"], **found["progress"])
-        return state, Meta(**found["meta"])
+        return state, Meta.from_json(found["meta"])
 
     def restore_params(self, abstract_params, step: int | None = None) -> tuple[dict, Meta]:
         """The weights alone, of `step` or the newest.
 
         Raises:
-          ValueError: there is no such checkpoint; those that exist are named.
+          UserError: there is no such checkpoint; those that exist are named.
         """
         steps = sorted(self._manager.all_steps())
         if not steps or (step is not None and step not in steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             there = f"the steps there: {steps}" if steps else "there is none yet"
-            raise ValueError(f"{self.directory} does not hold {wanted}; {there}.")
+            raise errors.UserError(f"{self.directory} does not hold {wanted}; {there}.")
         found = self._manager.restore(
             steps[-1] if step is None else step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract_params), meta=ocp.args.JsonRestore()
             ),
         )
-        return found["params"], Meta(**found["meta"])
+        return found["params"], Meta.from_json(found["meta"])
 
 
 def load_config(workdir: epath.PathLike) -> config.Config:
     """The resolved config of the run in `workdir`.
 
     Raises:
-      ValueError: no run has been there.
+      UserError: no run has been there.
     """
     saved = files.read_json(epath.Path(workdir) / "config.json")
     if saved is None:
-        raise ValueError(f"{workdir} is not a work directory of a run: it has no config.json.")
+        raise errors.UserError(
+            f"{workdir} is not a work directory of a run: it has no config.json."
+        )
     return config.from_dict(saved)
 
 
 def holder(workdir: epath.PathLike) -> epath.Path:
-    """The directory that holds the checkpoints of `workdir`: another one's if that is a lane."""
+    """The directory that holds the checkpoints of `workdir`: another one's if that is a trial."""
     workdir = epath.Path(workdir)
-    lane = files.read_json(workdir / LANE_FILE)
-    return workdir / lane["checkpoints_in"] if lane else workdir
+    trial = files.read_json(workdir / TRIAL_FILE)
+    return workdir / trial["checkpoints_in"] if trial else workdir
 
 
 def load_params(
     workdir: epath.PathLike, mesh: jax.sharding.Mesh, step: int | None = None
 ) -> tuple[dict, Meta]:
-    """The weights of the run, or the lane, in `workdir`, sharded over `mesh`.
+    """The weights of the run, or the trial, in `workdir`, sharded over `mesh`.
 
     Raises:
-      ValueError: `workdir` holds several lanes, no run, or no such checkpoint.
+      UserError: `workdir` holds several trials, no run, or no such checkpoint.
     """
     workdir = epath.Path(workdir)
-    lane = files.read_json(workdir / LANE_FILE)
+    trial = files.read_json(workdir / TRIAL_FILE)
     cfg = load_config(holder(workdir))
-    if cfg.num_lanes > 1 and lane is None:
-        raise ValueError(
-            f"{workdir} holds {cfg.num_lanes} lanes; name one of them: {workdir}/lanes/000 …"
+    if cfg.num_trials > 1 and trial is None:
+        raise errors.UserError(
+            f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
         )
     if not (holder(workdir) / DIRECTORY).exists():
-        raise ValueError(f"{workdir} holds no checkpoint yet.")
+        raise errors.UserError(f"{workdir} holds no checkpoint yet.")
     with Checkpoints(holder(workdir)) as checkpoints:
         params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
-    if lane:
-        params = state_lib.lane_of(params, lane["lane"], cfg.num_lanes)
+    if trial:
+        params = state_lib.trial_of(params, trial["trial"], cfg.num_trials)
     return params, meta
 
 

@@ -39,13 +39,13 @@ class Evaluator:
         params,
         num_batches: int = 0,
         *,
-        told: collections.abc.Callable = iter,
+        with_progress: collections.abc.Callable = iter,
         stop_asked: collections.abc.Callable[[], bool] = lambda: False,
     ) -> list[dict[str, float]] | None:
-        """The loss sums of each lane over the first `num_batches` batches (0: the whole split).
+        """The loss sums of each trial over the first `num_batches` batches (0: the whole split).
 
         Args:
-          told: wraps the iterator of batches, to show progress.
+          with_progress: wraps the iterator of batches, to show progress.
           stop_asked: asked before each batch; once it says yes, None is returned.
         """
         batches = loader.validation_batches(
@@ -53,18 +53,18 @@ class Evaluator:
             seq_len=self._cfg.train.seq_len,
             batch_size=self._batch_size,
             mask_documents=self._cfg.data.mask_documents,
-            share_index=self._share.index,
-            num_shares=self._share.count,
+            rank=self._share.index,
+            world_size=self._share.count,
         )
         total: dict[str, np.ndarray] = {}
         waiting = None
-        for batch in told(itertools.islice(batches, num_batches or None)):
+        for batch in with_progress(itertools.islice(batches, num_batches or None)):
             if stop_asked():
                 return None
             sums = self._step(params, transfer.put_batch(batch, self._abstract, self._share))
             # The batch before is read while this one is computed. Added up in float64.
             total, waiting = _add(total, waiting), sums
-        return transfer.per_lane(_add(total, waiting), self._cfg.num_lanes)
+        return transfer.per_trial(_add(total, waiting), self._cfg.num_trials)
 
 
 def _add(total: dict[str, np.ndarray], sums) -> dict[str, np.ndarray]:

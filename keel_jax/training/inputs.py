@@ -8,7 +8,7 @@ import os
 import jax
 import numpy as np
 
-from keel_jax import config
+from keel_jax import config, errors
 from keel_jax.data import loader, shards
 from keel_jax.training import checkpoint, transfer
 from keel_jax.training import state as state_lib
@@ -44,17 +44,17 @@ def open_inputs(data: config.DataConfig) -> Inputs:
     """Opens every set of `data.path`.
 
     Raises:
-      ValueError: no path, an incomplete or foreign set, or sets of different tokenizers.
+      UserError: no path, an incomplete or foreign set, or sets of different tokenizers.
     """
     if not data.paths:
-        raise ValueError(
+        raise errors.UserError(
             "data.path is empty: name a directory written by python -m keel_jax.prepare, as in "
             "--config.data.path=DIR."
         )
     token_sets = tuple(shards.open_set(path, verify=data.verify_checksums) for path in data.paths)
     for other in token_sets[1:]:
         if other.tokenizer_fingerprint != token_sets[0].tokenizer_fingerprint:
-            raise ValueError(
+            raise errors.UserError(
                 f"{other.path} was made with tokenizer {other.tokenizer_fingerprint[:12]}, "
                 f"{token_sets[0].path} with {token_sets[0].tokenizer_fingerprint[:12]}: prepare "
                 "one of them again with the other's tokenizer.model."
@@ -62,22 +62,22 @@ def open_inputs(data: config.DataConfig) -> Inputs:
     return Inputs(token_sets)
 
 
-def resolve(cfg: config.Config, inputs: Inputs) -> config.Config:
+def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
     """`cfg` with the tokenizer's vocabulary, unless it has a larger one, and absolute data paths.
 
     Raises:
-      ValueError: the model's vocabulary is smaller than the tokenizer's.
+      UserError: the model's vocabulary is smaller than the tokenizer's.
     """
-    there, wanted = inputs.first.vocab_size, cfg.model.vocab_size
-    if wanted is not None and wanted < there:
-        raise ValueError(
-            f"model.vocab_size={wanted} is smaller than the {there} pieces of the tokenizer in "
+    pieces, wanted = inputs.first.vocab_size, cfg.model.vocab_size
+    if wanted is not None and wanted < pieces:
+        raise errors.UserError(
+            f"model.vocab_size={wanted} is smaller than the {pieces} pieces of the tokenizer in "
             f"{inputs.first.path}; unset it to take the tokenizer's."
         )
     paths = [path if "://" in path else os.path.abspath(path) for path in cfg.data.paths]
     return dataclasses.replace(
         cfg,
-        model=dataclasses.replace(cfg.model, vocab_size=wanted or there),
+        model=dataclasses.replace(cfg.model, vocab_size=wanted or pieces),
         data=dataclasses.replace(cfg.data, path=",".join(paths)),
     )
 
@@ -86,7 +86,7 @@ def check_sizes(cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh) -> 
     """Whether the model, the batch and the data fit each other and the mesh.
 
     Raises:
-      ValueError: they do not; both numbers are named.
+      UserError: they do not; both numbers are named.
     """
     state_lib.shardings(cfg, mesh)
     # Made and thrown away: it checks the windows, the weights and the rows.
@@ -98,7 +98,6 @@ def meta(inputs: Inputs) -> checkpoint.Meta:
     """What the first checkpoint of a run on these sets says."""
     return checkpoint.Meta(
         step=0,
-        next_sample=0,
         data_fingerprint=inputs.fingerprint,
         tokenizer_fingerprint=inputs.first.tokenizer_fingerprint,
     )
@@ -107,12 +106,12 @@ def meta(inputs: Inputs) -> checkpoint.Meta:
 def train_batches(
     cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh, start_step: int
 ) -> collections.abc.Iterator[dict[str, jax.Array]]:
-    """Global batches from `start_step` on; lanes of equal seed share their rows.
+    """Global batches from `start_step` on; trials of equal seed share their rows.
 
     Raises:
-      ValueError: at once, if the sets, their weights or the sizes do not fit.
+      UserError: at once, if the sets, their weights or the sizes do not fit.
     """
-    seeds = [seed for _, seed in cfg.lane_settings]
+    seeds = [seed for _, seed in cfg.trial_settings]
     abstract = step_lib.abstract_batch(cfg, mesh)
     share = transfer.share_of(abstract["inputs"])
     streams = {
@@ -124,8 +123,8 @@ def train_batches(
             seed=seed,
             start_step=start_step,
             mask_documents=cfg.data.mask_documents,
-            share_index=share.index,
-            num_shares=share.count,
+            rank=share.index,
+            world_size=share.count,
             num_threads=cfg.data.num_threads,
             prefetch_batches=cfg.data.prefetch_batches,
         )
@@ -136,7 +135,7 @@ def train_batches(
         while True:
             rows = {seed: next(stream) for seed, stream in streams.items()}
             batch = rows[seeds[0]]
-            if cfg.num_lanes > 1:
+            if cfg.num_trials > 1:
                 batch = {key: np.stack([rows[seed][key] for seed in seeds]) for key in batch}
             yield transfer.put_batch(batch, abstract, share)
 

@@ -1,25 +1,34 @@
 """The loop: dispatch step t, then read step t - 1; so the host never waits for the device.
 
-It knows no model and no file format: it drives compiled functions, and tells what they return.
+It knows no model and no file format: it drives compiled functions, and passes on what they return.
 """
 
 import collections.abc
-import contextlib
 import dataclasses
-
-import jax
 
 from keel_jax import config
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import exit_codes
-from keel_jax.training import evaluation, metrics, transfer
+from keel_jax.training import evaluation, metrics, profiling, telemetry_records, transfer
+from keel_jax.training import progress as progress_lib
 from keel_jax.training import state as state_lib
-from keel_jax.training import telemetry as telemetry_lib
+
+
+@dataclasses.dataclass
+class _Unread:
+    """A step that was dispatched and whose numbers were not read yet."""
+
+    step: int
+    # What the step returned beside the state; device arrays.
+    sums: dict
+    batch: dict
+    # What the telemetry's program returned of it; None where it did not look.
+    statistics: dict | None
 
 
 @dataclasses.dataclass(kw_only=True)
 class Loop:
-    """One run of the loop over all lanes: what it drives, and what it has counted."""
+    """One run of the loop over all trials: what it drives, and what it has counted."""
 
     cfg: config.Config
     train_step: collections.abc.Callable
@@ -30,50 +39,53 @@ class Loop:
     is_evaluated: bool
     # (step, state, diverged): writes a checkpoint in the background.
     save: collections.abc.Callable
-    # One row of metrics for a lane.
+    # One row of metrics for a trial.
     write: collections.abc.Callable[[int, dict], None]
     # (step): a step's numbers were logged.
     on_logged: collections.abc.Callable[[int], None]
     # Looks at the steps that are due, and at those that diverge.
-    telemetry: telemetry_lib.Recorder
-    progress: metrics.Progress
+    telemetry: telemetry_records.Recorder
+    progress: progress_lib.Progress
     # Whether the run was asked to stop.
     stop_asked: collections.abc.Callable[[], bool]
     # Bytes of text per token, of the training and of the validation split.
     bytes_per_token: tuple[float, float]
     # bf16 FLOP/s of all devices together; None if the chip is not known.
     peak_flops: float | None
-    # Where device traces go.
-    trace_directory: str
+    trace: profiling.StepTrace
     clock: clock_lib.Clock
 
     def run(self, state: state_lib.TrainState, step: int) -> tuple[int, int, state_lib.TrainState]:
-        """Trains from `step` to the end, to a stop request, or until every lane has diverged.
+        """Trains from `step` to the end, to a stop request, or until every trial has diverged.
 
         Returns:
-          The exit code, the steps taken by the longest-lived lane, and the last state, saved.
+          The exit code, the steps taken by the longest-lived trial, and the last state, saved.
         """
         self._interval = _Interval(self.clock, step)
-        self._alive = [not lane for lane in transfer.fetch(state.diverged).reshape(-1)]
-        # The step that was dispatched and not yet read: its number, its sums, its batch, and what
-        # telemetry saw of it; and the state after the last one.
-        self._unread, self._state = None, state
-        self._is_tracing = False
+        self._alive = [not trial for trial in transfer.fetch(state.diverged).reshape(-1)]
+        self._unread: _Unread | None = None
+        # The state after the last dispatched step.
+        self._state = state
         if self._is_due(step, self.cfg.train.eval_every_steps) and not self.is_evaluated:
-            self._evaluate(step, state)  # a stop had come in the middle of it
-        with contextlib.ExitStack() as trace:
+            # The run before was stopped in the middle of this validation.
+            self._evaluate(step, state)
+        with self.trace:
             while step < self.cfg.train.num_steps and any(self._alive) and not self.stops(step):
-                self._begin_trace(trace, step + 1)
+                if self.trace.begins_before(step + 1):
+                    self._read_last()
+                    self.trace.start()
                 with self.clock.measure("data_wait"):
                     batch = next(self.batches)
                 # Before the step, which consumes the state.
-                due = self.telemetry.is_due(step + 1)
-                seen = self.telemetry.look(state, batch) if due else None
+                is_due = self.telemetry.is_due(step + 1)
+                statistics = self.telemetry.look(state, batch) if is_due else None
                 state, sums = self.train_step(state, batch)
                 step, self._state = step + 1, state
                 self._read_last()
-                self._unread = (step, sums, batch, seen)
-                self._end_trace(trace, step)
+                self._unread = _Unread(step, sums, batch, statistics)
+                if self.trace.ends_after(step):
+                    self._read_last()
+                    self.trace.stop()
                 self._pause(step, state)
             self._read_last()
         return self._finish(step, state)
@@ -114,58 +126,60 @@ class Loop:
         return bool(every) and 0 < step < self.cfg.train.num_steps and step % every == 0
 
     def _read_last(self):
-        """Waits for the unread step's sums; tells them where the log asks for it."""
+        """Waits for the unread step's sums; logs them where it is due."""
         if self._unread is None:
             return
-        (step, sums, batch, seen), self._unread = self._unread, None
-        lanes = transfer.per_lane(sums, self.cfg.num_lanes)
-        newly_dead = [i for i, lane in enumerate(lanes) if lane["diverged"] and self._alive[i]]
-        self._tell_telemetry(step, batch, seen, newly_dead, sums, lanes)
+        last, self._unread = self._unread, None
+        step, trials = last.step, transfer.per_trial(last.sums, self.cfg.num_trials)
+        newly_dead = [i for i, trial in enumerate(trials) if trial["diverged"] and self._alive[i]]
+        self._record_telemetry(last, newly_dead, trials)
         logged = step % self.cfg.train.log_every_steps == 0 or step in (1, self.cfg.train.num_steps)
         if not (logged or newly_dead):
             self.progress.step(step, None)
             return
         speed = self._interval.close(step, self.cfg, self.peak_flops)
-        rows = [self._row(step, lane, speed) for lane in lanes]
-        for lane, row in enumerate(rows):
-            if self._alive[lane]:
-                self.write(lane, row)
-        for lane in newly_dead:
-            self._alive[lane] = False
+        rows = [self._row(step, trial, speed) for trial in trials]
+        for trial, row in enumerate(rows):
+            if self._alive[trial]:
+                self.write(trial, row)
+        for trial in newly_dead:
+            self._alive[trial] = False
         self.progress.step(
             step,
-            f"loss {self._told(rows, 'train/loss_nats_per_token')} nats/token  "
-            f"grad norm {self._told(rows, 'train/grad_norm')}  "
-            f"lr {lanes[0]['learning_rate']:.3g}  {speed['time/tokens_per_second']:,.0f} tokens/s",
+            f"loss {self._for_people(rows, 'train/loss_nats_per_token')} nats/token  "
+            f"grad norm {self._for_people(rows, 'train/grad_norm')}  "
+            f"lr {trials[0]['learning_rate']:.3g}  {speed['time/tokens_per_second']:,.0f} tokens/s",
         )
         self.on_logged(step)
         self._interval = _Interval(self.clock, step)
 
-    def _tell_telemetry(
-        self, step: int, batch, seen, newly_dead: list[int], sums: dict, lanes: list[dict]
-    ):
-        """What was seen of a step that was due; a step that diverged is looked at in any case.
+    def _record_telemetry(self, last: _Unread, newly_dead: list[int], trials: list[dict]):
+        """Keeps the statistics of a step that was due; one that diverged is looked at in any case.
 
-        A lane that diverged still has the state that it diverged from.
+        A trial that diverged still has the state that it diverged from.
         """
-        alive = [lane for lane, is_alive in enumerate(self._alive) if is_alive]
-        if seen is None and newly_dead:
-            seen, alive = self.telemetry.look(self._state, batch), newly_dead
-        if seen is not None:  # the look differentiates exactly; the errors are the step's own
-            seen = seen | {name: sums[name] for name in metrics.REVERSAL if name in sums}
-        self.telemetry.record(step, seen, alive)
-        for lane in newly_dead:
-            self.telemetry.explain(lane, step, lanes[lane])
+        statistics = last.statistics
+        recorded = [trial for trial, is_alive in enumerate(self._alive) if is_alive]
+        if statistics is None and newly_dead:
+            statistics, recorded = self.telemetry.look(self._state, last.batch), newly_dead
+        if statistics is not None:
+            # What the step reports of its own blocks: the telemetry's program differentiates
+            # without a plan of recomputation.
+            own = metrics.block_statistics(trials[0])
+            statistics = statistics | {name: last.sums[name] for name in own}
+        self.telemetry.record(last.step, statistics, recorded)
+        for trial in newly_dead:
+            self.telemetry.explain(trial, last.step, trials[trial])
 
-    def _row(self, step: int, lane: dict, speed: dict) -> dict:
+    def _row(self, step: int, trial: dict, speed: dict) -> dict:
         return {
             "step": step,
             "tokens": step * self.cfg.train.tokens_per_step,
-            **metrics.loss_metrics("train", lane, self.bytes_per_token[0]),
-            "train/grad_norm": lane["grad_norm"],
-            "train/param_norm": lane["param_norm"],
-            "train/learning_rate": lane["learning_rate"],
-            **metrics.reversal_metrics(lane),
+            **metrics.loss_metrics("train", trial, self.bytes_per_token[0]),
+            "train/grad_norm": trial["grad_norm"],
+            "train/param_norm": trial["param_norm"],
+            "train/learning_rate": trial["learning_rate"],
+            **metrics.step_statistics(trial),
             **speed,
         }
 
@@ -173,42 +187,28 @@ class Loop:
         """Validates; whether it came to its end before a stop request."""
         # The same batches every time, so that the points of the curve can be compared.
         with self.clock.measure("evaluation"):
-            lanes = self.evaluator.run(
+            trials = self.evaluator.run(
                 state.params,
                 self.cfg.train.eval_num_batches,
                 stop_asked=lambda: self.stops(step),
             )
-        if lanes is None:
+        if trials is None:
             return False
-        rows = [metrics.loss_metrics("eval", sums, self.bytes_per_token[1]) for sums in lanes]
-        for lane, row in enumerate(rows):
-            if self._alive[lane]:
-                self.write(lane, {"step": step, **row})
-        losses = self._told(rows, "eval/loss_nats_per_token")
-        per_byte = self._told(rows, "eval/bits_per_byte")
+        rows = [metrics.loss_metrics("eval", sums, self.bytes_per_token[1]) for sums in trials]
+        for trial, row in enumerate(rows):
+            if self._alive[trial]:
+                self.write(trial, {"step": step, **row})
+        losses = self._for_people(rows, "eval/loss_nats_per_token")
+        per_byte = self._for_people(rows, "eval/bits_per_byte")
         self.progress.step(step, f"validation {losses} nats/token, {per_byte} bits/byte")
         return True
 
-    def _told(self, rows: list[dict], name: str) -> str:
-        """One number per lane, for people."""
+    def _for_people(self, rows: list[dict], name: str) -> str:
+        """One number per trial."""
         return " ".join(
             f"{row[name]:.4f}" if alive else "diverged"
             for row, alive in zip(rows, self._alive, strict=True)
         )
-
-    def _begin_trace(self, trace: contextlib.ExitStack, step: int):
-        """Opens the profiler's trace before `step` if it is the first one of the range here."""
-        first, last = self.cfg.train.profile_range or (0, 0)
-        if first <= step <= last and not self._is_tracing:
-            self._read_last()
-            self._is_tracing = True
-            trace.enter_context(jax.profiler.trace(self.trace_directory))
-
-    def _end_trace(self, trace: contextlib.ExitStack, step: int):
-        """Closes it after its last step has left the device."""
-        if self.cfg.train.profile_range and step == self.cfg.train.profile_range[1]:
-            self._read_last()
-            trace.close()
 
 
 class _Interval:

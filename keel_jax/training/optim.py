@@ -1,15 +1,15 @@
-"""Optimisers as per-block maps on stacked parameters, without the learning rate.
+"""Optimizers as per-block maps on stacked parameters, without the learning rate.
 
     p' = p - lr * u,    u = m_group * (direction(g) + weight_decay * d_group * p)
 
 `lr = peak_lr * unit_schedule(step)` is a number of the train state and comes in last, in `apply`;
 m and d are the group's multipliers (config.ParamGroups). Clipping comes first, in `clip`. Both lie
-outside optax's state, so one executable serves every learning rate and lanes can be vmapped.
+outside optax's state, so one executable serves every learning rate and trials can be vmapped.
 
-Every leaf under `block` holds N blocks, [N, ...]. Each optimiser here equals, on each of the N
-slices, the same optimiser run on that block alone; only clipping looks at the whole tree. Adam and
+Every leaf under `block` holds N blocks, [N, ...]. Each optimizer here equals, on each of the N
+slices, the same optimizer run on that block alone; only clipping looks at the whole tree. Adam and
 Lion are elementwise and get this for free. Muon and Adafactor are not (optax's own, on stacked
-leaves, orthogonalise [N, D] gains across blocks and factor and clip over N): `per_block` vmaps
+leaves, orthogonalize [N, D] gains across blocks and factor and clip over N): `per_block` vmaps
 them.
 """
 
@@ -21,7 +21,8 @@ import optax
 import optax.contrib
 import optax.tree_utils
 
-from keel_jax import config
+from keel_jax import config, errors
+from keel_jax.config import topologies
 
 # Muon's momentum (Jordan, https://github.com/KellerJordan/Muon; Liu et al., arXiv:2502.16982).
 _MUON_MOMENTUM = 0.95
@@ -37,35 +38,10 @@ _ADAFACTOR_CLIP_RMS = 1.0
 
 _ATTENTION_MATRICES = ("query", "key", "value", "out")
 _FFN_MATRICES = ("gate", "up", "down")
-# nGPT's, in place of gains.
-_SCALES = ("qk_scale", "gate_scale", "up_scale", "logit_scale")
-_RESIDUAL_PARAMS = (
-    "beta",
-    "residual_scale",
-    "depth_query",
-    "step_size",
-    "hyper_static",
-    "hyper_dynamic",
-    "hyper_scale",
-    "mhc_bias",
-    "mhc_dynamic",
-    "mhc_scale",
-)
-
-
-class GroupLine(typing.NamedTuple):
-    """What one parameter gets: for the log."""
-
-    path: str
-    group: str
-    # Multiplies the learning rate.
-    lr_multiplier: float
-    # optim.weight_decay times the group's multiplier.
-    weight_decay: float
 
 
 def make(optim: config.OptimConfig) -> optax.GradientTransformation:
-    """The optimiser `optim.name` with decoupled weight decay and group multipliers, LR left out.
+    """The optimizer `optim.name` with decoupled weight decay and group multipliers, LR left out.
 
       u = m_group * (direction(g) + weight_decay * d_group * p)
 
@@ -87,10 +63,10 @@ def make(optim: config.OptimConfig) -> optax.GradientTransformation:
     Returns:
       `init(params)`, with the state's moments in fp32 and step counts as scalars, and
       `update(grads, state, params) -> (u, state)`, with `grads` and `params` alike in shape and in
-      fp32. Both work under jit, eval_shape and an outer vmap over lanes.
+      fp32. Both work under jit, eval_shape and an outer vmap over trials.
 
     Raises:
-      ValueError: an epsilon that fp32 cannot hold; on use, a parameter of no known group.
+      UserError: an epsilon that fp32 cannot hold; on use, a parameter of no known group.
     """
     direction = _direction(optim)
 
@@ -173,15 +149,15 @@ def group_of(path: typing.Sequence) -> str:
     """The field of config.ParamGroups for the parameter at a JAX key path.
 
     Raises:
-      ValueError: no group is known for it. A new parameter gets its group here, by hand: a
+      UserError: no group is known for it. A new parameter gets its group here, by hand: a
         default would decay a gain, or send it to Muon, in silence.
     """
     match tuple(entry.key for entry in path):
-        case (*_, name) if name.endswith("norm") or name in _SCALES:
+        case (*_, name) if name.endswith("norm") or name in topologies.SCALE_PARAMS:
             return "norm"
-        case ("block", "attention" | "ffn", name) if name in _RESIDUAL_PARAMS:
+        case ("block", "attention" | "ffn", name) if name in topologies.RESIDUAL_PARAMS:
             return "residual"
-        case ("output", "depth_query"):
+        case ("output", name) if name in topologies.RESIDUAL_PARAMS:
             return "residual"
         case ("block", "attention", name) if name in _ATTENTION_MATRICES:
             return "attention"
@@ -192,8 +168,9 @@ def group_of(path: typing.Sequence) -> str:
         case ("output", "matrix"):
             return "output"
         case names:
-            raise ValueError(
-                f"Parameter {'/'.join(names)} belongs to no known group: give it one in "
+            raise errors.UserError(
+                f"Parameter {'/'.join(names)} belongs to no known group: give it one in its "
+                "topology's row (keel_jax/config/topologies.py) or in "
                 "keel_jax.training.optim.group_of."
             )
 
@@ -203,24 +180,8 @@ def multipliers(params, groups: config.ParamGroups):
     return jax.tree.map_with_path(lambda path, _: getattr(groups, group_of(path)), params)
 
 
-def describe_groups(params, optim: config.OptimConfig) -> list[GroupLine]:
-    """One line for each parameter, in the tree's order: its group, LR multiplier and decay."""
-    lines = []
-    for path, _ in jax.tree.leaves_with_path(params):
-        group = group_of(path)
-        lines.append(
-            GroupLine(
-                path="/".join(entry.key for entry in path),
-                group=group,
-                lr_multiplier=getattr(optim.lr_multiplier, group),
-                weight_decay=optim.weight_decay * getattr(optim.decay_multiplier, group),
-            )
-        )
-    return lines
-
-
 def match_params(opt_state, params, leaf_values, default: typing.Callable):
-    """`leaf_values` of the parameters, spread over the optimiser state that mirrors them.
+    """`leaf_values` of the parameters, spread over the optimizer state that mirrors them.
 
     A leaf of the state mirrors a parameter if its key path ends in the parameter's whole path
     (`….mu['block']['attention']['query']`) and its shape is the parameter's. Moments do; counts
@@ -268,14 +229,10 @@ def _direction(optim: config.OptimConfig) -> optax.GradientTransformation:
 
 
 def _adam(optim: config.OptimConfig) -> optax.GradientTransformation:
-    # Where g^2 underflows, v = 0 and the update is m / epsilon: bounded only while epsilon is
-    # above the square root of the smallest normal number, 1.1e-19.
-    _check_epsilon(optim)
     return optax.scale_by_adam(optim.beta1, optim.beta2, optim.epsilon, mu_dtype=jnp.float32)
 
 
 def _adafactor(optim: config.OptimConfig) -> optax.GradientTransformation:
-    _check_epsilon(optim)
     return optax.chain(
         optax.scale_by_factored_rms(
             decay_rate=_ADAFACTOR_DECAY,
@@ -307,15 +264,6 @@ def _muon(optim: config.OptimConfig) -> optax.GradientTransformation:
         ),
         optax.stateless(scale),
     )
-
-
-def _check_epsilon(optim: config.OptimConfig):
-    smallest = float(jnp.finfo(jnp.float32).tiny)
-    if optim.epsilon**2 < smallest:
-        raise ValueError(
-            f"optim.epsilon={optim.epsilon} is below {smallest**0.5:.1e}: the squares of gradients "
-            "of its size are 0 in float32, and updates would be divided by it alone."
-        )
 
 
 def _stacked_or_rest(params):

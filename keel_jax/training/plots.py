@@ -28,6 +28,8 @@ class Family(typing.NamedTuple):
     is_log: bool
 
 
+# Of the plan of recomputation "reversible" alone.
+REVERSIBLE = ("reversal_error", "reversal_step")
 FAMILIES = {
     "stream_rms": Family("RMS of the stream that enters each sub-layer", True),
     "branch_rms": Family("RMS of the branch's output", True),

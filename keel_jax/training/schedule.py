@@ -1,7 +1,7 @@
 """Learning-rate schedules with peak 1, to be multiplied by the state's `peak_lr`.
 
 The step is 0-based: it counts the updates already made, as optax counts. So a linear rise over W
-steps gives s/W: the first update (s = 0) has factor 0 and only fills the optimiser's moments, the
+steps gives s/W: the first update (s = 0) has factor 0 and only fills the optimizer's moments, the
 update at s = W is the first at full height. Values that belong to the end of the run (a fraction
 f for cosine and wsd, 1 for linear_ramp) are those at s = num_steps, one past the last update.
 """

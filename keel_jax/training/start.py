@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from keel_jax import config
+from keel_jax import config, errors
+from keel_jax.config import options
 from keel_jax.runtime import distributed, exit_codes
 from keel_jax.training import ancestry, checkpoint, transfer
 from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
-
-# Options of the model that change no parameter's shape or meaning.
-_FREE = ("recompute", "attention", "compute_dtype", "stream_dtype")
 
 
 def ended_before(
@@ -27,7 +25,7 @@ def ended_before(
     from its newest checkpoint before the divergence.
 
     Raises:
-      ValueError: it diverged, and there is no such checkpoint.
+      UserError: it diverged, and there is no such checkpoint.
     """
     step = checkpoints.latest_step()
     if step is None:
@@ -42,7 +40,7 @@ def ended_before(
         checkpoints.drop_diverged()
         return None
     if diverged:
-        code, told = (
+        code, message = (
             exit_codes.DIVERGED,
             (
                 f"this run diverged after step {step}; with the same options it would again. "
@@ -50,11 +48,11 @@ def ended_before(
             ),
         )
     elif done and step >= cfg.train.num_steps:
-        code, told = exit_codes.DONE, f"this run is done: step {step} of {cfg.train.num_steps}."
+        code, message = exit_codes.DONE, f"this run is done: step {step} of {cfg.train.num_steps}."
     else:
         return None
     if distributed.is_lead():
-        print(f"{workdir}: {told}")
+        print(f"{workdir}: {message}")
     return code
 
 
@@ -72,7 +70,7 @@ def begin(
       meta: what checkpoints of this run say; a restored one must agree in data and tokenizer.
 
     Raises:
-      ValueError: the checkpoint was trained on other data or with another tokenizer, or the
+      UserError: the checkpoint was trained on other data or with another tokenizer, or the
         weights of `train.init_from` do not fit the model.
     """
     if checkpoints.latest_step() is None:
@@ -84,36 +82,39 @@ def begin(
         return state, 0
     state, found = checkpoints.restore(state_lib.abstract(cfg, mesh))
     _check_same_data(checkpoints.directory, found, meta)
-    rates = np.asarray([rate for rate, _ in cfg.lane_settings], np.float32)
+    rates = np.asarray([rate for rate, _ in cfg.trial_settings], np.float32)
     rates = rates.reshape(state.peak_lr.shape)
     rates = transfer.put_everywhere(rates, state.peak_lr.sharding)
     return dataclasses.replace(state, peak_lr=rates), found.step
 
 
 def _initial_params(cfg, mesh, meta, like):
-    """The weights that `train.init_from` names, for every lane, laid out as `like`; their way."""
+    """The weights that `train.init_from` names, for every trial, laid out as `like`; their way."""
     workdir, step = parse_checkpoint(cfg.train.init_from)
     theirs = checkpoint.load_config(workdir).model
     changed = {
-        field.name: (getattr(theirs, field.name), getattr(cfg.model, field.name))
-        for field in dataclasses.fields(theirs)
-        if field.name not in _FREE and getattr(theirs, field.name) != getattr(cfg.model, field.name)
+        name: (getattr(theirs, name), getattr(cfg.model, name))
+        for name, field in options.fields(config.ModelConfig).items()
+        if options.change_of(field) is options.Change.MODEL
+        and getattr(theirs, name) != getattr(cfg.model, name)
     }
     if changed:
         lines = "; ".join(f"model.{k}: {a!r} there, {b!r} here" for k, (a, b) in changed.items())
-        raise ValueError(f"train.init_from={cfg.train.init_from} holds another model ({lines}).")
+        raise errors.UserError(
+            f"train.init_from={cfg.train.init_from} holds another model ({lines})."
+        )
     params, found = checkpoint.load_params(workdir, mesh, step)
     if found.tokenizer_fingerprint != meta.tokenizer_fingerprint:
-        raise ValueError(
+        raise errors.UserError(
             f"train.init_from={cfg.train.init_from} was trained with tokenizer "
             f"{found.tokenizer_fingerprint[:12]}, data.path was made with "
             f"{meta.tokenizer_fingerprint[:12]}: prepare the data with that run's tokenizer.model."
         )
     ancestors = [*ancestry.read(workdir), ancestry.entry("init_from", workdir, found.step, theirs)]
-    if cfg.num_lanes > 1:
+    if cfg.num_trials > 1:
         spread = jax.jit(
             lambda tree: jax.tree.map(
-                lambda p: jnp.broadcast_to(p, (cfg.num_lanes, *p.shape)), tree
+                lambda p: jnp.broadcast_to(p, (cfg.num_trials, *p.shape)), tree
             ),
             out_shardings=jax.tree.map(lambda p: p.sharding, like),
         )
@@ -133,7 +134,7 @@ def _check_same_data(directory, found: checkpoint.Meta, now: checkpoint.Meta):
         ("data", found.data_fingerprint, now.data_fingerprint),
     ):
         if was != is_now:
-            raise ValueError(
+            raise errors.UserError(
                 f"The checkpoint in {directory} was trained with {name} {was[:12]}, data.path "
                 f"holds {name} {is_now[:12]}: give it the same data, or start another --workdir "
                 "with train.init_from."

@@ -1,7 +1,7 @@
-"""The train state: what it holds, how it is made sharded from the start, and its lanes.
+"""The train state: what it holds, how it is made sharded from the start, and its trials.
 
-A run of several lanes (config.LanesConfig) holds every leaf with a leading lane axis [K, …]; a run
-of one lane holds no such axis. `over_lanes` is the one place that knows.
+A run of several trials (config.TrialsConfig) holds every leaf with a leading trial axis [K, …]; a run
+of one trial holds no such axis. `over_trials` is the one place that knows.
 """
 
 import collections.abc
@@ -18,9 +18,9 @@ from keel_jax.training import optim
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step reads and writes; each leaf [K, …] if there are K > 1 lanes."""
+    """Everything that a step reads and writes; each leaf [K, …] if there are K > 1 trials."""
 
-    # int32 []: optimiser steps taken. The data position follows from it.
+    # int32 []: optimizer steps taken. The data position follows from it.
     step: jax.Array
     # float32 []: the schedule's peak. Data, not code: any value runs the same program.
     peak_lr: jax.Array
@@ -28,38 +28,38 @@ class TrainState:
     diverged: jax.Array
     # float32 tree, as `lm.init` makes it.
     params: dict
-    # The optimiser's own, float32 moments and int32 counts.
+    # The optimizer's own, float32 moments and int32 counts.
     opt_state: tuple
 
 
-def over_lanes(function: collections.abc.Callable, num_lanes: int, **vmap_options):
-    """`function` of one lane as a function of all: itself, or its vmap over the mesh's lanes."""
-    if num_lanes == 1:
+def over_trials(function: collections.abc.Callable, num_trials: int, **vmap_options):
+    """`function` of one trial as a function of all: itself, or its vmap over the mesh's trials."""
+    if num_trials == 1:
         return function
-    return jax.vmap(function, spmd_axis_name="lane", **vmap_options)
+    return jax.vmap(function, spmd_axis_name="trial", **vmap_options)
 
 
-def initialiser(cfg: config.Config) -> collections.abc.Callable[[], TrainState]:
-    """A traceable function that makes the initial state of all lanes."""
+def initializer(cfg: config.Config) -> collections.abc.Callable[[], TrainState]:
+    """A traceable function that makes the initial state of all trials."""
     model = lm.LanguageModel(cfg.model)
-    optimiser = optim.make(cfg.optim)
+    optimizer = optim.make(cfg.optim)
 
-    def make_lane(peak_lr, seed):
+    def make_trial(peak_lr, seed):
         params = lm.init(model, jax.random.key(seed))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             peak_lr=peak_lr,
             diverged=jnp.zeros((), bool),
             params=params,
-            opt_state=optimiser.init(params),
+            opt_state=optimizer.init(params),
         )
 
     def make():
-        rates, seeds = zip(*cfg.lane_settings, strict=True)
+        rates, seeds = zip(*cfg.trial_settings, strict=True)
         rates, seeds = jnp.asarray(rates, jnp.float32), jnp.asarray(seeds, jnp.uint32)
-        if cfg.num_lanes == 1:
+        if cfg.num_trials == 1:
             rates, seeds = rates[0], seeds[0]
-        return over_lanes(make_lane, cfg.num_lanes)(rates, seeds)
+        return over_trials(make_trial, cfg.num_trials)(rates, seeds)
 
     return make
 
@@ -67,21 +67,21 @@ def initialiser(cfg: config.Config) -> collections.abc.Callable[[], TrainState]:
 def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     """Where each leaf of the state lies: a tree of NamedSharding shaped like the state.
 
-    Optimiser moments lie where their parameter does; counts and factored moments everywhere.
+    Optimizer moments lie where their parameter does; counts and factored moments everywhere.
 
     Raises:
-      ValueError: a dimension is not a multiple of the devices that share it.
+      UserError: a dimension is not a multiple of the devices that share it.
     """
     depth.check_stages(cfg.model, mesh)
-    shapes = jax.eval_shape(initialiser(cfg))
-    lane = ("lane",) if cfg.num_lanes > 1 else ()
+    shapes = jax.eval_shape(initializer(cfg))
+    trial = ("trial",) if cfg.num_trials > 1 else ()
 
     def place(path, leaf, axes):
-        return sharding.sharding(mesh, lane + axes, leaf.shape, jax.tree_util.keystr(path))
+        return sharding.sharding(mesh, trial + axes, leaf.shape, jax.tree_util.keystr(path))
 
     def everywhere(leaf):
-        # Not split, except over lanes.
-        return sharding.sharding(mesh, lane + ("scalar",) * (leaf.ndim - len(lane)), leaf.shape)
+        # Not split, except over trials.
+        return sharding.sharding(mesh, trial + ("scalar",) * (leaf.ndim - len(trial)), leaf.shape)
 
     params = jax.tree_util.tree_map_with_path(
         place, shapes.params, lm.logical_axes(lm.LanguageModel(cfg.model))
@@ -98,18 +98,18 @@ def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
 def create(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     """The initial state, made where it lies: no leaf is ever whole on one device."""
     with jax.set_mesh(mesh):
-        return jax.jit(initialiser(cfg), out_shardings=shardings(cfg, mesh))()
+        return jax.jit(initializer(cfg), out_shardings=shardings(cfg, mesh))()
 
 
 def abstract(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, with nothing computed."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(initialiser(cfg)),
+        jax.eval_shape(initializer(cfg)),
         shardings(cfg, mesh),
     )
 
 
-def lane_of(tree, lane: int, num_lanes: int):
-    """One lane's part of a state, or of anything stacked like it."""
-    return tree if num_lanes == 1 else jax.tree.map(lambda leaf: leaf[lane], tree)
+def trial_of(tree, trial: int, num_trials: int):
+    """One trial's part of a state, or of anything stacked like it."""
+    return tree if num_trials == 1 else jax.tree.map(lambda leaf: leaf[trial], tree)

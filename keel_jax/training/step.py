@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from keel_jax import config
-from keel_jax.model import attention, layers, lm, reversible
+from keel_jax import config, errors
+from keel_jax.model import attention, depth, instruments, layers, lm
 from keel_jax.parallel import pipeline, sharding
 from keel_jax.runtime import compiler_options
 from keel_jax.training import loss, optim, schedule
@@ -26,20 +26,13 @@ Sums = dict[str, jax.Array]
 
 def batch_sums(params, batch: dict, cfg: config.Config) -> Sums:
     """The loss sums (`loss.cross_entropy_sums`) of a batch [B, T]."""
-    return observed_sums(params, batch, cfg)[0]
+    return batch_sums_and_stats(params, batch, cfg, instruments.NONE)[0]
 
 
-def observed_sums(
-    params,
-    batch: dict,
-    cfg: config.Config,
-    probes_N2: jax.Array | None = None,
-    reversal_A2: jax.Array | None = None,
+def batch_sums_and_stats(
+    params, batch: dict, cfg: config.Config, measured: instruments.Instruments
 ) -> tuple[Sums, dict | None]:
-    """`batch_sums`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py).
-
-    `reversal_A2` is `reversible.probe`, for the plan "reversible".
-    """
+    """`batch_sums`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
     model = lm.LanguageModel(cfg.model)
     # Sums over tokens: in whatever order the kernel wants them.
     tokens, targets, weights, context = attention.in_order_of(
@@ -51,14 +44,13 @@ def observed_sums(
             lm.ordered_context(batch["segment_ids"]),
         ),
     )
-    h_BTD, told = model.apply(
+    h_BTD, stats = model.apply(
         {"params": params},
         tokens,
         context=context,
         num_microbatches=cfg.mesh.stage_microbatches,
-        probes_N2=probes_N2,
-        reversal_A2=reversal_A2,
-        method="observed",
+        measured=measured,
+        method="hidden_and_stats",
     )
     sums = loss.cross_entropy_sums(
         h_BTD,
@@ -67,13 +59,13 @@ def observed_sums(
         weights,
         chunk=cfg.train.loss_chunk,
     )
-    return sums, told
+    return sums, stats
 
 
 def train_step(
     state: state_lib.TrainState, batch: dict, cfg: config.Config
 ) -> tuple[state_lib.TrainState, Sums]:
-    """One optimiser step of one lane on a batch [B, T].
+    """One optimizer step of one trial on a batch [B, T].
 
     The loss is (sum of nats + z_loss * sum of (log Z)^2) / (sum of weights), both sums over the
     whole batch, so that accumulation in A micro-batches gives the same gradient. If the loss or
@@ -82,15 +74,14 @@ def train_step(
 
     Returns:
       The new state, and float32 scalars: the loss sums, "grad_norm" (before clipping),
-      "param_norm", "learning_rate", and "diverged"; with the plan "reversible" also what
-      `reversible.summary` returns.
+      "param_norm", "learning_rate", and "diverged"; and what `depth.step_statistics` returns.
     """
-    grads, sums, reversal = _gradients(state.params, batch, cfg)
+    grads, sums, plan_stats = _gradients(state.params, batch, cfg)
     grads = mean_gradients(grads, sums)
     grads, grad_norm = optim.clip(grads, cfg.optim.clip_norm)
     learning_rate = learning_rate_of(state, cfg)
-    optimiser = optim.make(cfg.optim)
-    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+    optimizer = optim.make(cfg.optim)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
 
     finite = jnp.isfinite(sums["nats"]) & jnp.isfinite(grad_norm)
     diverged = state.diverged | ~finite
@@ -106,7 +97,7 @@ def train_step(
         "param_norm": optax.tree.norm(state.params),
         "learning_rate": learning_rate,
         "diverged": diverged,
-        **reversal,
+        **plan_stats,
     }
     return new_state.replace(diverged=diverged), metrics
 
@@ -122,37 +113,28 @@ def learning_rate_of(state: state_lib.TrainState, cfg: config.Config) -> jax.Arr
     return state.peak_lr * schedule.unit_schedule(cfg.optim, cfg.train.num_steps)(state.step)
 
 
-def objective(params, batch: dict, cfg: config.Config, probes_N2=None, reversal_A2=None):
-    """The (unnormalised) loss sum, and `observed_sums`."""
-    sums, told = observed_sums(params, batch, cfg, probes_N2, reversal_A2)
-    return sums["nats"] + cfg.train.z_loss * sums["log_z_squared"], (sums, told)
+def objective(params, batch: dict, cfg: config.Config, measured: instruments.Instruments):
+    """The (unnormalized) loss sum, and `batch_sums_and_stats`."""
+    sums, stats = batch_sums_and_stats(params, batch, cfg, measured)
+    return sums["nats"] + cfg.train.z_loss * sums["log_z_squared"], (sums, stats)
 
 
 def _gradients(params, batch, cfg):
-    """Gradient of the (unnormalised) loss sum, and the loss sums, over A micro-batches.
+    """Gradient of the (unnormalized) loss sum, and the loss sums, over A micro-batches; third,
+    `depth.step_statistics` of the worst of them."""
+    measured = depth.step_instruments(cfg.model)
 
-    Third, for the plan "reversible", `reversible.summary` of the worst of them; else nothing.
-    """
-    plan, num_blocks = cfg.model.recompute, cfg.model.num_blocks
-    if plan.plan != "reversible":
-
-        def gradient(batch):
-            grads, (sums, _) = jax.grad(objective, has_aux=True)(params, batch, cfg)
-            return grads, sums
-
-        return *over_micro_batches(gradient, batch, cfg), {}
-
-    def gradient_and_error(batch):
-        gradients = jax.grad(objective, argnums=(0, 4), has_aux=True)
-        probe_A2 = reversible.probe(plan, num_blocks)
-        (grads, told_A2), (sums, _) = gradients(params, batch, cfg, None, probe_A2)
-        return (grads, sums), told_A2
+    def gradient(batch):
+        gradients = jax.grad(objective, argnums=(0, 3), has_aux=True)
+        (grads, cotangents), (sums, _) = gradients(params, batch, cfg, measured)
+        return (grads, sums), cotangents
 
     def join(total, new):
-        return jax.tree.map(jnp.add, total[0], new[0]), jnp.maximum(total[1], new[1])
+        largest = jax.tree.map(jnp.maximum, total[1], new[1])
+        return _add(total[0], new[0]), largest
 
-    found, told_A2 = over_micro_batches(gradient_and_error, batch, cfg, join)
-    return *found, reversible.summary(told_A2, plan, num_blocks)
+    (grads, sums), cotangents = over_micro_batches(gradient, batch, cfg, join)
+    return grads, sums, depth.step_statistics(cotangents, cfg.model)
 
 
 def _add(total, new):
@@ -184,24 +166,18 @@ def over_micro_batches(
     return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
-def with_kernel(cfg: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
-    """`cfg` with the attention kernel that it gets on `mesh` (`attention.choose`) by its name."""
-    kernel = attention.choose(cfg, mesh)
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, attention=kernel))
-
-
 def abstract_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> dict:
-    """Shapes, dtypes and shardings of a global training batch: [B, T], or [K, B, T] in K lanes.
+    """Shapes, dtypes and shardings of a global training batch: [B, T], or [K, B, T] in K trials.
 
     Raises:
-      ValueError: a micro-batch is not a multiple of the devices that share it.
+      UserError: a micro-batch is not a multiple of the devices that share it.
     """
-    lanes = (cfg.num_lanes,) if cfg.num_lanes > 1 else ()
+    trials = (cfg.num_trials,) if cfg.num_trials > 1 else ()
     parts = cfg.train.accumulation_steps
     return _abstract_batch(
         cfg,
         mesh,
-        lanes,
+        trials,
         cfg.train.batch_size,
         parts,
         f"train.batch_size / train.accumulation_steps = {cfg.train.batch_size} / {parts}",
@@ -209,23 +185,23 @@ def abstract_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> dict:
 
 
 def abstract_eval_batch(cfg: config.Config, mesh: jax.sharding.Mesh, batch_size: int) -> dict:
-    """Shapes, dtypes and shardings of a global evaluation batch [B, T], read by all lanes."""
+    """Shapes, dtypes and shardings of a global evaluation batch [B, T], read by all trials."""
     return _abstract_batch(cfg, mesh, (), batch_size, 1, "evaluation batch")
 
 
-def _abstract_batch(cfg, mesh, lanes, batch_size, parts, name) -> dict:
+def _abstract_batch(cfg, mesh, trials, batch_size, parts, name) -> dict:
     seq_len, num_stages = cfg.train.seq_len, mesh.shape[pipeline.AXIS]
     if num_stages > 1:
         count = pipeline.num_microbatches(cfg.mesh.stage_microbatches, num_stages)
         parts, name = parts * count, f"{name} / {count} microbatches of the pipeline"
     if batch_size % parts:
-        raise ValueError(f"{name} is not a whole number of sequences: change one of them.")
-    axes = (*(("lane",) if lanes else ()), *_BATCH_AXES)
-    place = sharding.sharding(mesh, axes, (*lanes, batch_size // parts, seq_len), name)
+        raise errors.UserError(f"{name} is not a whole number of sequences: change one of them.")
+    axes = (*(("trial",) if trials else ()), *_BATCH_AXES)
+    place = sharding.sharding(mesh, axes, (*trials, batch_size // parts, seq_len), name)
     layers.check_activations(cfg.model, mesh, batch_size // parts, seq_len)
     return {
         key: jax.ShapeDtypeStruct(
-            (*lanes, batch_size, seq_len),
+            (*trials, batch_size, seq_len),
             jnp.float32 if key == "loss_weights" else jnp.int32,
             sharding=place,
         )
@@ -234,10 +210,10 @@ def _abstract_batch(cfg, mesh, lanes, batch_size, parts, name) -> dict:
 
 
 def lower_train_step(cfg: config.Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-    """The step of all lanes, lowered for `mesh`, whose devices need not be there.
+    """The step of all trials, lowered for `mesh`, whose devices need not be there.
 
     Raises:
-      ValueError: the sizes of the model, the batch and the mesh do not fit each other.
+      UserError: the sizes of the model, the batch and the mesh do not fit each other.
     """
     with jax.set_mesh(mesh):
         return jit_train_step(cfg, mesh).lower(
@@ -248,15 +224,19 @@ def lower_train_step(cfg: config.Config, mesh: jax.sharding.Mesh) -> jax.stages.
 def compile_train_step(
     cfg: config.Config, mesh: jax.sharding.Mesh
 ) -> collections.abc.Callable[[state_lib.TrainState, dict], tuple[state_lib.TrainState, Sums]]:
-    """Compiles the step of all lanes ahead of time; the state passed in is consumed."""
+    """Compiles the step of all trials ahead of time; the state passed in is consumed."""
     options = compiler_options.options(mesh.devices.flat[0])
     return lower_train_step(cfg, mesh).compile(compiler_options=options)
 
 
 def jit_train_step(cfg: config.Config, mesh: jax.sharding.Mesh):
-    """The jitted step, not yet lowered; every process can read its sums."""
-    cfg = with_kernel(cfg, mesh)
-    step = state_lib.over_lanes(lambda state, batch: train_step(state, batch, cfg), cfg.num_lanes)
+    """The jitted step, not yet lowered; every process can read its sums.
+
+    Args:
+      cfg: resolved (`planning.resolve`), as for all programs here.
+    """
+    check_resolved(cfg)
+    step = state_lib.over_trials(lambda state, batch: train_step(state, batch, cfg), cfg.num_trials)
     places = state_lib.shardings(cfg, mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
 
@@ -264,10 +244,13 @@ def jit_train_step(cfg: config.Config, mesh: jax.sharding.Mesh):
 def compile_eval_step(
     cfg: config.Config, mesh: jax.sharding.Mesh, batch_size: int
 ) -> collections.abc.Callable[[dict, dict], Sums]:
-    """Compiles (params, batch [B, T]) -> loss sums; several lanes read one batch."""
-    cfg = with_kernel(cfg, mesh)
-    step = state_lib.over_lanes(
-        lambda params, batch: batch_sums(params, batch, cfg), cfg.num_lanes, in_axes=(0, None)
+    """Compiles (params, batch [B, T]) -> loss sums; several trials read one batch."""
+    check_resolved(cfg)
+    # Nothing is kept for a backward pass, so there is nothing to compute again.
+    model = dataclasses.replace(cfg.model, recompute=config.RecomputeConfig(plan="none"))
+    cfg = dataclasses.replace(cfg, model=model)
+    step = state_lib.over_trials(
+        lambda params, batch: batch_sums(params, batch, cfg), cfg.num_trials, in_axes=(0, None)
     )
     with jax.set_mesh(mesh):
         params = state_lib.abstract(cfg, mesh).params
@@ -275,3 +258,8 @@ def compile_eval_step(
         everywhere = sharding.replicated(mesh)
         lowered = jax.jit(step, out_shardings=everywhere).lower(params, batch)
     return lowered.compile(compiler_options=compiler_options.options(mesh.devices.flat[0]))
+
+
+def check_resolved(cfg: config.Config) -> None:
+    """A program of an unresolved config would take the reference kernel in silence."""
+    assert cfg.model.attention != "auto", "resolve the config first: planning/resolve.py"

@@ -64,7 +64,7 @@ def put_everywhere(array: np.ndarray, place: jax.sharding.Sharding) -> jax.Array
 def fetch(tree):
     """The values of global arrays as NumPy's, whole on every process.
 
-    A collective where an array is spread over processes (lanes): every process calls it.
+    A collective where an array is spread over processes (trials): every process calls it.
     """
 
     def whole(array):
@@ -76,17 +76,17 @@ def fetch(tree):
     return jax.device_get(jax.tree.map(whole, tree))
 
 
-def per_lane(sums: dict, num_lanes: int) -> list[dict]:
-    """Scalars ([K] with K lanes), waited for, as one dictionary of Python numbers per lane.
+def per_trial(sums: dict, num_trials: int) -> list[dict]:
+    """Scalars ([K] with K trials), waited for, as one dictionary of Python numbers per trial.
 
     Vectors ([K, …]) as NumPy's.
     """
     host = {key: np.asarray(value) for key, value in jax.device_get(sums).items()}
-    lanes = [
-        {key: state_lib.lane_of(value, lane, num_lanes) for key, value in host.items()}
-        for lane in range(num_lanes)
+    trials = [
+        {key: state_lib.trial_of(value, trial, num_trials) for key, value in host.items()}
+        for trial in range(num_trials)
     ]
     return [
-        {key: value if value.ndim else value.item() for key, value in lane.items()}
-        for lane in lanes
+        {key: value if value.ndim else value.item() for key, value in trial.items()}
+        for trial in trials
     ]

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from keel_jax.data import loader, preparation, shards
+from keel_jax.data import loader, shards
+from keel_jax.data.preparing import preparation
 
 SEQ_LEN = 16
 KEYS = {
@@ -102,13 +103,13 @@ def test_starting_anywhere_is_the_uninterrupted_stream(num_sets, token_sets):
 
 
 @pytest.mark.parametrize("num_sets", [1, 2])
-@pytest.mark.parametrize("num_shares", [2, 4])
-def test_processes_share_the_batch_of_one(num_sets, num_shares, token_sets):
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_batch_of_one(num_sets, world_size, token_sets):
     sets = token_sets[:num_sets]
     whole = _take(sets, 6, start_step=3)
     shares = [
-        _take(sets, 6, start_step=3, share_index=index, num_shares=num_shares)
-        for index in range(num_shares)
+        _take(sets, 6, start_step=3, rank=index, world_size=world_size)
+        for index in range(world_size)
     ]
     for step, expected in enumerate(whole):
         joined = {key: np.concatenate([share[step][key] for share in shares]) for key in expected}
@@ -179,21 +180,17 @@ def test_a_mixture_keeps_its_proportions_in_every_stretch(token_sets):
     assert share((), 0, 20) == pytest.approx(sizes[0] / sum(sizes), abs=0.03)
 
 
-@pytest.mark.parametrize("num_shares", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("seq_len, batch_size", [(16, 4), (7, 4), (1, 4), (13, 8), (5000, 4)])
-def test_validation_is_every_target_once_in_order(seq_len, batch_size, num_shares, token_set):
+def test_validation_is_every_target_once_in_order(seq_len, batch_size, world_size, token_set):
     split = token_set.split("validation")
     options = {"seq_len": seq_len, "batch_size": batch_size}
     count = loader.num_validation_batches(token_set, **options)
     shares = [
-        list(
-            loader.validation_batches(
-                token_set, share_index=index, num_shares=num_shares, **options
-            )
-        )
-        for index in range(num_shares)
+        list(loader.validation_batches(token_set, rank=index, world_size=world_size, **options))
+        for index in range(world_size)
     ]
-    assert [len(share) for share in shares] == [count] * num_shares
+    assert [len(share) for share in shares] == [count] * world_size
     rows = {
         key: np.concatenate([share[step][key] for step in range(count) for share in shares])
         for key in KEYS
@@ -228,8 +225,8 @@ def test_impossible_requests_are_errors_with_both_numbers(token_sets, token_set,
     size = token_set.split("train").num_tokens
     for sets, options, message in (
         ([token_set], {"seq_len": size}, rf"{size} tokens.*= {size + 1}"),
-        ([token_set], {"batch_size": 6, "num_shares": 4}, "batch of 6.*no 4 equal"),
-        ([token_set], {"share_index": 4, "num_shares": 4}, "4 is not one of 4"),
+        ([token_set], {"batch_size": 6, "world_size": 4}, "batch of 6.*no 4 equal"),
+        ([token_set], {"rank": 4, "world_size": 4}, "4 is not one of 4"),
         ([token_set], {"split": "test"}, "no split 'test'; it has train, validation"),
         (token_sets, {"weights": (1.0,)}, "1 weights for 2"),
         (token_sets, {"weights": (1.0, 0.0)}, "positive"),
@@ -238,7 +235,7 @@ def test_impossible_requests_are_errors_with_both_numbers(token_sets, token_set,
         with pytest.raises(ValueError, match=message):
             _take(sets, 1, **options)
     with pytest.raises(ValueError, match="batch of 3.* 2 equal shares"):
-        loader.validation_batches(token_set, seq_len=8, batch_size=3, num_shares=2)
+        loader.validation_batches(token_set, seq_len=8, batch_size=3, world_size=2)
     foreign = _make_set(tmp_path, "foreign", [{"text": f"{i} quite other"} for i in range(40)])
     with pytest.raises(ValueError, match="different tokenizers.*--tokenizer="):
         _take([token_set, foreign], 1)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from keel_jax.data import preparation, shards
+from keel_jax.data import shards
+from keel_jax.data.preparing import preparation
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_ranges_outside_the_stream_are_errors(directory):
 
 def test_preparing_and_reading_do_without_jax():
     code = (
-        "import sys; from keel_jax.data import preparation, loader, shards;"
+        "import sys; from keel_jax.data import loader, shards; from keel_jax.data.preparing import preparation;"
         "sys.exit('jax' in sys.modules or 'grain' in sys.modules or 'pyarrow' in sys.modules)"
     )
     # The package's own __init__ is not this room's matter: only what the data room adds counts.

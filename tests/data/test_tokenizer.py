@@ -7,7 +7,8 @@ import warnings
 import pytest
 import sentencepiece
 
-from keel_jax.data import stdlib, tokenizer
+from keel_jax.data import tokenizer
+from keel_jax.data.preparing import stdlib
 
 ADVERSARIAL = [
     "",

@@ -36,15 +36,15 @@ def main() -> int:
         return 134
     if (workdir.parents[1] / "STOP").exists():
         return int((workdir.parents[1] / "STOP").read_text())
-    rates = ast.literal_eval(given.get("config.lanes.peak_lr", "()"))
-    seeds = ast.literal_eval(given.get("config.lanes.seed", "()"))
-    lanes = [
-        (workdir / f"lanes/{lane:03}", rate, seed)
-        for lane, (rate, seed) in enumerate(zip(rates, seeds, strict=True))
+    rates = ast.literal_eval(given.get("config.trials.peak_lr", "()"))
+    seeds = ast.literal_eval(given.get("config.trials.seed", "()"))
+    trials = [
+        (workdir / f"trials/{trial:03}", rate, seed)
+        for trial, (rate, seed) in enumerate(zip(rates, seeds, strict=True))
     ]
-    if not lanes:
-        lanes = [(workdir, float(given["config.optim.peak_lr"]), int(given["config.seed"]))]
-    codes = [_write(*lane, given) for lane in lanes]
+    if not trials:
+        trials = [(workdir, float(given["config.optim.peak_lr"]), int(given["config.seed"]))]
+    codes = [_write(*trial, given) for trial in trials]
     return exit_codes.DONE if exit_codes.DONE in codes else exit_codes.DIVERGED
 
 

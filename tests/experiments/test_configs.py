@@ -12,6 +12,7 @@ from keel_jax import config, plan
 from keel_jax.model import lm
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import topology
+from keel_jax.planning import resolve
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 
@@ -49,8 +50,8 @@ def _devices(name: str):
 @pytest.mark.parametrize("name", PAPER)
 def test_the_step_of_every_paper_config(name):
     """Traced for the absent chips: sizes divide, the kernel takes them, shapes come back."""
-    cfg = _config(name)
-    mesh = mesh_lib.make(cfg.mesh, _devices(_topology(name)))
+    mesh = mesh_lib.make(_config(name).mesh, _devices(_topology(name)))
+    cfg = resolve.resolve(_config(name), mesh)
     with jax.set_mesh(mesh):
         state = state_lib.abstract(cfg, mesh)
         after, sums = step_lib.jit_train_step(cfg, mesh).eval_shape(

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.frame import results
 from experiments.gradient_flow import analysis, measure, points, run, theory, trained
+from experiments.sweeps import results
 from keel_jax import config, train
 from keel_jax.model import lm, residual
 from tests import conftest
@@ -178,13 +178,13 @@ def test_a_trained_model_is_looked_at_before_and_after(token_dir, cache_dir, tmp
             model=dict(vocab_size=None, topology=topology),
             data=dict(path=str(token_dir)),
             runtime=dict(compilation_cache_dir=cache_dir),
-            lanes=dict(seed=(3, 4)),
+            trials=dict(seed=(3, 4)),
         )
         assert train.train(cfg, tmp_path / topology) == 0
     found = [
         point
         for topology in ("pre_ln", "keel")
-        for point in trained.points(tmp_path / topology / "lanes/001")
+        for point in trained.points(tmp_path / topology / "trials/001")
     ]
     assert [(p["name"], p["step"], p["seed"]) for p in found] == [
         ("pre_ln", 0, 4),

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.frame import outcome, point, results
 from experiments.layer_redundancy import analysis, points, removal, run
+from experiments.sweeps import outcome, point, results
 from keel_jax import evaluate, train
 from tests import conftest
 
@@ -16,13 +16,13 @@ N = 3
 
 @pytest.fixture(scope="module")
 def run_dir(token_dir, cache_dir, tmp_path_factory):
-    """Two lanes of Keel, briefly trained."""
+    """Two trials of Keel, briefly trained."""
     workdir = tmp_path_factory.mktemp("run")
     cfg = conftest.tiny_config(
         model=dict(vocab_size=None, num_blocks=N, init_std=0.2),
         data=dict(path=str(token_dir)),
         runtime=dict(compilation_cache_dir=cache_dir),
-        lanes=dict(seed=(3, 4)),
+        trials=dict(seed=(3, 4)),
     )
     assert train.train(cfg, workdir) == 0
     return workdir
@@ -30,14 +30,14 @@ def run_dir(token_dir, cache_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(run_dir):
-    return removal.load(run_dir / "lanes/000", num_sequences=8)
+    return removal.load(run_dir / "trials/000", num_sequences=8)
 
 
 def test_with_nothing_removed_it_is_the_models_own_loss(model, run_dir):
     """On the whole validation split, `evaluate` agrees."""
-    targets = int(evaluate.evaluate(run_dir / "lanes/000")["num_tokens"])
-    everything = removal.load(run_dir / "lanes/000", num_sequences=-(-targets // 16))
-    want = evaluate.evaluate(run_dir / "lanes/000")["loss_nats_per_token"]
+    targets = int(evaluate.evaluate(run_dir / "trials/000")["num_tokens"])
+    everything = removal.load(run_dir / "trials/000", num_sequences=-(-targets // 16))
+    want = evaluate.evaluate(run_dir / "trials/000")["loss_nats_per_token"]
     assert everything.loss(np.zeros((N, 2), bool)) == pytest.approx(want, rel=1e-5)
     assert model.step == 6 and model.seed == 3
     assert model.peak_lr == conftest.tiny_config().optim.peak_lr != 1.0
@@ -67,7 +67,7 @@ def test_one_program_serves_all_masks_and_all_seeds(model, run_dir):
     program = removal.program(model.cfg)
     removal.without_each_block(model)
     before = program._cache_size()
-    other = removal.load(run_dir / "lanes/001", num_sequences=8)
+    other = removal.load(run_dir / "trials/001", num_sequences=8)
     removal.without_each_sublayer(other, removal.IDENTITY)
     assert removal.program(other.cfg) is program and program._cache_size() == before
 
@@ -175,7 +175,7 @@ def test_removable_counts_blocks_within_the_budget():
     ]
 
 
-def test_presets_name_files_and_lanes():
+def test_presets_name_files_and_trials():
     for name, preset in points.PRESETS.items():
         made = preset().points
         assert {p.series.split("-")[0] for p in made} == set(points.TOPOLOGIES), name
@@ -183,7 +183,7 @@ def test_presets_name_files_and_lanes():
 
 
 @pytest.fixture
-def lanes(run_dir, monkeypatch):
+def trials(run_dir, monkeypatch):
     """The runs to take apart, with the flags and sizes that `run` reads."""
 
     class Flags:
@@ -191,10 +191,10 @@ def lanes(run_dir, monkeypatch):
 
     monkeypatch.setattr(run.flags, "FLAGS", Flags)
     monkeypatch.setitem(points.SIZES, "micro", points.Sizes(num_sequences=4, num_candidates=1))
-    return [run_dir / "lanes" / lane for lane in ("000", "001")]
+    return [run_dir / "trials" / trial for trial in ("000", "001")]
 
 
-def test_of_a_sweep_what_came_to_its_end_is_taken_apart(lanes, token_dir, tmp_path):
+def test_of_a_sweep_what_came_to_its_end_is_taken_apart(trials, token_dir, tmp_path):
     """A diverged model is named, and not measured."""
     at = [
         point.Point("keel-L6", "experiments/configs/micro.py", {}, 1e-2, seed) for seed in (3, 4, 5)
@@ -202,15 +202,15 @@ def test_of_a_sweep_what_came_to_its_end_is_taken_apart(lanes, token_dir, tmp_pa
     states = (outcome.DONE, outcome.DONE, outcome.DIVERGED)
     outcomes = [
         outcome.Outcome(p, state, workdir)
-        for p, state, workdir in zip(at, states, [*lanes, lanes[0]], strict=True)
+        for p, state, workdir in zip(at, states, [*trials, trials[0]], strict=True)
     ]
     told = run.analyse(outcomes, tmp_path, str(token_dir))
     assert told["keel"]["ppl"]["num_seeds"] == 2
     assert told["diverged"] == ["keel-L6_lr0.01_seed5"]
 
 
-def test_results_of_given_runs_are_written(lanes, tmp_path, capsys):
-    assert run.analyse_workdirs(lanes, "micro", tmp_path) == 0
+def test_results_of_given_runs_are_written(trials, tmp_path, capsys):
+    assert run.analyse_workdirs(trials, "micro", tmp_path) == 0
     found = results.read(tmp_path)
     assert [point["seed"] for point in found["points"]] == [3, 4]
     assert len(found["numbers"]["keel"]["delta_ppl_sublayer"]) == 2 * N

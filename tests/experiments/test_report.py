@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from experiments import report
-from experiments.frame import figures, results
+from experiments.sweeps import figures, results
 
 ROOT = pathlib.Path(__file__).parents[2]
 

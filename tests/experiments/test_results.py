@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from experiments.frame import results
+from experiments.sweeps import results
 
 
 @pytest.fixture

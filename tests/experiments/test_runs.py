@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from experiments.data_regime import analysis
-from experiments.frame import point, results
+from experiments.sweeps import point, results
 from keel_jax.data import shards
 from tests.experiments import fake_train
 
@@ -135,7 +135,7 @@ def test_a_dry_run_prints_commands_and_starts_nothing(tmp_path, token_dir):
     done = _run("alpha", tmp_path, token_dir, "--dry_run")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "--workdir=" in line]
-    assert len(lines) == 13 and all("--config.lanes.peak_lr=" in line for line in lines)
+    assert len(lines) == 13 and all("--config.trials.peak_lr=" in line for line in lines)
     assert not (tmp_path / "runs").exists()
 
 
@@ -146,5 +146,5 @@ def test_every_point_of_every_preset_is_a_run(name):
     for make in module.PRESETS.values():
         preset = make()
         for members in point.by_series(preset.points).values():
-            cfg = point.build(members[: preset.max_lanes], "somewhere")
-            assert cfg.num_lanes == min(len(members), preset.max_lanes)
+            cfg = point.build(members[: preset.max_trials], "somewhere")
+            assert cfg.num_trials == min(len(members), preset.max_trials)

@@ -53,9 +53,9 @@ def save(*_):
 signal.signal(signal.SIGTERM, save)
 if word == "child":
     (workdir / "child").write_text(str(os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600")))
-if word == "deaf":
+if word == "ignore_interrupts":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if word in ("sleep", "child", "deaf"):
+if word in ("sleep", "child", "ignore_interrupts"):
     (workdir / f"{process}.ready").touch()
     time.sleep(600)
 if int(word) > 128:

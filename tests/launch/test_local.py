@@ -22,8 +22,8 @@ def _is_alive(pid: int) -> bool:
         (["3", "3"], 3, 1),
         (["137 0", "76 0"], 0, 2),
         # One dies, the other is stuck, even to SIGTERM: it is killed, and the cause is the verdict.
-        (["deaf 0", "137 0"], 0, 2),
-        (["1", "deaf"], 1, 1),
+        (["ignore_interrupts 0", "137 0"], 0, 2),
+        (["1", "ignore_interrupts"], 1, 1),
         pytest.param(["75 0", "75 0"], 0, 2, marks=pytest.mark.slow),
     ],
 )

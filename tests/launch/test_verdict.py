@@ -31,14 +31,14 @@ ROOT = pathlib.Path(__file__).parents[2]
         ([42, 137], 42),
     ],
 )
-def test_judge(codes, expected):
-    assert verdict.judge(codes) == expected
-    assert verdict.judge(reversed(codes)) == expected
+def test_combined_exit_codes(codes, expected):
+    assert verdict.combine_exit_codes(codes) == expected
+    assert verdict.combine_exit_codes(reversed(codes)) == expected
 
 
 def test_no_processes_have_no_code():
     with pytest.raises(ValueError, match="no processes"):
-        verdict.judge([])
+        verdict.combine_exit_codes([])
 
 
 def test_the_supervisor_starts_again_exactly_what_is_retryable():

@@ -9,15 +9,15 @@ from keel_jax.model import attention, lm
 from tests import conftest
 
 
-def _influence(model, params, segments_BT):
+def _influence(model, params, segment_ids_BT):
     """[T, T] bool: whether the logits at t depend on the embedding at s."""
-    seq_len = segments_BT.shape[1]
+    seq_len = segment_ids_BT.shape[1]
     # Every position has a token of its own, so a row of the table is a position.
     tokens_BT = jnp.arange(seq_len)[None]
 
     def logits(table):
         swapped = {**params, "embedding": {"table": table}}
-        return model.apply({"params": swapped}, tokens_BT, segments_BT)[0].sum(-1)
+        return model.apply({"params": swapped}, tokens_BT, segment_ids_BT)[0].sum(-1)
 
     jacobian_TVD = jax.jit(jax.jacrev(logits))(params["embedding"]["table"])
     return np.abs(np.asarray(jacobian_TVD[:, :seq_len])).sum(-1) > 0
@@ -81,8 +81,8 @@ def test_rotation_depends_on_the_distance_only():
     q, k = (jax.random.normal(key, (1, 1, 1, 8)) for key in jax.random.split(key))
 
     def score(t, s):
-        turns = lambda p: attention.turns(jnp.asarray([[p]]), 8, 10_000.0)  # noqa: E731
-        at = lambda x, p: attention.rotate(x, *turns(p))  # noqa: E731
+        rope_tables = lambda p: attention.rope_tables(jnp.asarray([[p]]), 8, 10_000.0)  # noqa: E731
+        at = lambda x, p: attention.rotate(x, *rope_tables(p))  # noqa: E731
         return float((at(q, t) * at(k, s)).sum())
 
     # Far positions lose float32 digits in the angle.
@@ -106,8 +106,8 @@ def test_scores_and_softmax_are_float32():
             kernel="reference",
             query_index_BT=zeros + 1,
             key_index_BS=zeros + jnp.arange(2),
-            query_segments_BT=zeros,
-            key_segments_BS=zeros,
+            query_segment_ids_BT=zeros,
+            key_segment_ids_BS=zeros,
         )
 
     # Weights and output are rounded to bf16, half a unit in 2^-8 each; a half would be 20% off.

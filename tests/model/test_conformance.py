@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from keel_jax import config
-from keel_jax.model import layers, lm, residual
+from keel_jax.model import depth, layers, lm, residual
+from keel_jax.model.residual import equation
 from tests import reference
 
 # Small enough that LN(c x) is LN(x) to the last bit of fp32, for any c met here.
@@ -208,7 +209,7 @@ def test_initial_weights(topology):
 
 @pytest.mark.parametrize("k", (1, 3))
 def test_block_k_is_ln_of_x_plus_f_over_alpha(k):
-    # LN(alpha x + F) = LN(x + F / alpha) once epsilon is negligible: Keel is a normalised stream
+    # LN(alpha x + F) = LN(x + F / alpha) once epsilon is negligible: Keel is a normalized stream
     # with a 1/L branch. All other blocks are silenced and have gain 1, so they hold x still.
     model = small(num_blocks=4)
     params = with_branches_only_in(reading_the_stream(random_params(model)), k)
@@ -262,14 +263,14 @@ def test_gain_of_the_residual_path(monkeypatch, topology, alpha, num_blocks, low
         topology=topology, alpha=alpha, num_blocks=num_blocks, d_model=64, d_ffn=64, vocab_size=64
     )
     params = reading_the_stream(random_params(model))
-    join = residual.join
+    residual_sum = equation.residual_sum
 
-    def path_only(x, f, gains, constants, *args, **kwargs):
+    def path_only(x, f, gains, inputs, *args, **kwargs):
         size = jnp.sqrt(jnp.mean(f * f, -1, keepdims=True) / jnp.mean(x * x, -1, keepdims=True))
-        f = jnp.where(constants["block"] == 0, 0.0, f / size)
-        return join(x, jax.lax.stop_gradient(f), gains, constants, *args, **kwargs)
+        f = jnp.where(inputs.block == 0, 0.0, f / size)
+        return residual_sum(x, jax.lax.stop_gradient(f), gains, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(residual, "join", path_only)
+    monkeypatch.setattr(equation, "residual_sum", path_only)
     x_VD = np.asarray(residual.rms_norm(params["embedding"]["table"], 1.0, TINY))
 
     def stream(x):
@@ -367,15 +368,15 @@ def test_the_stored_update_is_the_true_one(stream_dtype, num_sublayers, branch_r
     # measured: fp32 1 - 1.4e-7 or better; bf16 0.26, 0.802, 0.9945, in the order of the table.
     model = config.ModelConfig(num_blocks=num_sublayers // 2, stream_dtype=stream_dtype)
     topology = residual.topology(model)
-    constants = {name: leaf[1] for name, leaf in topology.constants().items()}
+    inputs = jax.tree.map(lambda leaf: leaf[1], depth.block_inputs(model))
     rng = np.random.default_rng(0)
     x_TD = residual.rms_norm(rng.standard_normal((64, 1024)), 1.0, 0.0).astype(stream_dtype)
     f_TD = branch_rms * rng.standard_normal((64, 1024)).astype(np.float32)
-    stored_TD = residual.join(
+    stored_TD = equation.residual_sum(
         x_TD,
         f_TD,
         {"outer_norm": jnp.ones(1024)},
-        constants,
+        inputs,
         topology,
         residual.FFN,
         epsilon=model.norm_epsilon,

@@ -32,17 +32,17 @@ def _tokens(batch_size=2, seq_len=12, vocab_size=64):
 def _loop_logits(model: lm.LanguageModel, params, tokens_BT):
     """The model with a Python loop over blocks in place of the scan."""
     m = model.model
-    segments_BT = jnp.zeros_like(tokens_BT)
+    segment_ids_BT = jnp.zeros_like(tokens_BT)
     context = layers.Context(
-        positions_BT=attention.positions_in_document(segments_BT),
-        segments_BT=segments_BT,
+        positions_BT=attention.positions_in_document(segment_ids_BT),
+        segment_ids_BT=segment_ids_BT,
         index_BT=jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape),
     )
     x_BTD = lm.Embedding(m).apply({"params": params["embedding"]}, tokens_BT)
-    constants = depth.constants(m)
+    inputs = depth.block_inputs(m)
     for n in range(m.num_blocks):
         block = jax.tree.map(lambda leaf, n=n: leaf[n], params["block"])
-        row = {name: value[n] for name, value in constants.items()}
+        row = jax.tree.map(lambda leaf, n=n: leaf[n], inputs)
         (x_BTD, _), _ = depth.Block(m).apply({"params": block}, (x_BTD, None), row, context)
     output = params.get("output", {})
     h_BTD = lm.Output(m).apply({"params": output}, x_BTD)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keel_jax import config
-from keel_jax.model import intervention, lm, telemetry
+from keel_jax.model import instruments, intervention, lm, telemetry
 from tests import conftest
 
 N = 4
@@ -34,8 +34,9 @@ def _params(model: config.ModelConfig):
 
 
 def _hidden(model, params, change=None, probes_N2=None):
+    measured = instruments.Instruments(probes=probes_N2, intervention=change)
     return lm.LanguageModel(model).apply(
-        {"params": params}, TOKENS, change=change, probes_N2=probes_N2, method="observed"
+        {"params": params}, TOKENS, measured=measured, method="hidden_and_stats"
     )[0]
 
 

@@ -112,15 +112,15 @@ def test_blocks_divide_what_is_filled_up():
 @pytest.mark.parametrize(
     "kernel, sizes",
     [
-        ("splash", dict(lane=2, fsdp=2, tensor=2)),
-        ("ring", dict(lane=2, context=2, tensor=2)),
+        ("splash", dict(trial=2, fsdp=2, tensor=2)),
+        ("ring", dict(trial=2, context=2, tensor=2)),
     ],
 )
-def test_lanes_scan_and_recomputation(anywhere, kernel, sizes):
-    """A lane's gradients through two rounds of attention, of which only the inputs are kept."""
+def test_trials_scan_and_recomputation(anywhere, kernel, sizes):
+    """A trial's gradients through two rounds of attention, of which only the inputs are kept."""
     q, k, v, segments, weights = cases.inputs((2, 8, 4, 8), 2)
     index = np.broadcast_to(np.arange(8), segments.shape)
-    lanes = jnp.asarray([1.0, 0.5])
+    trials = jnp.asarray([1.0, 0.5])
 
     def gradient(kernel, scale):
         def attend(q, _):
@@ -131,8 +131,8 @@ def test_lanes_scan_and_recomputation(anywhere, kernel, sizes):
                 kernel=kernel,
                 query_index_BT=index,
                 key_index_BS=index,
-                query_segments_BT=segments,
-                key_segments_BS=segments,
+                query_segment_ids_BT=segments,
+                key_segment_ids_BS=segments,
             ), None
 
         def loss(q, scale):
@@ -142,11 +142,11 @@ def test_lanes_scan_and_recomputation(anywhere, kernel, sizes):
         return jax.grad(loss)(q, scale)
 
     with jax.set_mesh(_mesh(**sizes)):
-        over_lanes = jax.vmap(functools.partial(gradient, kernel), spmd_axis_name="lane")
-        found = jax.jit(over_lanes)(lanes)
-    for lane, scale in enumerate(lanes):
+        over_trials = jax.vmap(functools.partial(gradient, kernel), spmd_axis_name="trial")
+        found = jax.jit(over_trials)(trials)
+    for trial, scale in enumerate(trials):
         expected = jax.jit(functools.partial(gradient, "reference"))(scale)
-        np.testing.assert_allclose(found[lane], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[trial], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_within_a_stage(anywhere):
@@ -163,8 +163,8 @@ def test_within_a_stage(anywhere):
             kernel=kernel,
             query_index_BT=index,
             key_index_BS=index,
-            query_segments_BT=segments,
-            key_segments_BS=segments,
+            query_segment_ids_BT=segments,
+            key_segment_ids_BS=segments,
         )
         return (o * weights).sum()
 
@@ -192,7 +192,7 @@ def test_within_a_stage(anywhere):
 # --- What it becomes on its own machine ----------------------------------------------------------
 
 
-def _lower(kernel, mesh, shape, kv_heads, lanes=(), platform=None):
+def _lower(kernel, mesh, shape, kv_heads, trials=(), platform=None):
     """The lowered gradients of bfloat16 q, k and v of `shape`, placed as the step would."""
 
     def loss(q, k, v, segments):
@@ -205,21 +205,21 @@ def _lower(kernel, mesh, shape, kv_heads, lanes=(), platform=None):
                 kernel=kernel,
                 query_index_BT=index,
                 key_index_BS=index,
-                query_segments_BT=segments,
-                key_segments_BS=segments,
+                query_segment_ids_BT=segments,
+                key_segment_ids_BS=segments,
             )
             .astype(jnp.float32)
             .sum()
         )
 
     def whole(shape, axes, dtype):
-        axes, shape = (("lane",) if lanes else ()) + axes, (*lanes, *shape)
+        axes, shape = (("trial",) if trials else ()) + axes, (*trials, *shape)
         place = sharding.sharding(mesh, axes, shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
     gradient = jax.grad(loss, argnums=(0, 1, 2))
-    if lanes:
-        gradient = jax.vmap(gradient, spmd_axis_name="lane")
+    if trials:
+        gradient = jax.vmap(gradient, spmd_axis_name="trial")
     kv = whole((*shape[:2], kv_heads, shape[3]), attention.KEY_AXES, "bfloat16")
     with jax.set_mesh(mesh):
         return (
@@ -270,13 +270,13 @@ def test_on_a_tpu_no_scores_are_written(tpus):
         ((4, 129, 4, 32), 1, dict(data=2, fsdp=2)),
         ((4, 2048, 4, 128), 4, dict(tensor=4)),
         ((4, 512, 4, 256), 2, dict(stage=2, fsdp=2)),
-        ((2, 512, 4, 64), 2, dict(lane=2, tensor=2)),
+        ((2, 512, 4, 64), 2, dict(trial=2, tensor=2)),
     ],
     ids=str,
 )
 def test_the_tpu_compiler_takes_any_shape(tpus, shape, kv_heads, sizes):
-    lanes = (sizes["lane"],) if "lane" in sizes else ()
-    compiled = _lower("splash", _mesh(tpus, **sizes), shape, kv_heads, lanes).compile()
+    trials = (sizes["trial"],) if "trial" in sizes else ()
+    compiled = _lower("splash", _mesh(tpus, **sizes), shape, kv_heads, trials).compile()
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
 
 
@@ -343,14 +343,14 @@ def test_a_kernel_that_cannot_run_is_refused(platform, context, options, message
         attention.choose(cfg, _devices(platform, context))
 
 
-def test_lanes_on_a_gpu_take_the_reference():
+def test_trials_on_a_gpu_take_the_reference():
     """JAX does not batch cuDNN's bias of one head."""
     options = dict(compute_dtype="bfloat16", head_dim=64)
-    lanes = dict(peak_lr=(1e-3, 1e-2))
-    cfg = conftest.tiny_config(model=options, lanes=lanes)
+    trials = dict(peak_lr=(1e-3, 1e-2))
+    cfg = conftest.tiny_config(model=options, trials=trials)
     assert attention.choose(cfg, _devices("gpu")) == "reference"
-    cfg = conftest.tiny_config(model=dict(options, attention="cudnn"), lanes=lanes)
-    with pytest.raises(ValueError, match="cannot compute the 2 lanes"):
+    cfg = conftest.tiny_config(model=dict(options, attention="cudnn"), trials=trials)
+    with pytest.raises(ValueError, match="cannot compute the 2 trials"):
         attention.choose(cfg, _devices("gpu"))
 
 

@@ -1,4 +1,4 @@
-"""Two norms that meet (`residual.norm_twice`) and where the scan cuts the block, against autodiff.
+"""Two norms that meet (`norms.norm_twice`) and where the scan cuts the block, against autodiff.
 
 The plain formula is two `rms_norm`s, one after the other. Float32 tolerances: both forms add the
 same numbers in another order; 64 of them leave a few roundoffs of 6e-8, magnified a little where
@@ -14,6 +14,7 @@ import pytest
 
 from keel_jax import config
 from keel_jax.model import attention, lm, residual
+from keel_jax.model.residual import deferred, norms
 from tests import reference
 
 B, T, D = 2, 5, 64
@@ -63,17 +64,17 @@ def test_two_norms_at_once_are_two_norms(is_on, scale, epsilon):
     arguments, cotangents = _arguments(scale)
     ones, others = (
         _compiled(rule, jnp.asarray(is_on), epsilon, arguments, cotangents)
-        for rule in (residual.norm_twice, _plain)
+        for rule in (norms.norm_twice, _plain)
     )
     _assert_close(ones, others)
 
 
 def test_a_gain_of_zero_divides_nothing():
-    # Its own gradient is sum(u dx'), u the normalised z, which no output shows where the gain is 0.
+    # Its own gradient is sum(u dx'), u the normalized z, which no output shows where the gain is 0.
     arguments, cotangents = _arguments(zeros=(0, 7))
     ones, others = (
         _compiled(rule, jnp.asarray(True), 1e-5, arguments, cotangents)
-        for rule in (residual.norm_twice, _plain)
+        for rule in (norms.norm_twice, _plain)
     )
     _assert_close(ones, others)
     assert (ones[0][..., 7] == 0).all() and abs(ones[3][7]) > 1e-2
@@ -81,22 +82,22 @@ def test_a_gain_of_zero_divides_nothing():
     # And with all gains 0: x = 0, whose inner norm is 0 too.
     (z, gain, inner), _ = arguments, cotangents
     all_zero = _compiled(
-        residual.norm_twice, jnp.asarray(True), 1e-5, (z, 0 * gain, inner), cotangents
+        norms.norm_twice, jnp.asarray(True), 1e-5, (z, 0 * gain, inner), cotangents
     )
     assert all(jnp.isfinite(one).all() for one in all_zero)
 
 
-def test_two_norms_over_lanes():
-    """vmap over everything, the flag too, is one lane after the other."""
+def test_two_norms_over_trials():
+    """vmap over everything, the flag too, is one trial after the other."""
     on_K = jnp.asarray([True, False])
-    lanes = [_arguments(seed=seed) for seed in (1, 2)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
-    call = functools.partial(_with_gradients, residual.norm_twice)
+    trials = [_arguments(seed=seed) for seed in (1, 2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trials)
+    call = functools.partial(_with_gradients, norms.norm_twice)
     together = jax.jit(jax.vmap(lambda on, args, cot: call(on, 1e-5, args, cot)))(on_K, *stacked)
-    for lane, (arguments, cotangents) in enumerate(lanes):
+    for trial, (arguments, cotangents) in enumerate(trials):
         _assert_close(
-            [leaf[lane] for leaf in together],
-            _compiled(residual.norm_twice, on_K[lane], 1e-5, arguments, cotangents),
+            [leaf[trial] for leaf in together],
+            _compiled(norms.norm_twice, on_K[trial], 1e-5, arguments, cotangents),
         )
 
 
@@ -126,7 +127,7 @@ def test_norms_put_off_are_the_plain_model(monkeypatch, stream_dtype, plan):
         return jnp.square(logits).mean()
 
     moved = jax.jit(jax.grad(loss))(params)
-    monkeypatch.setattr(residual, "put_off", lambda constants, gains: (constants, None))
+    monkeypatch.setattr(deferred, "defer_outer_norms", lambda inputs, *_: (inputs, None))
     plain = jax.jit(jax.grad(loss))(params)
     tolerance = {"float32": 1e-5, "bfloat16": 0.06}[stream_dtype]
     for (path, one), other in zip(
@@ -171,16 +172,17 @@ def test_rotation_by_a_product_is_the_rotation(dtype):
     """What a TPU does: bit for bit, as its product only moves numbers."""
     x_BTNH = jax.random.normal(jax.random.key(0), (B, T, 3, 16)).astype(dtype)
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-    turns = attention.turns(positions, 16, 10_000.0)
+    rope_tables = attention.rope_tables(positions, 16, 10_000.0)
     np.testing.assert_array_equal(
-        attention._turn_by_product(x_BTNH, *turns), attention._turn(x_BTNH, *turns)
+        attention.rotate_half_by_matmul(x_BTNH, *rope_tables),
+        attention._rotate_half(x_BTNH, *rope_tables),
     )
 
 
 def test_the_derivative_of_a_rotation_is_the_turn_back():
     x_BTNH, dx_BTNH = jax.random.normal(jax.random.key(0), (2, B, T, 3, 16))
-    turns = attention.turns(jnp.broadcast_to(jnp.arange(T), (B, T)), 16, 10_000.0)
-    _, by_rule = jax.vjp(lambda x: attention.rotate(x, *turns), x_BTNH)
-    _, by_autodiff = jax.vjp(lambda x: attention._turn(x, *turns), x_BTNH)
+    rope_tables = attention.rope_tables(jnp.broadcast_to(jnp.arange(T), (B, T)), 16, 10_000.0)
+    _, by_rule = jax.vjp(lambda x: attention.rotate(x, *rope_tables), x_BTNH)
+    _, by_autodiff = jax.vjp(lambda x: attention._rotate_half(x, *rope_tables), x_BTNH)
     # The same four products, added in the same order.
     np.testing.assert_allclose(by_rule(dx_BTNH)[0], by_autodiff(dx_BTNH)[0], rtol=0, atol=5e-7)

@@ -25,12 +25,12 @@ def _plan(plan="segments", *segment_blocks, **more) -> config.RecomputeConfig:
 FLAT = _plan("none")
 PLANS = (
     _plan("block", save="attention"),
-    _plan("block", save="products", offload=True),
+    _plan("block", save="mlp", offload=True),
     _plan("block", save="attention", offload=True, offload_saved=True),
     _plan(),
     _plan(save="all"),
     _plan(offload=True),
-    _plan("segments", 4, 2, save="products"),
+    _plan("segments", 4, 2, save="mlp"),
 )
 
 
@@ -149,8 +149,8 @@ def test_bf16_gradients_are_stacked_as_they_are_computed():
             np.testing.assert_array_equal(leaf, leaf.astype(jnp.bfloat16).astype(jnp.float32))
 
 
-def test_lanes_and_stages_in_segments():
-    """Each stage segments its own blocks, each lane all: as without."""
+def test_trials_and_stages_in_segments():
+    """Each stage segments its own blocks, each trial all: as without."""
     tokens, losses = _tokens(batch_size=8), {}
     mesh = mesh_lib.make(config.MeshConfig(stage=2, fsdp=1), jax.devices()[:2])
     for plan in (FLAT, _plan("segments", 2, offload=True)):
@@ -161,8 +161,8 @@ def test_lanes_and_stages_in_segments():
                 params, tokens
             )
         twice = jax.tree.map(lambda p: jnp.stack([p, p]), params)
-        lanes = jax.jit(jax.vmap(_gradient(model), (0, None)))(twice, tokens)
-        losses[plan] = np.asarray(staged), np.asarray(lanes[0])
+        trials = jax.jit(jax.vmap(_gradient(model), (0, None)))(twice, tokens)
+        losses[plan] = np.asarray(staged), np.asarray(trials[0])
     one, other = losses.values()
     np.testing.assert_array_equal(one[0], other[0])
     np.testing.assert_array_equal(one[1], other[1])
@@ -185,7 +185,7 @@ def test_every_plan_saves_memory():
     by_plan = [_temporaries(FLAT), block, segments, _temporaries(_plan("segments", 64, 8))]
     by_save = [
         by_plan[0],
-        _temporaries(_plan("block", save="products")),
+        _temporaries(_plan("block", save="mlp")),
         _temporaries(_plan("block", save="attention")),
         block,
     ]

@@ -10,9 +10,11 @@ import pytest
 
 from keel_jax import config
 from keel_jax import train as train_verb
-from keel_jax.model import depth, layers, lm, reversible, streams
+from keel_jax.model import depth, instruments, layers, lm, residual, reversible
+from keel_jax.model.residual import equation
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.training import metrics, telemetry
+from keel_jax.planning import resolve
+from keel_jax.training import logs, plots, telemetry_records
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 from tests import conftest
@@ -22,11 +24,11 @@ BLOCK = config.RecomputeConfig(plan="block")
 BOUND = 0.1
 
 
-def _plan(anchor_blocks=3, evaluations=4, error_bound=BOUND) -> config.RecomputeConfig:
+def _plan(anchor_blocks=3, fixed_point_iterations=4, error_bound=BOUND) -> config.RecomputeConfig:
     return config.RecomputeConfig(
         plan="reversible",
         anchor_blocks=anchor_blocks,
-        evaluations=evaluations,
+        fixed_point_iterations=fixed_point_iterations,
         error_bound=error_bound,
     )
 
@@ -57,7 +59,9 @@ def _gradient(model):
     """(params, probe) -> the loss, and its gradients by both."""
 
     def loss(params, probe_A2):
-        h = model.apply({"params": params}, _tokens(), reversal_A2=probe_A2, method="observed")[0]
+        measured = instruments.Instruments(reversal=probe_A2)
+        method = "hidden_and_stats"
+        h = model.apply({"params": params}, _tokens(), measured=measured, method=method)[0]
         weights = jax.random.normal(jax.random.key(2), h.shape)
         return (h * weights).sum() + jnp.square(h[..., 0]).sum()
 
@@ -99,7 +103,9 @@ def test_any_depth_backwards_has_the_exact_gradients(num_blocks, anchor_blocks):
     """With remainders of every kind; forward bitwise. The tolerance: float32, through norms."""
     options = dict(num_blocks=num_blocks)
     params = _params(**options)
-    loss, gradients, told_A2 = _found(_plan(anchor_blocks, evaluations=6), params, **options)
+    loss, gradients, told_A2 = _found(
+        _plan(anchor_blocks, fixed_point_iterations=6), params, **options
+    )
     exact_loss, exact, _ = _found(BLOCK, params, **options)
     assert loss == exact_loss
     assert _distance(gradients, exact) < 3e-4
@@ -119,7 +125,7 @@ def test_any_depth_backwards_has_the_exact_gradients(num_blocks, anchor_blocks):
 )
 def test_every_topology_of_the_family(options):
     params = _params(**options)
-    _, gradients, told_A2 = _found(_plan(evaluations=6), params, **options)
+    _, gradients, told_A2 = _found(_plan(fixed_point_iterations=6), params, **options)
     _, exact, _ = _found(BLOCK, params, **options)
     assert told_A2.max() < 1e-5
     assert _distance(gradients, exact) < 3e-4
@@ -130,8 +136,8 @@ def test_each_evaluation_brings_the_stream_nearer():
     params = _params()
     _, exact, _ = _found(BLOCK, params)
     errors, tolds = [], []
-    for evaluations in (1, 2, 3):
-        _, gradients, told_A2 = _found(_plan(7, evaluations), params)
+    for fixed_point_iterations in (1, 2, 3):
+        _, gradients, told_A2 = _found(_plan(7, fixed_point_iterations), params)
         errors.append(_distance(gradients, exact))
         tolds.append(told_A2.max(axis=0))
     for (one, other), (told, next_told) in zip(
@@ -145,45 +151,50 @@ def test_each_evaluation_brings_the_stream_nearer():
 
 def test_the_error_at_an_anchor_is_that_of_the_stream():
     """The inverse written down once more, of one stretch: from the top down to the second block."""
-    model = _model(_plan(7, evaluations=2))
+    model = _model(_plan(7, fixed_point_iterations=2))
     m, params = model.model, _params()
     context = lm.ordered_context(jnp.zeros_like(_tokens()))
     x_BTD = params["embedding"]["table"][_tokens()]
-    streams_2N, constants = [], depth.constants(m)
+    streams_2N, inputs = [], depth.block_inputs(m)
     row = lambda tree, block: jax.tree.map(lambda p: p[block], tree)  # noqa: E731
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def sublayer(x_BTD, name, block, changes):
-        own, here = row(params["block"], block)[name], row(constants, block)
+    @functools.partial(jax.jit, static_argnums=(1, 3, 4))
+    def sublayer(x_BTD, name, block, is_norm_deferred=False, is_branch_alone=False):
+        own, here = row(params["block"], block)[name], row(inputs, block)
+        if is_norm_deferred:  # any norm there says so
+            norm = equation.DeferredNorm(gain=None, is_on=None)
+            above = (None, norm) if name == "attention" else (norm, None)
+            here = here.replace(deferred_norm=above)
+        if is_branch_alone:
+            here = here.replace(topology=here.topology | {"alpha": jnp.zeros(2)})
         module = layers.Attention if name == "attention" else layers.Ffn
         more = (context, None) if name == "attention" else ()
-        return module(m, parent=None).apply({"params": own}, x_BTD, here | changes, *more)[0]
+        return module(m, parent=None).apply({"params": own}, x_BTD, here, *more)[0]
 
     names = [(name, block) for block in range(7) for name in ("attention", "ffn")]
     for name, block in names:
         streams_2N.append(x_BTD)
-        x_BTD = sublayer(x_BTD, name, block, {})
+        x_BTD = sublayer(x_BTD, name, block)
     *_, last = streams_2N
 
-    def z_above(x_BTD, name, block, **changes):
+    def z_above(x_BTD, name, block, is_branch_alone=False):
         """What a sub-layer leaves whose outer norm is left to the one above it."""
-        above = {"attention": "ffn", "ffn": "attention"}[name]
-        return sublayer(x_BTD, name, block, {f"outer_norm_below_{above}": None} | changes)
+        return sublayer(x_BTD, name, block, True, is_branch_alone)
 
     z_BTD = z_above(last, *names[-1])
     for index in reversed(range(2, 14)):
         name, block = names[index]
-        alpha = constants["alpha"][block, 0]
+        alpha = inputs.topology["alpha"][block, 0]
         guess = z_BTD / alpha
         for _ in range(2):
-            f_BTD = z_above(guess, name, block, alpha=jnp.zeros(2))
+            f_BTD = z_above(guess, name, block, is_branch_alone=True)
             guess = (z_BTD - f_BTD) / alpha
         below, at = names[index - 1]
         exact = z_above(streams_2N[index - 1], below, at)
         gain = row(params["block"], at)[below]["outer_norm"]
         z_BTD = guess / (gain * jax.lax.rsqrt(jnp.mean(exact**2, -1, keepdims=True) + 1e-5))
     expected = jnp.linalg.norm(z_BTD - exact) / jnp.linalg.norm(exact)
-    _, _, told_A2 = _found(_plan(7, evaluations=2), params)
+    _, _, told_A2 = _found(_plan(7, fixed_point_iterations=2), params)
     assert expected > 1e-5
     np.testing.assert_allclose(told_A2[0, 0], expected, rtol=0.05)
 
@@ -226,7 +237,7 @@ def test_only_the_stretch_that_fails_falls_back():
 
 
 def _config(**recompute) -> config.Config:
-    recompute = dict(plan="reversible", anchor_blocks=3, evaluations=3) | recompute
+    recompute = dict(plan="reversible", anchor_blocks=3, fixed_point_iterations=3) | recompute
     return conftest.tiny_config(
         model=dict(num_blocks=7, init_std=0.1, recompute=recompute),
         optim=dict(epsilon=1e-3, warmup_steps=0),
@@ -249,14 +260,16 @@ def _step(cfg, num_devices=1):
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:num_devices])
     places = step_lib.abstract_batch(cfg, mesh)
     batch = {key: jax.device_put(value, places[key].sharding) for key, value in _batch(cfg).items()}
-    state, told = step_lib.compile_train_step(cfg, mesh)(state_lib.create(cfg, mesh), batch)
+    state, told = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)(
+        state_lib.create(cfg, mesh), batch
+    )
     return jax.device_get(state.params), jax.device_get(told)
 
 
 def test_the_step_takes_the_step_of_recomputation_on_any_devices():
     """In micro-batches; over eight devices, where every evaluation gathers its weights."""
     params, told = _step(_config())
-    expected, _ = _step(_config(plan="block", anchor_blocks=8, evaluations=1))
+    expected, _ = _step(_config(plan="block", anchor_blocks=8, fixed_point_iterations=1))
     shared, told_by_eight = _step(_config(), num_devices=8)
     initial = jax.device_get(
         state_lib.create(_config(), mesh_lib.make(config.MeshConfig(), jax.devices()[:1])).params
@@ -271,7 +284,7 @@ def test_the_step_takes_the_step_of_recomputation_on_any_devices():
 
 def test_a_run_logs_its_errors(token_dir, cache_dir, tmp_path):
     """The largest in metrics.jsonl, all of them by depth in the records of telemetry."""
-    plan = dict(plan="reversible", anchor_blocks=2, evaluations=1, error_bound=1e-9)
+    plan = dict(plan="reversible", anchor_blocks=2, fixed_point_iterations=1, error_bound=1e-9)
     cfg = conftest.tiny_config(
         model=dict(vocab_size=None, num_blocks=4, recompute=plan),
         data=dict(path=str(token_dir)),
@@ -281,12 +294,12 @@ def test_a_run_logs_its_errors(token_dir, cache_dir, tmp_path):
         runtime=dict(compilation_cache_dir=cache_dir),
     )
     train_verb.train(cfg, tmp_path)
-    rows = [row for row in metrics.read(tmp_path) if "train/grad_norm" in row]
-    records = telemetry.load(tmp_path)
+    rows = [row for row in logs.read(tmp_path) if "train/grad_norm" in row]
+    records = telemetry_records.load(tmp_path)
     assert len(rows) == len(records["step"]) == 2
     for index, row in enumerate(rows):
         assert row["train/reversal_fallbacks"] == 2
-        for name in metrics.REVERSAL:
+        for name in plots.REVERSIBLE:
             assert records[name].shape == (2, 4)
             assert row[f"train/{name}_max"] == pytest.approx(records[name][index].max())
             assert row[f"train/{name}_max"] > 0
@@ -322,7 +335,7 @@ def test_less_is_kept_than_by_recomputation():
         (dict(model=dict(stream_dtype="bfloat16")), "stream_dtype"),
         (dict(model=dict(num_blocks=4)), "anchor_blocks=8 for model.num_blocks=4"),
         (dict(mesh=dict(stage=2)), "2 stages"),
-        (dict(lanes=dict(seed=(0, 1))), "2 lanes"),
+        (dict(trials=dict(seed=(0, 1))), "2 trials"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -336,7 +349,7 @@ def test_what_cannot_be_run_backwards_is_refused(sections, told):
     "options",
     [
         dict(anchor_blocks=1),
-        dict(evaluations=0),
+        dict(fixed_point_iterations=0),
         dict(error_bound=-1.0),
         dict(offload=True),
         dict(save="attention"),
@@ -350,7 +363,7 @@ def test_options_that_it_does_not_read_or_cannot_take_are_refused(options):
 
 
 def test_its_own_options_are_refused_elsewhere():
-    for option in (dict(anchor_blocks=4), dict(evaluations=2), dict(error_bound=0.5)):
+    for option in (dict(anchor_blocks=4), dict(fixed_point_iterations=2), dict(error_bound=0.5)):
         with pytest.raises(ValueError, match="is read by model.recompute.plan reversible"):
             conftest.tiny_config(model=dict(recompute=dict(plan="block", **option)))
 
@@ -358,7 +371,7 @@ def test_its_own_options_are_refused_elsewhere():
 def test_decoding_and_the_rule_that_it_needs():
     """A plan of the backward pass changes nothing without one."""
     model = _model(_plan())
-    assert streams.rule(model.model).puts_norms_off
+    assert residual.rule(model.model).defers_outer_norm
     cache = lm.empty_cache(model.model, 2, 12)
     logits, _ = model.apply(
         {"params": _params()}, _tokens(), jnp.zeros(2, jnp.int32), cache, method="decode"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keel_jax import config_checks
+from keel_jax.config import topologies
 from keel_jax.model import lm, sampling
 from tests import conftest, reference
 
@@ -21,7 +21,7 @@ def _model(**options):
 def test_cached_decoding_equals_the_forward_pass(topology):
     """One token at a time, after a prompt of three, against all at once."""
     streams = dict(hyper_streams=2) if topology in reference.HYPER else {}
-    qk_norm = topology not in config_checks.WITH_OWN_QK_NORM
+    qk_norm = not topologies.row(topology).has_own_qk_norm
     model, params = _model(topology=topology, qk_norm=qk_norm, **streams)
     tokens_BT = jax.random.randint(jax.random.key(1), (2, 9), 0, 64)
     forward = jax.jit(model.apply)({"params": params}, tokens_BT)

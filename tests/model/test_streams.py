@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from keel_jax import config
-from keel_jax.model import lm, streams
+from keel_jax.model import depth, lm, residual
+from keel_jax.model.residual import hyper_connections
 from tests import conftest, reference
 
 
@@ -42,7 +43,7 @@ def carried(model: config.ModelConfig, params: dict):
     )
 
 
-# --- At initialisation ---------------------------------------------------------------------------
+# --- At initialization ---------------------------------------------------------------------------
 
 
 def test_rezero_begins_as_the_identity():
@@ -83,7 +84,7 @@ def test_attention_residuals_begin_as_means():
     params = initial(model)
     _, (memory, last) = carried(model, params)
     assert len(memory) == 3
-    left = streams.rule(model).leave((memory, last), params["output"], model)
+    left = residual.rule(model).readout((memory, last), params["output"], model)
     np.testing.assert_allclose(left, np.mean([*memory, last], 0), rtol=1e-5, atol=1e-7)
 
 
@@ -121,9 +122,9 @@ MODEL_AXES = (1, 2, 1, 1, 2, 1, 1, 1, 0)
 
 
 def test_sinkhorn_gives_doubly_stochastic_matrices():
-    """Rows, normalised last, to rounding; columns as far as 20 iterations of such logits get."""
+    """Rows, normalized last, to rounding; columns as far as 20 iterations of such logits get."""
     logits = 2 * jax.random.normal(jax.random.key(0), (4, 4, 3, 500))
-    matrices = np.asarray(jax.jit(streams.sinkhorn)(logits))
+    matrices = np.asarray(jax.jit(hyper_connections.sinkhorn)(logits))
     assert (matrices > 0).all()
     np.testing.assert_allclose(matrices.sum(1), 1, atol=1e-6)
     column_errors = np.abs(matrices.sum(0) - 1)
@@ -137,7 +138,7 @@ def test_sinkhorn_gives_doubly_stochastic_matrices():
 
 def test_sinkhorn_survives_extreme_logits():
     logits = jnp.asarray([[200.0, -200.0], [150.0, -300.0]])[..., None, None]
-    value, grad = jax.value_and_grad(lambda x: streams.sinkhorn(x)[0, 0, 0, 0])(logits)
+    value, grad = jax.value_and_grad(lambda x: hyper_connections.sinkhorn(x)[0, 0, 0, 0])(logits)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
@@ -146,9 +147,11 @@ def test_mhc_mixes_on_its_manifold(stream_scale):
     """The weights that the model uses, far from their first values and for streams of any size."""
     model = small(topology="mhc")
     params = reference.random_params(model, 0)["block"]["ffn"]
-    at = streams.At(model, 1, {name: jnp.asarray(leaf[0]) for name, leaf in params.items()}, {})
+    params = {name: jnp.asarray(leaf[0]) for name, leaf in params.items()}
+    inputs = depth.block_inputs(model)
+    sub = residual.SublayerContext(model, residual.topology(model), residual.FFN, params, inputs)
     carry = tuple(stream_scale * jax.random.normal(jax.random.key(2), (4, 2, 5, 16)))
-    reads, writes, mixes = streams.mhc_weights(carry, at)
+    reads, writes, mixes = hyper_connections.mhc_weights(carry, sub)
     assert reads.shape == writes.shape == (4, 2, 5) and mixes.shape == (4, 4, 2, 5)
     assert ((0 < reads) & (reads < 1)).all() and ((0 < writes) & (writes < 2)).all()
     np.testing.assert_allclose(mixes.sum(1), 1, atol=1e-6)
@@ -204,7 +207,7 @@ def test_every_array_of_the_carry_is_a_float32_stream(topology):
         lambda x: (x.shape, x.dtype), after
     )
     leaves = jax.tree.leaves(after)
-    assert len(leaves) == streams.rule(model).num_arrays(model)
+    assert len(leaves) == residual.rule(model).num_arrays(model)
     for leaf in leaves:
         assert (leaf.shape, leaf.dtype) == ((2, 8, 16), jnp.float32)
 
@@ -212,7 +215,7 @@ def test_every_array_of_the_carry_is_a_float32_stream(topology):
 def test_groups_need_not_come_out_even():
     def arrays(num_blocks, groups):
         model = small(topology="attention_residuals", num_blocks=num_blocks, attn_res_groups=groups)
-        return streams.rule(model).num_arrays(model)
+        return residual.rule(model).num_arrays(model)
 
     # Groups of 2 blocks: 5 of them hold 9, and 8 were asked for. An array each, and the embedding.
     assert arrays(9, 8) == 6

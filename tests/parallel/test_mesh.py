@@ -47,7 +47,7 @@ def test_sizes_that_do_not_multiply_are_refused_with_both_numbers(options, num_s
         (dict(tensor=0), "mesh.tensor=0"),
         (dict(dcn_fsdp=-1), "mesh.dcn_data=-1, mesh.dcn_fsdp=-1.* at most one is -1"),
         (dict(stage_microbatches=4), "stage_microbatches=4 has no effect with mesh.stage=1"),
-        (dict(lane=2, stage=2), "mesh.lane=2 and mesh.stage=2"),
+        (dict(trial=2, stage=2), "mesh.trial=2 and mesh.stage=2"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, message):
@@ -59,7 +59,7 @@ def test_a_slice_is_a_block_along_every_axis():
     """Devices of one slice are neighbours along each axis; slices are its outer part."""
     options = config.MeshConfig(data=2, fsdp=2, dcn_data=1, dcn_fsdp=2)
     mesh = mesh_lib.make(options, num_slices=2)
-    assert dict(mesh.shape) == dict(lane=1, stage=1, data=2, fsdp=4, context=1, tensor=1)
+    assert dict(mesh.shape) == dict(trial=1, stage=1, data=2, fsdp=4, context=1, tensor=1)
     ids = np.vectorize(lambda device: device.id)(mesh.devices).squeeze()
     np.testing.assert_array_equal(ids // 4, [[0, 0, 1, 1], [0, 0, 1, 1]])
     assert sorted(ids.flat) == list(range(8))

@@ -144,7 +144,7 @@ def test_consecutive_tokens_load_the_last_device_most(monkeypatch):
     assert [sum(counts[d, turn] for turn in range(4)) for d in range(4)] == [3, 7, 11, 15]
 
 
-def _compiled(size, tokens_a_device, kernel="ring", num_lanes=0):
+def _compiled(size, tokens_a_device, kernel="ring", num_trials=0):
     """The gradient's executable for `size` devices, as the step would place the arrays."""
     shape = (1, tokens_a_device * size, 4, 16)
 
@@ -158,21 +158,21 @@ def _compiled(size, tokens_a_device, kernel="ring", num_lanes=0):
             kernel=kernel,
             query_index_BT=index,
             key_index_BS=index,
-            query_segments_BT=segments,
-            key_segments_BS=segments,
+            query_segment_ids_BT=segments,
+            key_segment_ids_BS=segments,
         ).sum()
 
     gradient = jax.grad(loss, argnums=(0, 1, 2))
     mesh = _mesh(context=size)
-    lanes = (num_lanes,) if num_lanes else ()
-    if lanes:
-        gradient = jax.vmap(gradient, spmd_axis_name="lane")
+    trials = (num_trials,) if num_trials else ()
+    if trials:
+        gradient = jax.vmap(gradient, spmd_axis_name="trial")
     with jax.set_mesh(mesh):
 
         def whole(shape, axes, dtype):
-            axes = (*(("lane",) if lanes else ()), *axes)
-            place = sharding.sharding(mesh, axes, (*lanes, *shape))
-            return jax.ShapeDtypeStruct((*lanes, *shape), dtype, sharding=place)
+            axes = (*(("trial",) if trials else ()), *axes)
+            place = sharding.sharding(mesh, axes, (*trials, *shape))
+            return jax.ShapeDtypeStruct((*trials, *shape), dtype, sharding=place)
 
         kv = whole((*shape[:2], 2, 16), attention.KEY_AXES, "float32")
         return (
@@ -211,7 +211,7 @@ def test_memory_does_not_grow_with_the_ring():
     assert reference > scores_bytes
 
 
-def test_skipping_survives_lanes():
+def test_skipping_survives_trials():
     """vmapped, a branch on batched values becomes a selection, for which both are computed."""
-    plain, lanes = _compiled(2, 32).as_text(), _compiled(2, 32, num_lanes=2).as_text()
-    assert plain.count(" conditional(") == lanes.count(" conditional(") > 2
+    plain, trials = _compiled(2, 32).as_text(), _compiled(2, 32, num_trials=2).as_text()
+    assert plain.count(" conditional(") == trials.count(" conditional(") > 2

@@ -90,14 +90,14 @@ def test_every_dimension_of_every_parameter_has_a_rule(topology):
 
 
 @pytest.mark.parametrize("optimizer", config.OPTIMIZERS)
-@pytest.mark.parametrize("lanes", [(), (1, 2)], ids=["alone", "lanes"])
-def test_every_leaf_of_the_state_has_a_place(optimizer, lanes):
+@pytest.mark.parametrize("trials", [(), (1, 2)], ids=["alone", "trials"])
+def test_every_leaf_of_the_state_has_a_place(optimizer, trials):
     """Moments lie with their parameter, split in the same places; the step accepts them all."""
-    cfg = conftest.tiny_config(optim=dict(name=optimizer), lanes=dict(seed=lanes), mesh=MESH)
+    cfg = conftest.tiny_config(optim=dict(name=optimizer), trials=dict(seed=trials), mesh=MESH)
     mesh = _mesh()
     state = state_lib.abstract(cfg, mesh)
     leaves = jax.tree.leaves_with_path(state)
-    assert len(leaves) == len(jax.tree.leaves(jax.eval_shape(state_lib.initialiser(cfg))))
+    assert len(leaves) == len(jax.tree.leaves(jax.eval_shape(state_lib.initializer(cfg))))
     places = {tuple(path): leaf for path, leaf in jax.tree.leaves_with_path(state.params)}
     num_moments = 0
     for path, leaf in leaves:

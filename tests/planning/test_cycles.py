@@ -91,7 +91,7 @@ def test_cycles_by_hand():
         ("blocks", "backward", "layout"): 2 * 20,
         ("blocks", "recompute", "elementwise"): 2 * 5,
         ("embedding and loss", "forward", "multiplication"): 50,
-        ("optimiser", "update", "elementwise"): 11,
+        ("optimizer", "update", "elementwise"): 11,
     }
     assert cycles.sum_of(found, region="blocks", kind="layout") == 2 * 27
     assert cycles.sum_of(found) == 2 * 135 + 61

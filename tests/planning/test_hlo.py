@@ -1,4 +1,4 @@
-"""The reader of optimised HLO against counts by hand, and against the model's own formula."""
+"""The reader of optimized HLO against counts by hand, and against the model's own formula."""
 
 import types
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.planning import flops, hlo
+from keel_jax.planning import flops, hlo, resolve
 from keel_jax.training import step as step_lib
 from tests import conftest
 
@@ -106,7 +106,7 @@ def test_flops_of_the_real_step(plan):
     but for its last product, which nothing asks for again."""
     cfg = conftest.tiny_config(model=dict(recompute=dict(plan=plan)), train=dict(loss_chunk=0))
     mesh = mesh_lib.make(cfg.mesh)
-    program = hlo.parse(step_lib.compile_train_step(cfg, mesh).as_text())
+    program = hlo.parse(step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh).as_text())
     tokens = cfg.train.tokens_per_step
     model = tokens * cfg.model.flops_per_token(cfg.train.seq_len, causal=False) / mesh.size
     logits = 6 * tokens * cfg.model.d_model * cfg.model.vocab_size / mesh.size

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.planning import buffers, chips, closed_form, hlo, memory
+from keel_jax.planning import buffers, chips, cost_model, hlo, memory, resolve
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 from tests import conftest
@@ -23,8 +23,10 @@ def test_arguments_are_the_shards_of_the_state_and_the_batch(tmp_path):
     cfg = conftest.tiny_config(train=dict(loss_chunk=4))
     mesh = mesh_lib.make(cfg.mesh)
     state, batch = state_lib.abstract(cfg, mesh), step_lib.abstract_batch(cfg, mesh)
-    shards = closed_form.shards(state.params, state, batch)
-    found, compiled = _measure(step_lib.lower_train_step(cfg, mesh), tmp_path, shards.param_shapes)
+    shards = cost_model.shards(state.params, state, batch)
+    found, compiled = _measure(
+        step_lib.lower_train_step(resolve.resolve(cfg, mesh), mesh), tmp_path, shards.param_shapes
+    )
     assert found.arguments == shards.total
     assert shards.batch == 4 * 4 * 16  # four arrays of one row of 16 tokens
     assert found.arguments == compiled.memory_analysis().argument_size_in_bytes

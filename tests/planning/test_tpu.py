@@ -2,11 +2,11 @@
 
 import pytest
 
-from experiments import bench_compile
+from experiments.benchmarks import compile
 from keel_jax import config, plan
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import topology
-from keel_jax.planning import flops, hlo, traffic
+from keel_jax.planning import flops, hlo, resolve, traffic
 from keel_jax.runtime import compiler_options
 from keel_jax.training import step as step_lib
 
@@ -33,7 +33,7 @@ def test_no_multiplication_is_turned_into_a_ring():
     cfg = _config()
     mesh = mesh_lib.make(cfg.mesh, topology.devices("v5e:4x4"))
     options = compiler_options.options(mesh.devices.flat[0])
-    lowered = step_lib.lower_train_step(cfg, mesh)
+    lowered = step_lib.lower_train_step(resolve.resolve(cfg, mesh), mesh)
     program, travels = _travels(lowered, mesh, options)
     assert {c.kind for c in travels} <= {"all-gather", "all-reduce", "reduce-scatter"}
     assert all(c.axes == ("fsdp",) and c.network == "ici" for c in travels)
@@ -73,6 +73,6 @@ def test_a_tpu_s_program_does_not_grow_with_depth(recompute):
     """A few instructions differ: small arrays lie elsewhere."""
     plan_ = config.RecomputeConfig(**recompute)
     topology.prepare("v5e:2x2")
-    less, more = (bench_compile.measure(n, plan_, "v5e:2x2") for n in (16, 1024))
+    less, more = (compile.measure(n, plan_, "v5e:2x2") for n in (16, 1024))
     print(less, more, sep="\n")
     assert abs(more["instructions"] - less["instructions"]) < 0.05 * less["instructions"]

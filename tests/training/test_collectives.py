@@ -12,8 +12,8 @@ import pytest
 from keel_jax import config
 from keel_jax.model import attention, layers
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.parallel import products, sharding, topology
-from keel_jax.planning import hlo, traffic
+from keel_jax.parallel import sharding, tensor_parallel, topology
+from keel_jax.planning import hlo, resolve, traffic
 from keel_jax.training import step as step_lib
 from tests import conftest
 
@@ -34,7 +34,9 @@ def _config(mesh: dict, train=(), **model) -> config.Config:
 
 def _collectives(cfg: config.Config, devices=None) -> list[traffic.Collective]:
     mesh = mesh_lib.make(cfg.mesh, devices)
-    return traffic.collectives(hlo.parse(step_lib.compile_train_step(cfg, mesh).as_text()), mesh)
+    return traffic.collectives(
+        hlo.parse(step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh).as_text()), mesh
+    )
 
 
 def _gathers_the_batch(found: list[traffic.Collective]) -> bool:
@@ -100,7 +102,7 @@ def test_the_test_bites_where_products_are_left_to_the_partitioner(monkeypatch):
     real, mesh = sharding.constrain, dict(fsdp=4, tensor=2)
     hidden = (layers.FFN_AXES, attention.QUERY_AXES, attention.KEY_AXES)
     monkeypatch.setattr(sharding, "constrain", lambda x, a: x if a in hidden else real(x, a))
-    monkeypatch.setattr(products, "_is_shared_out", lambda x_BT: False)
+    monkeypatch.setattr(tensor_parallel, "_is_shared_out", lambda x_BT: False)
     outside = _outside_the_design(_collectives(_config(mesh)), mesh)
     assert {c.kind for c in outside} == {"collective-permute"}
 

@@ -1,4 +1,4 @@
-"""The step: big batch = small ones, 1 device = 8, a lane = a run, divergence freezes."""
+"""The step: big batch = small ones, 1 device = 8, a trial = a run, divergence freezes."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import pytest
 from keel_jax import config
 from keel_jax.model import lm
 from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.planning import resolve
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 from tests import conftest, reference
@@ -19,7 +20,7 @@ from tests import conftest, reference
 def _batch(abstract, seed=0):
     """The same tokens in every layout; documents and loss weights vary."""
     rng = np.random.default_rng(seed)
-    *lanes, rows, seq_len = abstract["inputs"].shape
+    *trials, rows, seq_len = abstract["inputs"].shape
     tokens = rng.integers(0, 64, (rows, seq_len + 1))
     values = {
         "inputs": tokens[:, :-1],
@@ -39,7 +40,7 @@ def _train(cfg: config.Config, num_devices=1, num_steps=3, num_slices=1):
     """The state and the metrics after a few steps on `num_devices`."""
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:num_devices], num_slices)
     state = state_lib.create(cfg, mesh)
-    train_step = step_lib.compile_train_step(cfg, mesh)
+    train_step = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
     for index in range(num_steps):
         state, sums = train_step(state, _batch(step_lib.abstract_batch(cfg, mesh), index))
     return jax.device_get(state), jax.device_get(sums)
@@ -156,14 +157,14 @@ def _smaller(topology) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("topology", "optimiser"), [("rezero", "adafactor"), ("mhc", "muon"), ("ngpt", "adafactor")]
+    ("topology", "optimizer"), [("rezero", "adafactor"), ("mhc", "muon"), ("ngpt", "adafactor")]
 )
-def test_every_optimiser_takes_the_parameters_of_a_rule(topology, optimiser):
-    """Numbers, vectors, matrices and a stack of matrices a block; in lanes."""
+def test_every_optimizer_takes_the_parameters_of_a_rule(topology, optimizer):
+    """Numbers, vectors, matrices and a stack of matrices a block; in trials."""
     cfg = conftest.tiny_config(
         model=dict(num_blocks=2, topology=topology, **_smaller(topology)),
-        optim=dict(name=optimiser, warmup_steps=0),
-        lanes=dict(seed=(1, 2)),
+        optim=dict(name=optimizer, warmup_steps=0),
+        trials=dict(seed=(1, 2)),
     )
     before = jax.device_get(state_lib.create(cfg, mesh_lib.make(cfg.mesh, jax.devices()[:1])))
     after, _ = _train(cfg, num_steps=2)
@@ -186,7 +187,10 @@ def test_training_lowers_the_loss(topology):
         train=dict(num_steps=40),
     )
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
-    state, train_step = state_lib.create(cfg, mesh), step_lib.compile_train_step(cfg, mesh)
+    state, train_step = (
+        state_lib.create(cfg, mesh),
+        step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh),
+    )
     batch, losses = _batch(step_lib.abstract_batch(cfg, mesh)), []
     for _ in range(20):
         state, sums = train_step(state, batch)
@@ -218,7 +222,7 @@ def test_fsdp_leaves_nothing_large_whole():
     for leaf in matrices:
         if leaf.shape[-2:] != (3, 16):  # stacked gains
             assert leaf.addressable_shards[0].data.size == leaf.size // 8, leaf.shape
-    compiled = step_lib.compile_train_step(cfg, mesh)
+    compiled = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
     argument_bytes = compiled.memory_analysis().argument_size_in_bytes
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert argument_bytes < 0.3 * whole, (argument_bytes, whole)
@@ -226,35 +230,35 @@ def test_fsdp_leaves_nothing_large_whole():
 
 @pytest.mark.parametrize(
     "mesh",
-    [dict(), dict(lane=2), dict(lane=2, fsdp=2, tensor=2), dict(lane=2, data=2, context=2)],
+    [dict(), dict(trial=2), dict(trial=2, fsdp=2, tensor=2), dict(trial=2, data=2, context=2)],
     ids=str,
 )
-def test_a_lane_equals_the_run_alone(mesh):
-    """Two lanes in one program against two programs; and over a mesh's lane axis."""
+def test_a_trial_equals_the_run_alone(mesh):
+    """Two trials in one program against two programs; and over a mesh's trial axis."""
     cfg = conftest.tiny_config(
-        optim=_LINEAR, lanes=dict(peak_lr=(1e-3, 1e-2), seed=(1, 2)), mesh={"fsdp": 1, **mesh}
+        optim=_LINEAR, trials=dict(peak_lr=(1e-3, 1e-2), seed=(1, 2)), mesh={"fsdp": 1, **mesh}
     )
-    lanes = _train(cfg, num_devices=math.prod(mesh.values()))
-    for lane in range(2):
-        _assert_close(state_lib.lane_of(lanes, lane, 2), _alone(cfg.for_lane(lane)))
+    trials = _train(cfg, num_devices=math.prod(mesh.values()))
+    for trial in range(2):
+        _assert_close(state_lib.trial_of(trials, trial, 2), _alone(cfg.for_trial(trial)))
 
 
-def test_lanes_go_through_the_stages_together():
+def test_trials_go_through_the_stages_together():
     cfg = conftest.tiny_config(
         model=dict(num_blocks=2),
         optim=_LINEAR,
-        lanes=dict(peak_lr=(1e-3, 1e-2), seed=(1, 2)),
+        trials=dict(peak_lr=(1e-3, 1e-2), seed=(1, 2)),
         mesh=dict(stage=2, fsdp=2, stage_microbatches=2),
     )
-    lanes = _train(cfg, num_devices=4)
-    for lane in range(2):
-        _assert_close(state_lib.lane_of(lanes, lane, 2), _alone(cfg.for_lane(lane)))
+    trials = _train(cfg, num_devices=4)
+    for trial in range(2):
+        _assert_close(state_lib.trial_of(trials, trial, 2), _alone(cfg.for_trial(trial)))
 
 
 def test_one_executable_serves_every_learning_rate():
     cfg = conftest.tiny_config()
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
-    jitted = step_lib.jit_train_step(cfg, mesh)
+    jitted = step_lib.jit_train_step(resolve.resolve(cfg, mesh), mesh)
     batch = _batch(step_lib.abstract_batch(cfg, mesh))
     moved = []
     with jax.set_mesh(mesh):
@@ -269,22 +273,22 @@ def test_one_executable_serves_every_learning_rate():
     assert moved[0] * 5 < moved[1] and moved[1] * 5 < moved[2]
 
 
-def test_a_diverged_lane_freezes_and_the_other_goes_on():
-    cfg = conftest.tiny_config(lanes=dict(peak_lr=(1e30, 1e-2)))
+def test_a_diverged_trial_freezes_and_the_other_goes_on():
+    cfg = conftest.tiny_config(trials=dict(peak_lr=(1e30, 1e-2)))
     state, sums = _train(cfg, num_steps=5)
     assert state.diverged.tolist() == [True, False]
     assert state.step[1] == 5 and state.step[0] < 5
     for leaf in jax.tree.leaves(state.params):
         assert np.isfinite(leaf[1]).all()
-    alone, _ = _train(cfg.for_lane(1), num_steps=5)
-    _assert_close(state_lib.lane_of(state, 1, 2).params, alone.params, rtol=1e-3)
+    alone, _ = _train(cfg.for_trial(1), num_steps=5)
+    _assert_close(state_lib.trial_of(state, 1, 2).params, alone.params, rtol=1e-3)
 
 
 def test_the_last_good_state_survives_divergence():
     cfg = conftest.tiny_config(optim=dict(peak_lr=1e30))
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
     state = state_lib.create(cfg, mesh)
-    train_step = step_lib.compile_train_step(cfg, mesh)
+    train_step = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
     batch = _batch(step_lib.abstract_batch(cfg, mesh))
     history = []
     for _ in range(5):
@@ -300,7 +304,7 @@ def test_weights_of_zero_are_no_examples():
     """A row of weight 0 changes nothing, whatever its tokens."""
     cfg = conftest.tiny_config(optim=_LINEAR)
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
-    train_step = step_lib.compile_train_step(cfg, mesh)
+    train_step = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
     abstract = step_lib.abstract_batch(cfg, mesh)
     results = []
     for seed in (0, 1):
@@ -318,7 +322,7 @@ def test_the_state_is_updated_in_place():
     """Donation: the compiled step writes the new state over the old one."""
     cfg = conftest.tiny_config()
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
-    compiled = step_lib.compile_train_step(cfg, mesh)
+    compiled = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
     state = state_lib.create(cfg, mesh)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert compiled.memory_analysis().alias_size_in_bytes >= state_bytes
@@ -350,7 +354,7 @@ def test_sizes_that_devices_cannot_share_are_refused(sections, message):
     cfg = conftest.tiny_config(**sections)
     mesh = mesh_lib.make(cfg.mesh)
     with pytest.raises(ValueError, match=message):
-        step_lib.compile_train_step(cfg, mesh)
+        step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
 
 
 def test_a_mesh_that_does_not_multiply_is_refused():

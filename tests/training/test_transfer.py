@@ -38,9 +38,9 @@ class _Place:
         ([slice(0, 2), slice(4, 6)], (0, 1)),
     ],
 )
-@pytest.mark.parametrize("lanes", [(), (3,)])
-def test_a_process_reads_the_smallest_share_with_its_rows(rows, share, lanes):
-    leaf = types.SimpleNamespace(shape=(*lanes, 8, 16), sharding=_Place(*rows))
+@pytest.mark.parametrize("trials", [(), (3,)])
+def test_a_process_reads_the_smallest_share_with_its_rows(rows, share, trials):
+    leaf = types.SimpleNamespace(shape=(*trials, 8, 16), sharding=_Place(*rows))
     assert transfer.share_of(leaf) == transfer.Share(*share)
 
 
@@ -62,7 +62,7 @@ def test_a_batch_arrives_as_it_is(sizes):
 
 
 def test_spread_values_are_fetched_whole():
-    cfg = conftest.tiny_config(lanes=dict(peak_lr=(1e-2,) * 8), mesh=dict(lane=8, fsdp=1))
+    cfg = conftest.tiny_config(trials=dict(peak_lr=(1e-2,) * 8), mesh=dict(trial=8, fsdp=1))
     mesh = mesh_lib.make(cfg.mesh)
     place = state_lib.shardings(cfg, mesh).peak_lr
     rates = np.arange(8, dtype=np.float32)

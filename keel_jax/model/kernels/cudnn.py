@@ -5,7 +5,7 @@ its own mask. Of documents it knows through JAX only by a bias that is added to 
 [B, 1, T, T] in the inputs' dtype, 0 within a document and -2^41 across, whose e^ is exactly 0; its
 backward pass writes a gradient of the same size that nothing reads. So memory grows with T^2 here,
 by 4 B T^2 bytes for all heads together, where the reference holds several times N B T^2. Under vmap
-(lanes) JAX's rule for it takes a bias of one head for one of all heads, and fails.
+(trials) JAX's rule for it takes a bias of one head for one of all heads, and fails.
 
 Dimension letters: B batch, T time, N query heads, K key/value heads, H head width.
 """
@@ -21,7 +21,7 @@ DTYPE = "bfloat16"
 
 
 def attend(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array
 ) -> jax.Array:
     """`attention.attend` of rows of tokens to themselves, in order."""
     num_tokens = q_BTNH.shape[1]
@@ -31,8 +31,8 @@ def attend(
         return jnp.pad(x_BTNH, ((0, 0), (0, odd), (0, 0), (0, 0)))
 
     # A token that is filled in lies in the future of all others.
-    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, odd)))
-    same_document_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, odd)))
+    same_document_B1TT = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
     o_BTNH = jax.nn.dot_product_attention(
         even(q_BTNH),
         even(k_BTKH),

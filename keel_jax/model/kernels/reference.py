@@ -14,12 +14,12 @@ def attend(
     *,
     query_index_BT: jax.Array,
     key_index_BS: jax.Array,
-    query_segments_BT: jax.Array,
-    key_segments_BS: jax.Array,
+    query_segment_ids_BT: jax.Array,
+    key_segment_ids_BS: jax.Array,
 ) -> jax.Array:
     """`attention.attend`, holding [B, N, T, S] scores."""
     causal_BTS = key_index_BS[:, None, :] <= query_index_BT[:, :, None]
-    same_document_BTS = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
+    same_document_BTS = query_segment_ids_BT[:, :, None] == key_segment_ids_BS[:, None, :]
     mask_B1TS = (causal_BTS & same_document_BTS)[:, None]
     return jax.nn.dot_product_attention(
         q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation="xla"

@@ -32,7 +32,7 @@ def attend(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    segments_BT: jax.Array,
+    segment_ids_BT: jax.Array,
     *,
     interpret: bool = False,
 ) -> jax.Array:
@@ -48,12 +48,12 @@ def attend(
         fill = ((0, 0), (0, padded(num_tokens) - num_tokens), (0, 0), (0, 0))
         return jnp.pad(x_BTNH, fill).swapaxes(1, 2)
 
-    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padded(num_tokens) - num_tokens)))
+    segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, padded(num_tokens) - num_tokens)))
     o_BNTH = jax.vmap(kernel)(
         rows_first(q_BTNH * jnp.asarray(width**-0.5, q_BTNH.dtype)),
         rows_first(k_BTKH),
         rows_first(v_BTKH),
-        kernel_lib.SegmentIds(q=segments_BT, kv=segments_BT),
+        kernel_lib.SegmentIds(q=segment_ids_BT, kv=segment_ids_BT),
     )
     return o_BNTH.swapaxes(1, 2)[:, :num_tokens]
 

@@ -1,0 +1,98 @@
+"""What depth costs the compiler: `python -m experiments.benchmarks.compile [--topology=v5e:2x2]`.
+
+Lowers and compiles the real train step (no cache) at several depths, for this machine's CPU or for
+a TPU slice that need not be there, and prints seconds and the number of instructions of the
+compiled program. Rates of a shared machine are ratios: compare the lines of one run.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+import jax
+from absl import flags
+
+from experiments.configs import tiny
+from keel_jax import config
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.parallel import topology
+from keel_jax.planning import resolve
+from keel_jax.runtime import cli, compilation, compiler_options, versions
+from keel_jax.training import step as step_lib
+
+# On a TPU a model of a width that its matrix unit fills: less is padded, and compiled otherwise.
+_TPU_WIDTHS = dict(d_model=512, d_ffn=1024, num_heads=4, num_kv_heads=2, compute_dtype="bfloat16")
+
+
+def measure(num_blocks: int, plan: config.RecomputeConfig, slice_name: str = "") -> dict:
+    """Seconds to trace and lower, to compile, and the size of the step's program.
+
+    Args:
+      num_blocks: the depth, N.
+      plan: what is recomputed.
+      slice_name: a topology (keel_jax/parallel/topology.py), over whose devices parameters are
+        split; "" is one CPU.
+    """
+    door = tiny.get_config()
+    door.model.vocab_size = 1024
+    cfg = config.from_config_dict(door)
+    widths = _TPU_WIDTHS if slice_name else {}
+    model = dataclasses.replace(cfg.model, num_blocks=num_blocks, recompute=plan, **widths)
+    cfg = dataclasses.replace(cfg, model=model)
+    devices = topology.devices(slice_name) if slice_name else jax.devices()[:1]
+    mesh = mesh_lib.make(config.MeshConfig(), devices)
+    begin = time.monotonic()
+    lowered = step_lib.lower_train_step(resolve.resolve(cfg, mesh), mesh)
+    middle = time.monotonic()
+    compiled = lowered.compile(compiler_options=compiler_options.options(devices[0]))
+    end = time.monotonic()
+    lines = compiled.as_text().splitlines()
+    return {
+        "num_blocks": num_blocks,
+        "num_sublayers": 2 * num_blocks,
+        "lower_seconds": middle - begin,
+        "compile_seconds": end - middle,
+        "instructions": sum(" = " in line for line in lines),
+    }
+
+
+def main(_):
+    compilation.enable_cache("")
+    if _TOPOLOGY.value:
+        topology.prepare(_TOPOLOGY.value)
+    plan = config.RecomputeConfig(
+        plan=_PLAN.value, segment_blocks=tuple(map(int, _SEGMENT_BLOCKS.value))
+    )
+    measure(2, plan, _TOPOLOGY.value)  # imports and first-use costs
+    rows = []
+    print(f"{'blocks':>7} {'sub-layers':>11} {'lower s':>8} {'compile s':>10} {'instructions':>13}")
+    for num_blocks in map(int, _NUM_BLOCKS.value):
+        row = measure(num_blocks, plan, _TOPOLOGY.value)
+        rows.append(row)
+        print(
+            f"{row['num_blocks']:7} {row['num_sublayers']:11} {row['lower_seconds']:8.2f} "
+            f"{row['compile_seconds']:10.2f} {row['instructions']:13}",
+            flush=True,
+        )
+    if _JSON.value:
+        result = {
+            "rows": rows,
+            "topology": _TOPOLOGY.value,
+            "recompute": dataclasses.asdict(plan),
+            **versions.describe(),
+        }
+        pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    _NUM_BLOCKS = flags.DEFINE_list("num_blocks", "16,64,256,512,1024", "Depths to measure.")
+    _PLAN = flags.DEFINE_enum(
+        "plan", "segments", ["none", "block", "segments"], "As in model.recompute.plan."
+    )
+    _SEGMENT_BLOCKS = flags.DEFINE_list(
+        "segment_blocks", "0", "As in model.recompute.segment_blocks; 0: by the depth."
+    )
+    _TOPOLOGY = flags.DEFINE_string("topology", "", "A TPU slice, as in v5e:2x2; else one CPU.")
+    _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
+    cli.run(main)

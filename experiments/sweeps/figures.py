@@ -1,0 +1,129 @@
+"""Figures: each a PNG and an SVG beside the JSON that it was drawn from."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+
+from experiments.sweeps import results
+from keel_jax.runtime import files
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402  the backend must be chosen first
+
+# One colour per topology in all figures; others take the next one.
+COLOURS = {
+    "keel": "C0",
+    "pre_ln": "C1",
+    "post_ln": "C2",
+    "deepnorm": "C3",
+    "hybridnorm": "C4",
+    "mix_ln": "C5",
+    "complete_p": "C6",
+}
+NAMES = {
+    "keel": "Keel",
+    "pre_ln": "Pre-LN",
+    "post_ln": "Post-LN",
+    "deepnorm": "DeepNorm",
+    "hybridnorm": "HybridNorm",
+    "mix_ln": "Mix-LN",
+    "complete_p": "Pre-LN, branch / L",
+}
+# Identifiers in an SVG are hashes with this salt, so that the same data give the same file.
+_STYLE = {
+    "svg.hashsalt": "keel_jax",
+    "svg.fonttype": "path",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "font.size": 9,
+}
+_DPI = 110
+
+
+def new(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (6.0, 3.8), **options):
+    """A figure and its axes, in the experiments' style; `size` in inches."""
+    with matplotlib.rc_context(_STYLE):
+        return pyplot.subplots(rows, columns, figsize=size, layout="constrained", **options)
+
+
+def save(figure, out: pathlib.Path, stem: str, data: dict) -> None:
+    """Writes `out`/figures/`stem`.png and .svg, and .json with `data`, what was drawn.
+
+    The same figure gives the same bytes: no date, no random identifiers.
+    """
+    directory = files.make_writable_directory(pathlib.Path(out) / "figures")
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(directory / f"{stem}.svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(directory / f"{stem}.png", dpi=_DPI, metadata={"Software": None})
+    files.write_json(directory / f"{stem}.json", results.plain(data))
+    pyplot.close(figure)
+
+
+def name(topology: str) -> str:
+    """The topology's name as the papers write it."""
+    return NAMES.get(topology, topology)
+
+
+def draw(axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str, **style) -> dict:
+    """Draws the median of `values` [X, seeds] against `x` [X], and their range as a band.
+
+    Where some of a point's values are None or not finite it is of the others, and crossed out;
+    where all are, nothing is drawn. Returns what was drawn, for `save`.
+    """
+    band = np.array([_range(row) for row in values], float).reshape(-1, 3)
+    low, median, high = band.T
+    lacking = np.array([sum(not _is_finite(value) for value in row) for row in values], int)
+    [line] = axes.plot(x, median, label=label, **{"marker": "o", "markersize": 3, **style})
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    crossed = lacking > 0
+    axes.plot(np.array(x, float)[crossed], median[crossed], "x", color=line.get_color())
+    return {
+        "label": label,
+        "x": list(x),
+        "low": low,
+        "median": median,
+        "high": high,
+        "num_not_finished": lacking,
+    }
+
+
+def unigram_line(axes, nats: float = 0.0) -> None:
+    """The line on which a run stands that has learned token frequencies alone."""
+    axes.axhline(nats, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")
+
+
+def best_losses(
+    x: Sequence[int],
+    found: Mapping[str, Sequence[Sequence[float]]],
+    unigram_nats: float,
+    xlabel: str,
+    out: pathlib.Path,
+    stem: str,
+) -> None:
+    """Draws and saves each topology's losses at its best rate, [X, seeds], against `x`."""
+    figure, axes = new()
+    lines = [
+        draw(axes, x, values, name(topology), color=COLOURS[topology])
+        for topology, values in found.items()
+    ]
+    unigram_line(axes, unigram_nats)
+    axes.set(xscale="log", xlabel=xlabel, ylabel="validation loss at the best rate, nats/token")
+    axes.set_xticks(x, [str(value) for value in x])
+    axes.minorticks_off()
+    axes.legend()
+    save(figure, out, stem, {"lines": lines, "unigram_nats": unigram_nats})
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and bool(np.isfinite(value))
+
+
+def _range(values: Sequence[float | None]) -> tuple[float, float, float]:
+    """Least, median and greatest of the finite values; NaN if there is none."""
+    finite = [value for value in values if _is_finite(value)]
+    if not finite:
+        return np.nan, np.nan, np.nan
+    return float(min(finite)), float(np.median(finite)), float(max(finite))

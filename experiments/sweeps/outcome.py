@@ -1,0 +1,92 @@
+"""What became of a point: its record, and the numbers that its run wrote down."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.sweeps import point as point_lib
+from keel_jax.runtime import files
+from keel_jax.training import logs
+
+# What a record may say. A missing point has failed twice; a pending one has not been run.
+DONE, DIVERGED, MISSING, PENDING = "done", "diverged", "missing", "pending"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One point of a sweep, and how it ended."""
+
+    point: point_lib.Point
+    # One of the above.
+    state: str
+    # The trial's directory; None without a result.
+    workdir: pathlib.Path | None = None
+    # Steps that it took: of a diverged one, up to its last good state.
+    step: int = 0
+    # The record as it was written: commit, device, compilations.
+    record: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether it ended, well or in a divergence."""
+        return self.state in (DONE, DIVERGED)
+
+    def curve(self, name: str = "train/loss_nats_per_token") -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a metric, as logged; NaN where it was not finite."""
+        rows = [row for row in self._rows() if name in row]
+        values = [np.nan if row[name] is None else row[name] for row in rows]
+        return np.array([row["step"] for row in rows], int), np.array(values, float)
+
+    def final(self, name: str) -> float | None:
+        """A validation metric at the end; None unless the run came to its end."""
+        if self.state != DONE:
+            return None
+        values = [row[name] for row in self._rows() if name in row and row["step"] == self.step]
+        return values[-1] if values else None
+
+    @property
+    def eval_loss(self) -> float | None:
+        """The validation loss at the end, nats a token."""
+        return self.final("eval/loss_nats_per_token")
+
+    def summary(self) -> dict:
+        """For results.json."""
+        return {
+            "series": self.point.series,
+            "peak_lr": self.point.peak_lr,
+            "seed": self.point.seed,
+            "state": self.state,
+            "step": self.step,
+            "eval_loss_nats_per_token": self.eval_loss,
+            "commit": self.record.get("commit"),
+            "devices": _device(self.record.get("devices")),
+        }
+
+    def _rows(self) -> list[dict]:
+        return logs.read(self.workdir) if self.workdir else []
+
+
+def all_done(outcomes: Sequence[Outcome]) -> bool:
+    """Whether every run came to its end: what predictions are held against."""
+    return all(outcome.state == DONE for outcome in outcomes)
+
+
+def _device(devices: dict | None) -> str | None:
+    """What a run was on, in a word: "4 x TPU v5e"."""
+    return f"{devices['count']} x {devices['kind']}" if devices else None
+
+
+def record_file(runs: pathlib.Path, point: point_lib.Point) -> pathlib.Path:
+    """Where the sweep under `runs` notes what became of `point`."""
+    return runs / "points" / f"{point.name}.json"
+
+
+def read(runs: pathlib.Path, point: point_lib.Point, digest: str) -> Outcome:
+    """What became of `point`; pending if its record is of other options or other data."""
+    record = files.read_json(record_file(runs, point))
+    if record is None or record["digest"] != digest:
+        return Outcome(point, PENDING)
+    workdir = runs / record["workdir"] if record["workdir"] else None
+    return Outcome(point, record["state"], workdir, record["step"], record)

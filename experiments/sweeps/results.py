@@ -1,0 +1,128 @@
+"""results.json: every figure that an experiment's NOTES.md may quote, and where it comes from."""
+
+import functools
+import math
+import pathlib
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from keel_jax import errors
+from keel_jax.runtime import files, versions
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILE = "results.json"
+# Six digits are more than any measurement here holds, and keep the files short.
+_DIGITS = 6
+
+
+def write(
+    out: pathlib.Path,
+    experiment: str,
+    preset: str,
+    *,
+    numbers: dict,
+    points: list[dict],
+    seconds: float,
+) -> None:
+    """Writes `out`/results.json.
+
+    "commit", "versions" and "hardware" are of the process that analyses; those of the runs, which
+    may have been made before and elsewhere, are under "runs".
+
+    Args:
+      out: directory, made if it is not there.
+      experiment: package under experiments/.
+      preset: "micro", "small" or "paper".
+      numbers: nested plain data; None where there is no number.
+      points: one mapping a run, or whatever else the numbers were made from.
+      seconds: wall-clock time of the measurements.
+    """
+    found = versions.describe()
+    files.make_writable_directory(out)
+    files.write_json(
+        pathlib.Path(out) / FILE,
+        {
+            "experiment": experiment,
+            "preset": preset,
+            "command": f"python -m experiments.{experiment}.run --preset={preset}",
+            **source(),
+            "versions": found["packages"],
+            "hardware": found["devices"] | {"cpu": _cpu()},
+            "runs": ran(points),
+            "seconds": round(seconds, 1),
+            "numbers": plain(numbers),
+            "points": plain(points),
+        },
+    )
+
+
+def read(out: pathlib.Path) -> dict:
+    """What `write` has written.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = files.read_json(pathlib.Path(out) / FILE)
+    if found is None:
+        raise errors.UserError(
+            f"{pathlib.Path(out) / FILE} is not there: run the experiment first."
+        )
+    return found
+
+
+def ran(points: Sequence[Mapping]) -> dict[str, list]:
+    """The commits and the devices of the runs, each once, of points that tell them."""
+    return {
+        "commits": sorted({point["commit"] for point in points if point.get("commit")}),
+        "devices": sorted({point["devices"] for point in points if point.get("devices")}),
+    }
+
+
+@functools.cache
+def source() -> dict:
+    """The commit of the tree, and whether it is clean.
+
+    Told once a process, at its first call: what is running is what was there then. Results lie in
+    the tree too and are being written: they do not count.
+    """
+    commit = _git("rev-parse", "HEAD")
+    changed = _git(
+        "status",
+        "--porcelain",
+        "--untracked-files=all",
+        "--",
+        ".",
+        ":(exclude,glob)experiments/*/results/**",
+    )
+    return {"commit": commit or None, "is_clean": bool(commit) and not changed}
+
+
+def plain(value):
+    """`value` as JSON holds it: arrays as lists, few digits, null where a number is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu() -> str | None:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else None

@@ -1,0 +1,116 @@
+"""Options that have no effect: the table of where an option is read at all; see `config`."""
+
+import typing
+
+from keel_jax import errors
+from keel_jax.config import topologies
+
+
+class Reader(typing.NamedTuple):
+    """One option, and the setting of another one on which it depends whether it has an effect."""
+
+    option: str
+    # The option that decides, and for which of its values `option` is read.
+    decider: str
+    reads: typing.Callable[[typing.Any], bool]
+    # For the message: who reads it.
+    by: str
+
+
+def _choices(option: str, decider: str, *values: str) -> Reader:
+    return Reader(option, decider, values.__contains__, f"{decider} {', '.join(values)}")
+
+
+_WITH_RESIDUAL_PARAMS = topologies.names(lambda row: bool(row.residual_params))
+
+# Not here: optim.warmup_steps under linear_ramp. The ramp is a warm-up as long as the run, so it
+# ignores the option, as the option's comment says; config files set it for the other schedules,
+# and the protocol is to be one flag away from them. Nor optim.peak_lr and seed beside trials: they
+# are the values of a run without trials, which trials.* override.
+READERS = (
+    *(
+        _choices(f"model.{option}", "model.topology", *topologies.readers(option))
+        for option in topologies.OPTIONS
+    ),
+    Reader(
+        "model.qk_norm",
+        "model.topology",
+        lambda topology: not topologies.row(topology).has_own_qk_norm,
+        "every other topology; here queries and keys are always normed",
+    ),
+    _choices("model.recompute.segment_blocks", "model.recompute.plan", "segments"),
+    _choices("model.recompute.save", "model.recompute.plan", "block", "segments"),
+    _choices("model.recompute.offload", "model.recompute.plan", "block", "segments"),
+    Reader(
+        "model.recompute.offload_saved",
+        "model.recompute.offload",
+        bool,
+        "model.recompute.offload=True",
+    ),
+    _choices("model.recompute.anchor_blocks", "model.recompute.plan", "reversible"),
+    _choices("model.recompute.fixed_point_iterations", "model.recompute.plan", "reversible"),
+    _choices("model.recompute.error_bound", "model.recompute.plan", "reversible"),
+    _choices("optim.beta1", "optim.name", "adamw", "lion", "muon"),
+    _choices("optim.beta2", "optim.name", "adamw", "lion", "muon"),
+    _choices("optim.epsilon", "optim.name", "adamw", "adafactor", "muon"),
+    _choices("optim.final_lr_fraction", "optim.schedule", "cosine", "wsd"),
+    _choices("optim.wsd_decay_fraction", "optim.schedule", "wsd"),
+    _choices("optim.lr_multiplier.residual", "model.topology", *_WITH_RESIDUAL_PARAMS),
+    _choices("optim.decay_multiplier.residual", "model.topology", *_WITH_RESIDUAL_PARAMS),
+    Reader(
+        "optim.lr_multiplier.output",
+        "model.tie_embeddings",
+        lambda tied: not tied,
+        "the untied logit matrix; tied ones go by the multiplier `embedding`",
+    ),
+    Reader(
+        "optim.decay_multiplier.output",
+        "model.tie_embeddings",
+        lambda tied: not tied,
+        "the untied logit matrix; tied ones go by the multiplier `embedding`",
+    ),
+    Reader(
+        "data.weights",
+        "data.path",
+        lambda path: sum(map(bool, path.split(","))) > 1,
+        "a mixture of several directories",
+    ),
+    Reader(
+        "data.prefetch_batches",
+        "data.num_threads",
+        lambda threads: threads > 0,
+        "the threads that read ahead",
+    ),
+)
+
+
+def without_effect(config, default):
+    """Raises ValueError if an option is not at its default where nothing reads it.
+
+    Args:
+      config: the run, a tree of dataclasses.
+      default: (dotted name) -> the option's default.
+    """
+    for option, decider, reads, by in READERS:
+        value, decides, reset = _get(config, option), _get(config, decider), default(option)
+        if value != reset and not reads(decides):
+            flag = "leave it unset" if reset is None else f"set --config.{option}={_flag(reset)}"
+            raise errors.UserError(
+                f"{option}={value!r} has no effect with {decider}={decides!r}: it is read by {by}. "
+                f"Change {decider}, or {flag}, its default."
+            )
+
+
+def is_read(option: str, decider: str, value) -> bool:
+    """Whether `option` is read where `decider` has this value."""
+    return all(r.reads(value) for r in READERS if (r.option, r.decider) == (option, decider))
+
+
+def _get(tree, name: str):
+    for part in name.split("."):
+        tree = getattr(tree, part)
+    return tree
+
+
+def _flag(value) -> str:
+    return f'"{value}"' if isinstance(value, tuple) else str(value)

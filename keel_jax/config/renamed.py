@@ -1,0 +1,73 @@
+"""Options that were called something else once: said to people, and translated in saved configs."""
+
+import copy
+from collections.abc import Mapping
+
+_OPTIONS = {
+    "lanes.peak_lr": "trials.peak_lr",
+    "lanes.seed": "trials.seed",
+    "mesh.lane": "mesh.trial",
+    "mesh.dcn_lane": "mesh.dcn_trial",
+    "model.recompute.evaluations": "model.recompute.fixed_point_iterations",
+}
+# (option, value as it was called) -> as it is called now.
+_VALUES = {("model.recompute.save", "products"): "mlp"}
+
+
+def option(name: str) -> str | None:
+    """What an option is called now, by its dotted name; None: it has not changed."""
+    return _OPTIONS.get(name)
+
+
+def value(name: str, old: object) -> object | None:
+    """What the value `old` of the option `name` is called now; None: it has not changed."""
+    return _VALUES.get((name, old)) if isinstance(old, str) else None
+
+
+def names_in(values: Mapping) -> dict[str, str]:
+    """The old names in nested options, of options and "name=value", each with what it is now."""
+    found = {}
+    for old, new in _OPTIONS.items():
+        section, key = _section(values, old)
+        if section is not None and key in section:
+            found[old] = new
+    for (name, old), new in _VALUES.items():
+        section, key = _section(values, name)
+        if section is not None and section.get(key) == old:
+            found[f"{name}={old}"] = f"{name}={new}"
+    return found
+
+
+def translate(values: Mapping) -> dict:
+    """Nested options, as a run saved them, under the names that they have now."""
+    values = copy.deepcopy(dict(values))
+    for old, new in _OPTIONS.items():
+        section, key = _section(values, old)
+        if section is None or key not in section:
+            continue
+        moved = section.pop(key)
+        *parents, last = new.split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = moved
+    for section in {name.split(".")[0] for name in _OPTIONS}:
+        if values.get(section) == {}:  # a section that is gone
+            del values[section]
+    for (name, old), new in _VALUES.items():
+        section, key = _section(values, name)
+        if section is not None and section.get(key) == old:
+            section[key] = new
+    return values
+
+
+def _section(values: Mapping, name: str) -> tuple[Mapping | None, str]:
+    """The mapping that holds the option `name`, None if it is not there, and the last of its
+    names."""
+    *parents, last = name.split(".")
+    section = values
+    for parent in parents:
+        section = section.get(parent)
+        if not isinstance(section, Mapping):
+            return None, last
+    return section, last

@@ -1,0 +1,123 @@
+"""The one table of residual topologies: what every list of them derives from.
+
+A row says what the rest of the package must know of a topology without knowing its equation, which
+stands in `model/residual/` under the same name, in docs/topologies.md, and once more in float64 in
+`tests/reference.py`.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One residual topology."""
+
+    name: str
+    # Where it was published.
+    arxiv: str
+    # Whether one array is carried from sub-layer to sub-layer by the equation of
+    # `model/residual/equation.py`; else it has a rule of its own.
+    is_single_stream: bool = True
+    # Options of ModelConfig that this topology reads and others do not.
+    options: tuple[str, ...] = ()
+    # Names of the parameters that its residual connections learn: optim's group `residual`.
+    residual_params: tuple[str, ...] = ()
+    # Names of scales that it learns in place of norms' gains: optim's group `norm`.
+    scale_params: tuple[str, ...] = ()
+    # Queries and keys are normed whatever `qk_norm` says.
+    has_own_qk_norm: bool = False
+    # A block whose branches give 0 leaves what others read as it was, outer norms aside.
+    is_kept_by_zero: bool = True
+    # L and alpha = L make the map from sub-layer to sub-layer invertible (recompute=reversible).
+    is_reversible: bool = False
+
+
+_KEEL = dict(arxiv="2601.19895", is_reversible=True)
+_KEEL_OPTIONS = ("alpha", "keel_first_block")
+_HYPER = dict(is_single_stream=False, is_kept_by_zero=False, options=("hyper_streams",))
+
+ROWS = (
+    Row(name="keel", options=_KEEL_OPTIONS, **_KEEL),
+    Row(name="keel_no_inner_norm", options=_KEEL_OPTIONS, **_KEEL),
+    Row(name="keel_scaled_input", options=_KEEL_OPTIONS, residual_params=("beta",), **_KEEL),
+    Row(name="keel_scaled_inner_norm", options=_KEEL_OPTIONS, residual_params=("beta",), **_KEEL),
+    Row(name="pre_ln", arxiv="2002.04745"),
+    Row(name="post_ln", arxiv="1706.03762"),
+    Row(name="deepnorm", arxiv="2203.00555", options=("alpha",)),
+    Row(name="hybridnorm", arxiv="2503.04598", has_own_qk_norm=True),
+    Row(name="hybridnorm_star", arxiv="2503.04598", has_own_qk_norm=True),
+    Row(name="mix_ln", arxiv="2412.13795", options=("mix_ln_post_fraction",)),
+    Row(name="sandwich", arxiv="2105.13290"),
+    Row(name="peri_ln", arxiv="2502.02732"),
+    Row(name="layernorm_scaling", arxiv="2502.05795"),
+    Row(name="olmo2", arxiv="2501.00656"),
+    Row(name="complete_p", arxiv="2505.01618"),
+    Row(name="rezero", arxiv="2003.04887", residual_params=("residual_scale",)),
+    Row(name="resi_dual", arxiv="2304.14802", is_single_stream=False),
+    Row(
+        name="siamese_norm",
+        arxiv="2602.08064",
+        is_single_stream=False,
+        is_kept_by_zero=False,
+    ),
+    Row(
+        name="static_hyper_connections",
+        arxiv="2409.19606",
+        residual_params=("hyper_static",),
+        **_HYPER,
+    ),
+    Row(
+        name="hyper_connections",
+        arxiv="2409.19606",
+        residual_params=("hyper_static", "hyper_dynamic", "hyper_scale"),
+        **_HYPER,
+    ),
+    Row(
+        name="mhc",
+        arxiv="2512.24880",
+        residual_params=("mhc_bias", "mhc_dynamic", "mhc_scale"),
+        **_HYPER,
+    ),
+    Row(
+        name="attention_residuals",
+        arxiv="2603.15031",
+        is_single_stream=False,
+        options=("attn_res_groups",),
+        residual_params=("depth_query",),
+        is_kept_by_zero=False,
+    ),
+    Row(
+        name="ngpt",
+        arxiv="2410.01131",
+        is_single_stream=False,
+        options=("ngpt_rate",),
+        residual_params=("step_size",),
+        scale_params=("qk_scale", "gate_scale", "up_scale", "logit_scale"),
+        has_own_qk_norm=True,
+        is_kept_by_zero=False,
+    ),
+)
+TOPOLOGIES = tuple(row.name for row in ROWS)
+_BY_NAME = {row.name: row for row in ROWS}
+
+
+def row(name: str) -> Row:
+    """The row of a topology, one of TOPOLOGIES."""
+    return _BY_NAME[name]
+
+
+def names(is_wanted) -> tuple[str, ...]:
+    """The topologies whose row `is_wanted` says yes to, in the table's order."""
+    return tuple(row.name for row in ROWS if is_wanted(row))
+
+
+def readers(option: str) -> tuple[str, ...]:
+    """The topologies that read this option of ModelConfig."""
+    return names(lambda row: option in row.options)
+
+
+# Options of ModelConfig that some topologies read and others do not.
+OPTIONS = tuple(dict.fromkeys(option for row in ROWS for option in row.options))
+# Every topology's, for optim's groups.
+RESIDUAL_PARAMS = frozenset(param for row in ROWS for param in row.residual_params)
+SCALE_PARAMS = frozenset(param for row in ROWS for param in row.scale_params)

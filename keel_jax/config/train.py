@@ -1,0 +1,158 @@
+"""The options of the training loop: how long, how much at a time, what is written on the way."""
+
+import dataclasses
+
+from keel_jax import errors
+from keel_jax.config import limits
+from keel_jax.config.options import Change, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how much at a time, and what is written down on the way."""
+
+    # Length of the run in optimizer steps; 0: from num_tokens.
+    num_steps: int | None = option(0, Change.RESULTS)
+    # Length of the run in tokens, rounded up to steps; 0: from num_steps.
+    num_tokens: int | None = option(0, Change.RESULTS)
+    # Sequences an optimizer step, over all devices.
+    batch_size: int = option(16, Change.RUN)
+    # T, tokens a sequence.
+    seq_len: int = option(1024, Change.RUN)
+    # Micro-batches an optimizer step, run one after another; divides batch_size.
+    accumulation_steps: int = option(1, Change.NOTHING)
+    # Sequence positions whose logits are held at a time; 0: all of them.
+    loss_chunk: int = option(256, Change.NOTHING)
+    # Weight of mean(log Z ^ 2), which keeps logits from drifting; 0: off.
+    z_loss: float = option(0.0, Change.RESULTS)
+    # Steps between two lines in metrics.jsonl.
+    log_every_steps: int = option(10, Change.RESULTS)
+    # Steps between two validations; 0: only at the end.
+    eval_every_steps: int = option(0, Change.RESULTS)
+    # Batches a validation within the run; 0: the whole split.
+    eval_num_batches: int = option(0, Change.RESULTS)
+    # Steps between two checkpoints; 0: only at the end and on a stop request.
+    checkpoint_every_steps: int = option(1000, Change.NOTHING)
+    # Newest checkpoints that are kept.
+    keep_checkpoints: int = option(2, Change.NOTHING)
+    # Work directory or checkpoint whose weights start this run, with a new optimizer.
+    init_from: str = option("", Change.RUN)
+    # "first:last", steps from 1 on whose device trace is written for TensorBoard's profiler.
+    profile_steps: str = option("", Change.NOTHING)
+
+    def __post_init__(self):
+        for name in ("batch_size", "seq_len", "accumulation_steps", "log_every_steps"):
+            limits.at_least(f"train.{name}", getattr(self, name), 1)
+        for name in (
+            "loss_chunk",
+            "eval_every_steps",
+            "eval_num_batches",
+            "checkpoint_every_steps",
+        ):
+            limits.at_least(f"train.{name}", getattr(self, name), 0)
+        limits.at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
+        limits.not_negative("train.z_loss", self.z_loss)
+        if self.batch_size % self.accumulation_steps:
+            raise errors.UserError(
+                f"train.batch_size={self.batch_size} is not a multiple of "
+                f"train.accumulation_steps={self.accumulation_steps}."
+            )
+        self._resolve_length()
+        first, last = self.profile_range or (1, 1)
+        if not 1 <= first <= last <= self.num_steps:
+            raise errors.UserError(
+                f"train.profile_steps={self.profile_steps!r} must be first:last with 1 <= first <= "
+                f"last <= train.num_steps={self.num_steps}."
+            )
+
+    def _resolve_length(self):
+        """Sets both numbers; a None counts as 0."""
+        steps, tokens = self.num_steps or 0, self.num_tokens or 0
+        limits.at_least("train.num_steps", steps, 0)
+        limits.at_least("train.num_tokens", tokens, 0)
+        if not (steps or tokens):
+            raise errors.UserError(
+                "The run has no length: set train.num_steps or train.num_tokens (0: from the "
+                "other one)."
+            )
+        if steps and tokens and tokens != steps * self.tokens_per_step:
+            raise errors.UserError(
+                f"Give the length of the run once: train.num_steps={steps} steps of "
+                f'{self.tokens_per_step} tokens are not train.num_tokens={tokens}. 0 means "from '
+                f'the other one": --config.train.num_steps=0 --config.train.num_tokens={tokens}, '
+                f"or --config.train.num_tokens=0 --config.train.num_steps={steps}."
+            )
+        steps = steps or -(-tokens // self.tokens_per_step)
+        object.__setattr__(self, "num_steps", steps)
+        object.__setattr__(self, "num_tokens", steps * self.tokens_per_step)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.seq_len
+
+    @property
+    def profile_range(self) -> tuple[int, int] | None:
+        """First and last step of the trace, or None."""
+        if not self.profile_steps:
+            return None
+        first, colon, last = self.profile_steps.partition(":")
+        if not (colon and first.isdecimal() and last.isdecimal()):
+            raise errors.UserError(
+                f"train.profile_steps={self.profile_steps!r}: write it as first:last, as in 10:12."
+            )
+        return int(first), int(last)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialsConfig:
+    """Several runs in one compiled program, side by side: one (peak_lr, seed) each.
+
+    With both empty there is one trial, (optim.peak_lr, seed). Each list has one entry per trial; an
+    empty one repeats the run's own value.
+    """
+
+    # Peak learning rate of each trial.
+    peak_lr: tuple[float, ...] = option((), Change.RUN)
+    # Seed of each trial (initial weights and data order).
+    seed: tuple[int, ...] = option((), Change.RUN)
+
+    def __post_init__(self):
+        for value in self.peak_lr:
+            limits.positive("trials.peak_lr", value)
+        for value in self.seed:
+            limits.seed("trials.seed", value)
+        if self.peak_lr and self.seed and len(self.peak_lr) != len(self.seed):
+            raise errors.UserError(
+                f"trials.peak_lr has {len(self.peak_lr)} entries, trials.seed has "
+                f"{len(self.seed)}: one (learning rate, seed) per trial."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """What is recorded of every sub-layer (docs/telemetry.md)."""
+
+    # Steps between two records, each of which costs one more forward and backward pass; the first,
+    # the last and a diverging step are recorded too. 0: off, divergences are not explained either.
+    every_steps: int = option(100, Change.RESULTS)
+
+    def __post_init__(self):
+        limits.at_least("telemetry.every_steps", self.every_steps, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """What the run asks of its machine."""
+
+    # Directory of compiled programs, so that a restart compiles nothing; "auto": the user's
+    # cache directory; "": off.
+    compilation_cache_dir: str = option("auto", Change.NOTHING)
+    # Longest silence of a step, a validation batch or the loader before the run counts as hung
+    # and ends with exit code 76; 0: no limit.
+    step_timeout_seconds: float = option(1800.0, Change.NOTHING)
+    # The same for compiling, restoring and initializing, and waiting for a checkpoint.
+    pause_timeout_seconds: float = option(3600.0, Change.NOTHING)
+
+    def __post_init__(self):
+        for name in ("step_timeout_seconds", "pause_timeout_seconds"):
+            limits.not_negative(f"runtime.{name}", getattr(self, name))

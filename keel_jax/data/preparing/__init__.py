@@ -1,0 +1,1 @@
+"""Text to tokenizer and token shards: what `prepare` does, offline."""

@@ -1,0 +1,107 @@
+"""The index of a token set: all sidecars added up; written last, it makes the set whole."""
+
+import base64
+import dataclasses
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from keel_jax import errors
+from keel_jax.data import shards, tokenizer
+from keel_jax.data.preparing import corpus, shard_writing
+
+
+def index_of(
+    sidecars: Sequence[dict],
+    model: tokenizer.Tokenizer,
+    settings: shard_writing.Settings,
+    source: corpus.Corpus,
+) -> dict:
+    """The content of index.json, the same whoever makes it.
+
+    Raises:
+        UserError: a split without documents, or one in which nothing is to be learned.
+    """
+    index = {
+        "format": shards.FORMAT,
+        "version": shards.VERSION,
+        "dtype": shards.token_dtype(model.vocab_size).str,
+        "vocab_size": model.vocab_size,
+        "eos_id": model.eos_id,
+        "tokenizer_fingerprint": model.fingerprint,
+        "source": source.description,
+        "source_digest": source.digest,
+        "settings": dataclasses.asdict(settings),
+        "num_bad_documents": sum(sidecar["num_bad_documents"] for sidecar in sidecars),
+        "bad_examples": [text for sidecar in sidecars for text in sidecar["bad_examples"]][:20],
+        "num_empty_documents": sum(sidecar["num_empty_documents"] for sidecar in sidecars),
+        "splits": {
+            split: _split_entry([sidecar["splits"][split] for sidecar in sidecars], model)
+            for split in settings.splits
+        },
+    }
+    num_documents = {name: entry["num_documents"] for name, entry in index["splits"].items()}
+    if not sum(num_documents.values()):
+        raise errors.UserError(
+            f"The corpus is empty: no document in it has text ({index['num_empty_documents']} "
+            f"empty ones, {index['num_bad_documents']} bad ones: {index['bad_examples'][:3]})."
+        )
+    for name, count in num_documents.items():
+        if not count:
+            raise errors.UserError(
+                f"The split {name!r} is empty: all {sum(num_documents.values())} documents fell "
+                f"to the other one at --validation_fraction={settings.validation_fraction}. Choose "
+                "another fraction (0: no validation split) and add --overwrite, or give more "
+                "documents."
+            )
+    for name, entry in index["splits"].items():
+        if not entry["num_targets"]:
+            raise errors.UserError(
+                f"No token of the split {name!r} has a loss weight above 0 (its "
+                f"{num_documents[name]} documents have weight 0): give some of them a weight, or "
+                "choose another --validation_fraction (0: no validation split) and add --overwrite."
+            )
+    return index
+
+
+def is_same(index: dict, other: dict) -> bool:
+    """Whether two indices say the same; the last digit of an entropy is the machine's."""
+    return _without_entropies(index) == _without_entropies(other)
+
+
+def _without_entropies(index: dict) -> dict:
+    splits = {
+        name: {key: value for key, value in entry.items() if "entropy" not in key}
+        for name, entry in index["splits"].items()
+    }
+    return index | {"splits": splits}
+
+
+def _split_entry(entries: Sequence[dict], model: tokenizer.Tokenizer) -> dict:
+    counts = np.zeros(model.vocab_size, np.int64)
+    for entry in entries:
+        counts += np.frombuffer(zlib.decompress(base64.b64decode(entry["counts"])), "<i8")
+    counts[model.eos_id] += 1  # the EOS that leads the stream
+    num_tokens = int(counts.sum())
+    num_bytes = sum(entry["num_bytes"] for entry in entries)
+    shares = counts[counts > 0] / num_tokens
+    entropy_bits = float(-(shares * np.log2(shares)).sum())
+    return {
+        "num_tokens": num_tokens,
+        "num_documents": sum(entry["num_documents"] for entry in entries),
+        "num_bytes": num_bytes,
+        "num_loss_bytes": math.fsum(entry["num_loss_bytes"] for entry in entries),
+        "num_targets": sum(entry["num_targets"] for entry in entries),
+        "total_target_weight": math.fsum(entry["total_target_weight"] for entry in entries),
+        "unigram_entropy_bits_per_token": entropy_bits,
+        "unigram_entropy_bits_per_byte": (
+            entropy_bits * num_tokens / num_bytes if num_bytes else math.inf
+        ),
+        "shards": [
+            dataclasses.asdict(shard_writing.shard_of(entry))
+            for entry in entries
+            if entry["num_tokens"]
+        ],
+    }

@@ -1,0 +1,119 @@
+"""One page of plots from a run, layer by layer: `python -m keel_jax.inspect_run --workdir=DIR`.
+
+The page needs nothing but itself: its images are in it. docs/telemetry.md says how to read it.
+(Run it with -m. As a script its directory would come first on the path, and this module before
+Python's own `inspect`.)
+"""
+
+import base64
+import html
+
+from absl import flags
+from etils import epath
+
+from keel_jax import config, errors
+from keel_jax.model import lm
+from keel_jax.runtime import cli, files
+from keel_jax.training import checkpoint, logs, plots, telemetry_records
+
+_CURVES = {
+    "train/loss_nats_per_token": "loss [nats/token]",
+    "train/grad_norm": "gradient norm (before clipping)",
+    "train/learning_rate": "learning rate",
+}
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em }
+img { max-width: 100%; display: block; margin: .3em 0 }
+td, th { text-align: left; padding: .1em 1.5em .1em 0; font-weight: normal; color: #555 }
+td { color: #000 }
+pre { background: #fdecea; border-left: 4px solid #c0392b; padding: .8em 1em; overflow-x: auto }
+h2 { margin-top: 2em; border-bottom: 1px solid #ddd }
+"""
+
+
+def page(workdir: epath.PathLike) -> str:
+    """The HTML page of the run, or the trial, in `workdir`.
+
+    Raises:
+      UserError: no run has been there, it holds several trials, or nothing was recorded; the
+        message says what to do.
+    """
+    workdir = epath.Path(workdir)
+    cfg = checkpoint.load_config(workdir)
+    if cfg.num_trials > 1:
+        raise errors.UserError(
+            f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
+        )
+    records = telemetry_records.load(workdir)
+    if not records:
+        every = cfg.telemetry.every_steps
+        raise errors.UserError(
+            f"{workdir} holds no telemetry yet: its first record is that of step 1."
+            if every
+            else f"{workdir} holds no telemetry: the run had telemetry.every_steps=0. Train with "
+            "--config.telemetry.every_steps=100 (a started run may be gone on with so)."
+        )
+    parts = [
+        f"<h1>{_text(workdir.name)}: {_text(cfg.model.topology)}, "
+        f"{cfg.model.num_sublayers} sub-layers</h1>",
+        _head(workdir, cfg, records),
+    ]
+    report = files.read_json(workdir / telemetry_records.DIVERGENCE)
+    if report is not None:
+        parts.append(f"<h2>Divergence</h2><pre>{_text(report['text'])}</pre>")
+    rows = logs.read(workdir)
+    parts.append("<h2>Curves</h2>")
+    parts.append(_image("curves", plots.curves(rows, list(_CURVES), list(_CURVES.values()))))
+    for family in plots.families(records):
+        parts.append(f"<h2>{_text(plots.FAMILIES[family].title)}</h2>")
+        parts.append(_image(f"{family}: heat map", plots.heat_map(records, family)))
+        parts.append(_image(f"{family}: profile", plots.profile(records, family)))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{_text(workdir.name)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _head(workdir: epath.Path, cfg: config.Config, records) -> str:
+    """What ran, as a table."""
+    status = files.read_json(workdir / "status.json") or {}
+    m, steps = cfg.model, records["step"]
+    lines = {
+        "topology": f"{m.topology}, N = {m.num_blocks} blocks, L = {m.num_sublayers} sub-layers",
+        "α": status.get("alpha", "not known"),
+        "size": f"width {m.d_model}, FFN {m.d_ffn}, {lm.count_params(m):,} parameters",
+        "optimizer": f"{cfg.optim.name}, peak LR {cfg.optim.peak_lr:g}, {cfg.optim.schedule}, "
+        f"{cfg.optim.warmup_steps} warm-up steps, seed {cfg.seed}",
+        "batch": f"{cfg.train.batch_size} x {cfg.train.seq_len} tokens",
+        "state": f"{status.get('state', 'not known')}, step {status.get('step', '?')} of "
+        f"{cfg.train.num_steps}",
+        "records": f"{len(steps)}, of steps {steps[0]} to {steps[-1]}",
+    }
+    rows = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in lines.items())
+    return f"<table>{rows}</table>"
+
+
+def _image(name: str, canvas) -> str:
+    data = base64.b64encode(plots.png(canvas)).decode()
+    return f'<img alt="{_text(name)}" src="data:image/png;base64,{data}">'
+
+
+def _text(value) -> str:
+    return html.escape(str(value))
+
+
+def main(_):
+    workdir = epath.Path(_WORKDIR.value)
+    output = epath.Path(_OUTPUT.value or workdir / "telemetry.html")
+    files.write_bytes(output, page(workdir).encode())
+    print(f"{output}")
+
+
+if __name__ == "__main__":
+    _WORKDIR = flags.DEFINE_string(
+        "workdir", None, "Of a run, or of one of its trials.", required=True
+    )
+    _OUTPUT = flags.DEFINE_string("output", None, "HTML file; default: DIR/telemetry.html.")
+    cli.run(main)

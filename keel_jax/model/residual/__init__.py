@@ -1,0 +1,26 @@
+"""Residual connections: `x' = outer(alpha x + b branch(F(s inner(x))))`, and what differs from it.
+
+`equation` is the one rule, `topologies` every published case of it, side by side with the papers.
+Topologies of several streams, or of another rule, have a module each; `registry` finds them all.
+"""
+
+from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
+from keel_jax.model.residual.equation import ATTENTION, FFN, SUBLAYERS, BlockInputs, Topology
+from keel_jax.model.residual.norms import rms_norm, unit
+from keel_jax.model.residual.registry import rule, topology
+
+__all__ = [
+    "ATTENTION",
+    "FFN",
+    "SUBLAYERS",
+    "BlockInputs",
+    "Carry",
+    "Parameter",
+    "Rule",
+    "SublayerContext",
+    "Topology",
+    "rms_norm",
+    "rule",
+    "topology",
+    "unit",
+]

@@ -1,0 +1,89 @@
+"""Attention residuals: each branch reads a softmax over what the sub-layers below have written.
+
+Dimension letters: B batch, T time, D model.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from keel_jax import config
+from keel_jax.model.residual import carry as carry_lib
+from keel_jax.model.residual import equation, norms, topologies
+
+
+class AttentionResiduals(carry_lib.Rule):
+    """h = sum_i softmax_i(q . RMSNorm(v_i)) v_i; the branch is F(LN(h)).  (2603.15031, block form)
+
+    The N blocks stand in groups of equal size (the last may be smaller), which the paper calls
+    blocks; v_i are the embedding, the sum of the branches' outputs of each finished group, and that
+    of the current group, once it has one. q is learned for each sub-layer, 0 at first, so that the
+    weights begin equal. The logits read such an h too, over all of them. The norm's gain is left
+    out, as q absorbs it.
+
+    The carry is a memory of fixed size, filled as the scan goes: one array for the embedding and
+    for each group but the last, and the current group's sum. Depth stays homogeneous, and each
+    block keeps that many arrays for the backward pass.
+    """
+
+    def topology(self, model):
+        return topologies.pre_ln(model)
+
+    def num_arrays(self, model):
+        return _num_groups(model) + 1
+
+    def parameters(self, model, sublayer, block):
+        return {"depth_query": carry_lib.zeros((model.d_model,), ("norm",))}
+
+    def output_parameters(self, model):
+        return {"depth_query": carry_lib.zeros((model.d_model,), ("norm",))}
+
+    def init_carry(self, x_BTD, model):
+        # The embedding is what came before the first group: block 0 files it like a group's sum.
+        return (jnp.zeros_like(x_BTD),) * _num_groups(model), x_BTD
+
+    def branch_input(self, carry, sub):
+        memory, sum_BTD = carry
+        block, size = sub.inputs.block, _group_size(sub.model)
+        group, is_first = block // size, block % size == 0
+        is_empty = is_first & (sub.sublayer == equation.ATTENTION)
+        memory = tuple(
+            jnp.where(is_empty & (group == slot), sum_BTD, x_BTD)
+            for slot, x_BTD in enumerate(memory)
+        )
+        sum_BTD = jnp.where(is_empty, 0, sum_BTD)
+        is_filled = [slot <= group for slot in range(len(memory))] + [~is_empty]
+        h_BTD = _attend((*memory, sum_BTD), is_filled, sub.params["depth_query"], sub.model)
+        return (memory, sum_BTD), sub.branch_input(h_BTD)
+
+    def update_carry(self, held, f_BTD, sub):
+        memory, sum_BTD = held
+        return memory, sub.residual_sum(sum_BTD, f_BTD)
+
+    def readout(self, carry, params, model):
+        memory, sum_BTD = carry
+        is_filled = [True] * (len(memory) + 1)
+        return _attend((*memory, sum_BTD), is_filled, params["depth_query"], model)
+
+
+def _attend(
+    sources: Sequence[jax.Array], is_filled: Sequence, query_D: jax.Array, model: config.ModelConfig
+) -> jax.Array:
+    """softmax over the filled sources of query . RMSNorm(source), times them; float32."""
+
+    def score(x_BTD, is_filled):
+        key_BTD = norms.rms_norm(x_BTD, 1.0, model.norm_epsilon)
+        return jnp.where(is_filled, jnp.einsum("btd,d->bt", key_BTD, query_D), -jnp.inf)
+
+    scores = jnp.stack([score(*pair) for pair in zip(sources, is_filled, strict=True)])
+    return carry_lib.weighted_sum(jax.nn.softmax(scores, axis=0), sources)
+
+
+def _group_size(model: config.ModelConfig) -> int:
+    return -(-model.num_blocks // model.attn_res_groups)
+
+
+def _num_groups(model: config.ModelConfig) -> int:
+    """Groups that hold a block: fewer than asked for where they do not come out even."""
+    return -(-model.num_blocks // _group_size(model))

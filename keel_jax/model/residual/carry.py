@@ -1,0 +1,150 @@
+"""What the scan over depth carries, topology by topology: one array, or several streams.
+
+A topology is a `Rule`: how the embedding enters the carry, what a branch reads from it, how the
+branch's output joins it, and what is read out for the logits. `Rule` itself carries one array and
+follows the one equation of `equation`; its subclasses, a module each, carry more, or follow another
+equation. All run under the same scan, with the same attention and FFN.
+
+Every leaf of a carry is an array [B, T, D] in `model.stream_dtype`: several streams are a tuple,
+not an axis, which a TPU would pad from 4 to 8. What a rule computes it computes in float32.
+
+Dimension letters: B batch, T time, D model, M streams.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from keel_jax import config
+from keel_jax.model.residual import equation, norms, topologies
+
+# An array [B, T, D], or a tuple of such and of tuples.
+Carry = Any
+
+
+class Parameter(NamedTuple):
+    """One learned array of a sub-layer, or of the output."""
+
+    shape: tuple[int, ...]
+    # Logical axes.
+    axes: tuple[str, ...]
+    # The initial value, float32 and of that shape.
+    value: jax.typing.ArrayLike
+
+
+@dataclasses.dataclass(frozen=True)
+class SublayerContext:
+    """One sub-layer of one block, with its parameters and inputs, as a rule sees it."""
+
+    model: config.ModelConfig
+    topology: equation.Topology
+    # `equation.ATTENTION` or `equation.FFN`.
+    sublayer: int
+    # This sub-layer's gains and the rule's own `parameters`, by name.
+    params: Mapping[str, jax.Array]
+    # This block's.
+    inputs: equation.BlockInputs
+
+    def stream_and_branch_input(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`equation.branch_input` of one array: the stream in its dtype, what the branch reads in
+        the compute dtype."""
+        return equation.branch_input(
+            x_BTD,
+            self.params,
+            self.inputs,
+            self.topology,
+            self.sublayer,
+            epsilon=self.model.norm_epsilon,
+            dtype=jnp.dtype(self.model.compute_dtype),
+        )
+
+    def branch_input(self, x_BTD: jax.Array) -> jax.Array:
+        """What the branch reads of one array, in the compute dtype."""
+        return self.stream_and_branch_input(x_BTD)[1]
+
+    def residual_sum(self, x_BTD: jax.Array, f_BTD: jax.Array) -> jax.Array:
+        """`equation.residual_sum` of one array, in its dtype."""
+        return equation.residual_sum(
+            x_BTD,
+            f_BTD,
+            self.params,
+            self.inputs,
+            self.topology,
+            self.sublayer,
+            epsilon=self.model.norm_epsilon,
+        )
+
+    def norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
+        """RMSNorm with the gain `name`, float32."""
+        return norms.rms_norm(x_BTD, self.params[name], self.model.norm_epsilon)
+
+
+class Rule:
+    """One array and the one equation: every topology in `topologies`."""
+
+    def topology(self, model: config.ModelConfig) -> equation.Topology:
+        """Which norms and scales the sub-layers have."""
+        return topologies.EQUATIONS[model.topology](model)
+
+    def num_arrays(self, model: config.ModelConfig) -> int:
+        """Arrays [B, T, D] in the carry: what a block keeps for the backward pass, in streams."""
+        del model
+        return 1
+
+    def parameters(
+        self, model: config.ModelConfig, sublayer: int, block: jax.typing.ArrayLike
+    ) -> dict[str, Parameter]:
+        """What a sub-layer learns beside the gains of `equation`; `block` is the block's number."""
+        del model, sublayer, block
+        return {}
+
+    def output_parameters(self, model: config.ModelConfig) -> dict[str, Parameter]:
+        """What `readout` reads."""
+        del model
+        return {}
+
+    def init_carry(self, x_BTD: jax.Array, model: config.ModelConfig) -> Carry:
+        """The carry before block 0, from the embedding."""
+        del model
+        return x_BTD
+
+    def branch_input(self, carry: Carry, sub: SublayerContext) -> tuple[Any, jax.Array]:
+        """What `update_carry` takes, and what the branch reads, in the compute dtype."""
+        return sub.stream_and_branch_input(carry)
+
+    def update_carry(self, held: Any, f_BTD: jax.Array, sub: SublayerContext) -> Carry:
+        """The carry after the sub-layer, from what `branch_input` held and the branch's output."""
+        return sub.residual_sum(held, f_BTD)
+
+    def readout(
+        self, carry: Carry, params: Mapping[str, jax.Array], model: config.ModelConfig
+    ) -> jax.Array:
+        """What the final norm, or the logits, read of the carry after the last block."""
+        del params, model
+        return carry
+
+    @property
+    def defers_outer_norm(self) -> bool:
+        """Whether z, the sum before the outer norm, travels between blocks (`deferred`)."""
+        return type(self) is Rule
+
+
+def zeros(shape: tuple[int, ...], axes: tuple[str, ...]) -> Parameter:
+    """A parameter that begins at 0."""
+    return Parameter(shape, axes, jnp.zeros(shape))
+
+
+def gain(model: config.ModelConfig) -> Parameter:
+    """The gain of a norm over the model dimension, which begins at 1."""
+    return Parameter((model.d_model,), ("norm",), jnp.ones(model.d_model))
+
+
+def weighted_sum(weights: Sequence[jax.Array], streams: Sequence[jax.Array]) -> jax.Array:
+    """The float32 sum of weight x stream; weights are scalars or [B, T]."""
+    return sum(
+        weight[..., None] * x_BTD.astype(jnp.float32)
+        for weight, x_BTD in zip(weights, streams, strict=True)
+    )

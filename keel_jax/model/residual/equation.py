@@ -1,0 +1,213 @@
+"""The one equation of every single-stream topology, with constants that select.
+
+    x' = outer( alpha * x  +  a * b * branch( F( beta * s * inner(x) ) ) )
+
+F is attention or the FFN; inner, outer and branch are RMSNorms that a topology has or has not;
+alpha, b, s are fixed numbers per sub-layer, beta a learned vector, a a learned number. The
+constants are arrays [N, 2] (block, sub-layer: 0 attention, 1 FFN) that the scan over depth reads
+beside the weights. So an exception for block 0 or a split in the middle of the stack is data: all N
+blocks run one program. Which topology has which constants: `topologies`.
+
+The stream x is kept in `model.stream_dtype`, float32 by default. Each sub-layer moves Keel's
+stream by about F / alpha, and bf16 rounds that away from a few hundred sub-layers on.
+
+Dimension letters: N blocks, B batch, T time, D model.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keel_jax.model import intervention as intervention_lib
+from keel_jax.model.residual import norms
+
+ATTENTION, FFN = 0, 1
+# The sub-layers of a block, by the names of their modules and parameters.
+SUBLAYERS = {ATTENTION: "attention", FFN: "ffn"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Topology:
+    """The constants of one topology at one depth, and the parameters that it needs.
+
+    Arrays are [N, 2]: float32 (alpha, branch_scale b, input_scale s) or bool (norms on or off).
+    """
+
+    alpha: np.ndarray
+    branch_scale: np.ndarray
+    input_scale: np.ndarray
+    inner_norm: np.ndarray
+    outer_norm: np.ndarray
+    branch_norm: np.ndarray
+    # A learned vector beta scales the branch's input, in every block.
+    has_beta: bool = False
+    # A learned number a, initially 0, scales the branch's output, in every sub-layer.
+    has_residual_scale: bool = False
+    # RMSNorm on each head of queries, keys and values.
+    qkv_norm: bool = False
+    # nGPT: weights, stream, queries and keys have length 1 along the model or head dimension.
+    on_sphere: bool = False
+    # The stream leaves the last block un-normed, so the logits need a norm.
+    final_norm: bool = False
+    # RMSNorm on the embedding.
+    embedding_norm: bool = False
+    # Initializer's multiplier on value, out, gate, up and down (not on query and key).
+    init_scale: float = 1.0
+
+    def constants(self) -> dict[str, jax.Array]:
+        """What the scan over depth reads, each [N, 2]."""
+        names = ("alpha", "branch_scale", "input_scale", "inner_norm", "outer_norm")
+        return {name: jnp.asarray(getattr(self, name)) for name in names}
+
+    def has(self, norm: str, sublayer: int) -> bool:
+        """Whether any block has this norm ("inner_norm", …), so that its gains must exist."""
+        return bool(getattr(self, norm)[:, sublayer].any())
+
+
+def uniform(
+    num_blocks: int, *, alpha=1.0, b=1.0, s=1.0, inner=False, outer=False, branch=False, **more
+) -> Topology:
+    """The same constants in every sub-layer; `more` are the other fields."""
+
+    def everywhere(value, dtype):
+        return np.full((num_blocks, 2), value, dtype)
+
+    return Topology(
+        alpha=everywhere(alpha, np.float32),
+        branch_scale=everywhere(b, np.float32),
+        input_scale=everywhere(s, np.float32),
+        inner_norm=everywhere(inner, bool),
+        outer_norm=everywhere(outer, bool),
+        branch_norm=everywhere(branch, bool),
+        **more,
+    )
+
+
+@flax.struct.dataclass
+class DeferredNorm:
+    """An outer norm that one sub-layer leaves to the next one (`deferred`); [N, …] if stacked."""
+
+    # float32 [D].
+    gain: jax.Array
+    # bool []: without it the block has no such norm.
+    is_on: jax.Array
+
+
+@flax.struct.dataclass
+class BlockInputs:
+    """What a block reads of its own beside its parameters; [N, …] outside the scan over depth."""
+
+    # `Topology.constants()`, [2] each.
+    topology: Mapping[str, jax.Array]
+    # int32 []: the block's number, from 0.
+    block: jax.Array
+    # By the sub-layer that applies it, the outer norm of the one below; a None defers nothing.
+    deferred_norm: tuple[DeferredNorm | None, DeferredNorm | None] = (None, None)
+    # float32 [2]: zeros that see the stream's cotangents (`telemetry.probe`).
+    probe: jax.Array | None = None
+    # What an experiment does to the sub-layers.
+    intervention: intervention_lib.Intervention | None = None
+
+
+def branch_input(
+    x_BTD: jax.Array,
+    gains: Mapping[str, jax.Array],
+    inputs: BlockInputs,
+    topology: Topology,
+    sublayer: int,
+    *,
+    epsilon: float,
+    dtype: jnp.dtype,
+) -> tuple[jax.Array, jax.Array]:
+    """The stream x, and beta * s * inner(x), what the branch F reads; computed in float32.
+
+    Args:
+      x_BTD: the stream, or z, if the outer norm of the sub-layer below was deferred.
+      gains: this sub-layer's parameters, each [D]: "inner_norm", "beta" where they exist.
+      inputs: this block's.
+      topology: the whole depth's; a norm that all blocks share costs no selection.
+      sublayer: ATTENTION or FFN.
+
+    Returns:
+      x [B, T, D] in x_BTD's dtype, the branch's input in `dtype`.
+    """
+    stream_dtype, x_BTD = x_BTD.dtype, x_BTD.astype(jnp.float32)
+    below = inputs.deferred_norm[sublayer]
+    if below is not None and topology.inner_norm[:, sublayer].all():
+        x_BTD, h_BTD = norms.norm_twice(
+            x_BTD, below.gain, below.is_on, gains["inner_norm"], epsilon
+        )
+    else:
+        if below is not None:
+            x_BTD = norms.rms_norm_if(below.is_on, x_BTD, below.gain, epsilon)
+        h_BTD = _norm_where(x_BTD, gains, "inner_norm", inputs, topology, sublayer, epsilon)
+    if (topology.input_scale != 1).any():
+        h_BTD = inputs.topology["input_scale"][sublayer] * h_BTD
+    if topology.has_beta:
+        h_BTD = gains["beta"] * h_BTD
+    return x_BTD.astype(stream_dtype), h_BTD.astype(dtype)
+
+
+def residual_sum(
+    x_BTD: jax.Array,
+    f_BTD: jax.Array,
+    gains: Mapping[str, jax.Array],
+    inputs: BlockInputs,
+    topology: Topology,
+    sublayer: int,
+    *,
+    epsilon: float,
+) -> jax.Array:
+    """outer( alpha * x + a * b * branch(f) ), computed in float32, returned in the stream's dtype.
+
+    Without the outer norm, if it is deferred to the sub-layer above.
+
+    Arguments as in `branch_input`; `f_BTD` is the branch's output and `gains` may hold
+    "branch_norm", "residual_scale" (a, a number) and "outer_norm".
+    """
+    f32_BTD = branch_output(f_BTD, gains, topology, sublayer, epsilon=epsilon)
+    if (topology.branch_scale != 1).any():
+        f32_BTD = inputs.topology["branch_scale"][sublayer] * f32_BTD
+    if topology.has_residual_scale:
+        f32_BTD = gains["residual_scale"] * f32_BTD
+    z_BTD = x_BTD.astype(jnp.float32)
+    if (topology.alpha != 1).any():
+        z_BTD = inputs.topology["alpha"][sublayer] * z_BTD
+    z_BTD = z_BTD + f32_BTD
+    if inputs.deferred_norm[above(sublayer)] is None:
+        z_BTD = _norm_where(z_BTD, gains, "outer_norm", inputs, topology, sublayer, epsilon)
+    return z_BTD.astype(x_BTD.dtype)
+
+
+def branch_output(
+    f_BTD: jax.Array,
+    gains: Mapping[str, jax.Array],
+    topology: Topology,
+    sublayer: int,
+    *,
+    epsilon: float,
+) -> jax.Array:
+    """branch(f) in float32; arguments as in `residual_sum`."""
+    f32_BTD = f_BTD.astype(jnp.float32)
+    if topology.has("branch_norm", sublayer):
+        f32_BTD = norms.rms_norm(f32_BTD, gains["branch_norm"], epsilon)
+    return f32_BTD
+
+
+def above(sublayer: int) -> int:
+    """The sub-layer that reads what `sublayer` leaves: the block's FFN, the next attention."""
+    return FFN if sublayer == ATTENTION else ATTENTION
+
+
+def _norm_where(x, gains, norm, inputs: BlockInputs, topology: Topology, sublayer, epsilon):
+    """The norm in the blocks that have it: none, all, or those that the constants name."""
+    has_N = getattr(topology, norm)[:, sublayer]
+    if not has_N.any():
+        return x
+    if has_N.all():
+        return norms.rms_norm(x, gains[norm], epsilon)
+    return norms.rms_norm_if(inputs.topology[norm][sublayer], x, gains[norm], epsilon)

@@ -1,0 +1,40 @@
+"""nGPT: a stream of length 1 that each sub-layer moves along the sphere."""
+
+import jax.numpy as jnp
+
+from keel_jax import config
+from keel_jax.model.residual import carry as carry_lib
+from keel_jax.model.residual import equation, norms
+
+
+class NGpt(carry_lib.Rule):
+    """h' = unit(h + |a| * (unit(F(h)) - h)), unit(x) = x / |x| along D.  (2410.01131)
+
+    a is learned for each of the D dimensions; it begins at a_0 = `model.ngpt_rate` and is kept as
+    a / (a_0 sqrt(D)), so that an optimizer moves it as far as it moves a weight. The rest of nGPT
+    is in `layers` (unit queries and keys with a learned scale, learned scales in the FFN), in
+    `lm.output_matrix` (one on each logit) and in `lm.project` (matrices of unit rows, at first and
+    after each optimizer step).
+
+    Recommended with it, not enforced: no weight decay, no warm-up. Decay along a row of length 1 is
+    undone by the projection, so that it only rescales the learning rate.
+    """
+
+    def topology(self, model):
+        return equation.uniform(model.num_blocks, on_sphere=True)  # no norm, no scale
+
+    def parameters(self, model, sublayer, block):
+        return {"step_size": sphere_scale(model, model.d_model, ("norm",))}
+
+    def update_carry(self, held, f_BTD, sub):
+        h_BTD = held.astype(jnp.float32)
+        rate_D = jnp.abs(sub.params["step_size"]) * sub.model.ngpt_rate * sub.model.d_model**0.5
+        moved_BTD = h_BTD + rate_D * (norms.unit(f_BTD) - h_BTD)
+        return norms.unit(moved_BTD).astype(held.dtype)
+
+
+def sphere_scale(
+    model: config.ModelConfig, size: int, axes: tuple[str, ...]
+) -> carry_lib.Parameter:
+    """A learned scale of nGPT that begins at 1 and is kept divided by sqrt(D) (2410.01131, 2.5)."""
+    return carry_lib.Parameter((size,), axes, jnp.full(size, model.d_model**-0.5))

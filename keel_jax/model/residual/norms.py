@@ -1,0 +1,90 @@
+"""The norms of the residual connections, in float32; each over the last axis.
+
+Dimension letters: D model.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# Far below the square of any vector met, so that `unit` divides by its length alone.
+_LEAST_SQUARE = 1e-24
+
+
+def rms_norm(x: jax.Array, gain: jax.Array | float, epsilon: float) -> jax.Array:
+    """gain * x / sqrt(mean(x^2) + epsilon) over the last axis, in float32 (arXiv:1910.07467)."""
+    x = x.astype(jnp.float32)
+    return gain * (x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis, in float32; 0 stays 0."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + _LEAST_SQUARE)
+
+
+def rms_norm_if(is_on: jax.Array, x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
+    """`rms_norm` if the scalar says so, else x: its factors are chosen, not the arrays."""
+    x = x.astype(jnp.float32)
+    rstd, gain = factors(is_on, x, gain, epsilon)
+    return gain * (x * rstd)
+
+
+def factors(
+    is_on: jax.Array, x: jax.Array, gain: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
+    """(1 / sqrt(mean(x^2) + epsilon), gain) of a norm that is on, ones of one that is off."""
+    rstd = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    return jnp.where(is_on, rstd, 1), jnp.where(is_on, gain, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def norm_twice(
+    z: jax.Array, outer_gain: jax.Array, is_on: jax.Array, inner_gain: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
+    """x = outer(z) and inner(x), two RMSNorms over the last axis whose sums are of z alone.
+
+        r = 1 / sqrt(mean(z^2) + epsilon)                       x = outer_gain (r z)
+        q = 1 / sqrt(r^2 mean((outer_gain z)^2) + epsilon)      h = inner_gain (q x)
+
+    Both sums are taken in one pass over z, so h is not a pass later than x. So it is backwards:
+    with dx, dh the cotangents and e = inner_gain dh,
+
+        dx' = dx + q (e - q^2 x mean(x e)),    dz = r (outer_gain dx' - r z mean(x dx'))
+
+    where mean(x dx') = mean(x dx) + epsilon q^2 (q mean(x e)), as q^2 mean(x^2) is
+    1 - epsilon q^2. No gain divides anything, so each may be 0.
+
+    Args:
+      z: float32 [..., D].
+      outer_gain, inner_gain: [D].
+      is_on: bool, a scalar; without it x = z.
+    """
+    return _norm_twice_forward(z, outer_gain, is_on, inner_gain, epsilon)[0]
+
+
+def _norm_twice_forward(z, outer_gain, is_on, inner_gain, epsilon):
+    r, gain = factors(is_on, z, outer_gain, epsilon)
+    q = jax.lax.rsqrt(r * r * jnp.mean((gain * z) ** 2, axis=-1, keepdims=True) + epsilon)
+    x = gain * (z * r)
+    return (x, inner_gain * (x * q)), (z, r, gain, q, is_on, inner_gain)
+
+
+def _norm_twice_backward(epsilon, saved, cotangents):
+    (z, r, gain, q, is_on, inner_gain), (dx, dh) = saved, cotangents
+    u = z * r
+    x, e = gain * u, inner_gain * dh
+    mean_xe = q * jnp.mean(x * e, axis=-1, keepdims=True)
+    mean_xdx = jnp.mean(x * dx, axis=-1, keepdims=True) + epsilon * q * q * mean_xe
+    # Both sums first, then everything that needs them: else a TPU's compiler takes the second one
+    # with the gain's gradient, and reads the arrays once more.
+    mean_xe, mean_xdx = jax.lax.optimization_barrier((mean_xe, mean_xdx))
+    d = dx + q * (e - x * q * mean_xe)
+    dz = r * (gain * d - u * jnp.where(is_on, mean_xdx, 0))
+    rows = tuple(range(z.ndim - 1))
+    outer_gradient = jnp.where(is_on, jnp.sum(u * d, axis=rows), 0)
+    return dz, outer_gradient, None, jnp.sum(x * q * dh, axis=rows)
+
+
+norm_twice.defvjp(_norm_twice_forward, _norm_twice_backward)

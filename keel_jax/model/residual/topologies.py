@@ -1,0 +1,157 @@
+"""Every single-stream topology, side by side: its published equation, and its constants.
+
+Each docstring is the equation of a sub-layer; F is attention or the FFN, LN an RMSNorm with a gain,
+L = 2N sub-layers in N blocks. A function's name is the topology's name in `config.TOPOLOGIES`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from keel_jax import config
+from keel_jax.model.residual.equation import ATTENTION, Topology, uniform
+
+EQUATIONS: dict[str, Callable[[config.ModelConfig], Topology]] = {}
+
+
+def _equation(function):
+    """Enters a topology under its function's name."""
+    EQUATIONS[function.__name__] = function
+    return function
+
+
+@_equation
+def keel(model: config.ModelConfig) -> Topology:
+    """x' = LN(alpha x + F(LN(x)))."""
+    return _keel_like(model, inner=True)
+
+
+@_equation
+def keel_no_inner_norm(model: config.ModelConfig) -> Topology:
+    """x' = LN(alpha x + F(x)): the paper's first attempt."""
+    return _keel_like(model)
+
+
+@_equation
+def keel_scaled_input(model: config.ModelConfig) -> Topology:
+    """x' = LN(alpha x + F(beta * x)), beta learned: the paper's second attempt."""
+    return _keel_like(model, has_beta=True)
+
+
+@_equation
+def keel_scaled_inner_norm(model: config.ModelConfig) -> Topology:
+    """x' = LN(alpha x + F(beta * LN(x))), beta learned: the paper's third attempt."""
+    return _keel_like(model, inner=True, has_beta=True)
+
+
+def _keel_like(model: config.ModelConfig, **rule) -> Topology:
+    """alpha = L from block 1 on; block 0 has alpha = 1 and (v2) only its FFN's outer norm.
+
+    "Post-LayerNorm Is Back" (2601.19895), v2; in v1 block 0 has no outer norm at all.
+    """
+    alpha = model.num_sublayers if model.alpha is None else model.alpha
+    constants = uniform(model.num_blocks, alpha=alpha, outer=True, **rule)
+    constants.alpha[0] = 1
+    constants.outer_norm[0] = (False, model.keel_first_block == "v2")
+    return constants
+
+
+@_equation
+def pre_ln(model: config.ModelConfig) -> Topology:
+    """x' = x + F(LN(x)); a final norm."""
+    return uniform(model.num_blocks, inner=True, final_norm=True)
+
+
+@_equation
+def post_ln(model: config.ModelConfig) -> Topology:
+    """x' = LN(x + F(x))."""
+    return uniform(model.num_blocks, outer=True)
+
+
+@_equation
+def deepnorm(model: config.ModelConfig) -> Topology:
+    """x' = LN(alpha x + F(x)), alpha = (2N)^(1/4), init of v, out and FFN x (8N)^(-1/4).
+
+    DeepNet (2203.00555), decoder-only column; query and key keep their init.
+    """
+    n = model.num_blocks
+    alpha = (2 * n) ** 0.25 if model.alpha is None else model.alpha
+    return uniform(n, alpha=alpha, outer=True, init_scale=(8 * n) ** -0.25)
+
+
+@_equation
+def hybridnorm(model: config.ModelConfig) -> Topology:
+    """y = x + Attn_QKV(x), QKV-norm inside; x' = LN(y) + FFN(LN(y)).  (2503.04598)
+
+    LN(y) is both the stream and the FFN's input: the attention sub-layer ends in an outer norm.
+    """
+    constants = uniform(model.num_blocks, qkv_norm=True, final_norm=True)
+    constants.outer_norm[:, ATTENTION] = True
+    return constants
+
+
+@_equation
+def hybridnorm_star(model: config.ModelConfig) -> Topology:
+    """HybridNorm, but block 0 is y = x + Attn_QKV(LN(x)); x' = y + FFN(LN(y))."""
+    constants = hybridnorm(model)
+    constants.outer_norm[0] = False
+    constants.inner_norm[0] = True
+    return constants
+
+
+@_equation
+def mix_ln(model: config.ModelConfig) -> Topology:
+    """The first floor(aN) blocks x' = LN(x + F(x)), the rest x' = x + F(LN(x)).  (2412.13795)"""
+    constants = pre_ln(model)
+    num_post = math.floor(model.mix_ln_post_fraction * model.num_blocks)
+    constants.inner_norm[:num_post] = False
+    constants.outer_norm[:num_post] = True
+    return constants
+
+
+@_equation
+def sandwich(model: config.ModelConfig) -> Topology:
+    """x' = x + LN(F(LN(x))); a final norm.  (CogView, 2105.13290)"""
+    return uniform(model.num_blocks, inner=True, branch=True, final_norm=True)
+
+
+@_equation
+def peri_ln(model: config.ModelConfig) -> Topology:
+    """Sandwich with a norm on the embedding as well.  (2502.02732)"""
+    return dataclasses.replace(sandwich(model), embedding_norm=True)
+
+
+@_equation
+def layernorm_scaling(model: config.ModelConfig) -> Topology:
+    """x' = x + F(LN(x) / sqrt(l)), l the block's number from 1, twice a block.  (2502.05795)"""
+    constants = pre_ln(model)
+    constants.input_scale[:] = 1 / np.sqrt(np.arange(1, model.num_blocks + 1))[:, None]
+    return constants
+
+
+@_equation
+def olmo2(model: config.ModelConfig) -> Topology:
+    """x' = x + LN(F(x)): OLMo 2's reordered norm (2501.00656); a final norm."""
+    return uniform(model.num_blocks, branch=True, final_norm=True)
+
+
+@_equation
+def complete_p(model: config.ModelConfig) -> Topology:
+    """x' = x + F(LN(x)) / L: CompleteP's branch multiplier (2505.01618).
+
+    Its depth rule for AdamW leaves the learning rate alone and scales epsilon with 1/L; the
+    default epsilon is far below either.
+    """
+    return uniform(model.num_blocks, b=1 / model.num_sublayers, inner=True, final_norm=True)
+
+
+@_equation
+def rezero(model: config.ModelConfig) -> Topology:
+    """x' = x + a F(x), a learned number for each sub-layer, 0 at first.  (2003.04887)
+
+    The authors' Transformer shares one a between the two sub-layers of a block; the equation does
+    not, and neither does this. It has no norm anywhere, the final one included.
+    """
+    return uniform(model.num_blocks, has_residual_scale=True)

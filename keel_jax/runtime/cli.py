@@ -1,0 +1,65 @@
+"""How an entry point starts and ends: flags in, an exit code out, mistakes in one paragraph."""
+
+import collections.abc
+import re
+import sys
+import traceback
+
+from absl import app, flags, logging
+
+from keel_jax import errors
+from keel_jax.config import renamed
+from keel_jax.runtime import exit_codes, platforms
+
+
+def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
+    """Parses the flags, runs `main`, exits with its code; a mistake of the user's is said plainly.
+
+    A `UserError` and an OSError (a full disk, a missing file) are the user's to mend: one message,
+    no traceback. Anything else is ours, a ValueError from within a library too, and keeps its
+    traceback. Either exits with `ERROR`.
+    """
+    # Orbax narrates every save at INFO; --verbosity=0 brings it back.
+    logging.set_verbosity(logging.WARNING)
+    platforms.choose()
+    app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
+
+
+def _guarded(main, argv) -> int:
+    try:
+        if len(argv) > 1:
+            raise errors.UserError(
+                f"Unexpected argument {argv[1]!r}: options are written --name=value, and a glob "
+                "in quotes."
+            )
+        return main(argv) or exit_codes.DONE
+    except (ValueError, OSError) as error:
+        print_error(error)
+        return exit_codes.ERROR
+
+
+def print_error(error: Exception) -> None:
+    """A mistake of the user's in one paragraph, anything else with its traceback."""
+    if isinstance(error, (errors.UserError, OSError)):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+
+
+def _parse(argv):
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # ml_collections raises AttributeError with the nearest key's name in its second line.
+        message = " ".join(str(error).replace("\\n", "\n").strip("'\"").splitlines())
+        message = _renamed(argv) or message
+        print(f"error: {message}\nSee --help.", file=sys.stderr)
+        sys.exit(exit_codes.ERROR)
+
+
+def _renamed(argv: collections.abc.Sequence[str]) -> str | None:
+    """What to say of the first flag that names an option as it was called once."""
+    for name in (m[1] for arg in argv if (m := re.match(r"--config\.([\w.]+)", arg))):
+        if new := renamed.option(name):
+            return f"--config.{name} is called --config.{new} now."
+    return None

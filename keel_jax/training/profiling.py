@@ -1,0 +1,38 @@
+"""The device trace of a range of steps, for TensorBoard's profiler."""
+
+import jax
+
+
+class StepTrace:
+    """The trace of `train.profile_steps`; as a context manager it is closed in any case."""
+
+    def __init__(self, steps: tuple[int, int] | None, directory: str):
+        """`steps` are the first and the last one, from 1; None: nothing is traced."""
+        self._first, self._last = steps or (0, -1)
+        self._directory = directory
+        self._is_on = False
+
+    def __enter__(self) -> "StepTrace":
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def begins_before(self, step: int) -> bool:
+        """Whether the trace is to start before `step`; a run that resumes within the range too."""
+        return not self._is_on and self._first <= step <= self._last
+
+    def ends_after(self, step: int) -> bool:
+        """Whether `step` is the last one."""
+        return self._is_on and step == self._last
+
+    def start(self) -> None:
+        """Begins to record; steps before are to have left the device."""
+        jax.profiler.start_trace(self._directory)
+        self._is_on = True
+
+    def stop(self) -> None:
+        """Writes what was recorded; the last step is to have left the device."""
+        if self._is_on:
+            jax.profiler.stop_trace()
+            self._is_on = False

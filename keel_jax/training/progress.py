@@ -1,0 +1,61 @@
+"""What a person sees of a run: a bar on a terminal, a line per logged step elsewhere."""
+
+import sys
+
+import jax
+import rich.progress
+
+from keel_jax import config
+from keel_jax.model import lm
+from keel_jax.runtime import distributed
+
+
+def announce(cfg: config.Config, step: int, recompute: str) -> None:
+    """Says what is about to run, in two lines; `recompute` describes the plan of recomputation."""
+    if not distributed.is_lead():
+        return
+    m = cfg.model
+    trials = f", {cfg.num_trials} trials" if cfg.num_trials > 1 else ""
+    print(
+        f"{m.topology}: {m.num_blocks} blocks = {m.num_sublayers} sub-layers, width {m.d_model}, "
+        f"{lm.count_params(m):,} parameters{trials}; steps {step} to {cfg.train.num_steps} of "
+        f"{cfg.train.batch_size} x {cfg.train.seq_len} tokens on {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}, attention kernel {m.attention}",
+        flush=True,
+    )
+    print(f"recompute: {recompute}", flush=True)
+
+
+class Progress:
+    """A bar on a terminal, a line per logged step elsewhere; a context manager."""
+
+    def __init__(self, num_steps: int, start_step: int, *, visible: bool):
+        self._visible = visible
+        self._bar = None
+        if visible and sys.stdout.isatty():
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("step"),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.BarColumn(),
+                rich.progress.TimeRemainingColumn(),
+                rich.progress.TextColumn("{task.fields[message]}"),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=num_steps, completed=start_step, message="")
+        self._num_steps = num_steps
+
+    def step(self, step: int, message: str | None) -> None:
+        """Moves on; `message` replaces the text (None: keep it)."""
+        if self._bar:
+            self._bar.update(
+                self._task, completed=step, **({"message": message} if message else {})
+            )
+        elif self._visible and message:
+            print(f"step {step}/{self._num_steps}  {message}", flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_):
+        if self._bar:
+            self._bar.stop()

@@ -1,0 +1,100 @@
+"""status.json: where a run stands, for whoever looks at its directory."""
+
+import math
+
+from etils import epath
+
+from keel_jax import config
+from keel_jax.model import lm, residual
+from keel_jax.runtime import distributed, exit_codes, files
+from keel_jax.runtime import session as session_lib
+from keel_jax.training import ancestry, transfer
+from keel_jax.training import state as state_lib
+from keel_jax.training import workdir as workdir_lib
+
+# Seconds between two writes while a run goes on.
+_STATUS_SECONDS = 5.0
+
+
+class Status:
+    """status.json of the run and of each trial; as a context manager it records a failure."""
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        cfg: config.Config,
+        recompute: dict,
+        session: session_lib.Session,
+    ):
+        """Nothing is written yet.
+
+        Args:
+          cfg: resolved (`planning.resolve`).
+          recompute: the plan of recomputation and what it is expected to take, for people.
+        """
+        self._workdir, self._cfg, self._recompute = workdir, cfg, recompute
+        self._clock, self._compilations = session.clock, session.compilations
+        self._step, self._written = 0, -math.inf
+        self._ancestry = ancestry.read(workdir)
+
+    def __enter__(self) -> "Status":
+        return self
+
+    def __exit__(self, kind, error, _):
+        if error is not None:
+            self._write(distributed.exit_code(error), error=str(error))
+
+    def hung(self, activity: str) -> None:
+        """The run ends because it stands still."""
+        self._write(exit_codes.HUNG, error=activity)
+
+    def update(self, step: int) -> None:
+        """The run is going on, at `step`; written at most every few seconds."""
+        self._step = step
+        if self._clock.total - self._written > _STATUS_SECONDS:
+            self._write(None)
+
+    def end(self, exit_code: int, step: int, state: state_lib.TrainState) -> int:
+        """The run ends with `exit_code`, which is returned; each trial with its own."""
+        steps, diverged = transfer.fetch((state.step, state.diverged))
+        codes = [exit_codes.DIVERGED if trial else exit_code for trial in diverged.reshape(-1)]
+        self._step = step
+        self._write(exit_code, codes, steps.reshape(-1).tolist())
+        return exit_code
+
+    def _write(self, exit_code, trial_codes=None, trial_steps=None, error: str | None = None):
+        if not distributed.is_lead():
+            return
+        self._written = self._clock.total
+        self._write_one(self._workdir, exit_code, self._step, error)
+        if self._cfg.num_trials > 1:
+            trials = workdir_lib.trial_directories(self._workdir, self._cfg)
+            codes = trial_codes or [exit_code] * len(trials)
+            steps = trial_steps or [self._step] * len(trials)
+            for directory, code, step in zip(trials, codes, steps, strict=True):
+                self._write_one(directory, code, step, error)
+
+    def _write_one(self, directory, exit_code, step, error):
+        cfg = self._cfg
+        status = {
+            "state": "running" if exit_code is None else exit_codes.STATES[exit_code],
+            "exit_code": exit_code,
+            "step": step,
+            "num_steps": cfg.train.num_steps,
+            "tokens": step * cfg.train.tokens_per_step,
+            "topology": cfg.model.topology,
+            "alpha": float(residual.topology(cfg.model).alpha[-1, residual.FFN]),
+            "final_norm": lm.has_final_norm(cfg.model),
+            "num_blocks": cfg.model.num_blocks,
+            "num_sublayers": cfg.model.num_sublayers,
+            "num_params": lm.count_params(cfg.model),
+            "attention_kernel": cfg.model.attention,
+            "recompute": self._recompute,
+            "ancestry": self._ancestry,
+            "compile_seconds": self._clock["compile"],
+            "compilations": {"cached": self._compilations.hits, "new": self._compilations.misses},
+            "seconds": {**self._clock.seconds, "total": self._clock.total},
+        }
+        if error is not None:
+            status["error"] = error
+        files.write_json(directory / "status.json", status)

@@ -1,0 +1,188 @@
+"""Telemetry of a run: when a step is looked at, where its numbers are kept, how they are read back.
+
+`WORKDIR/telemetry/` (of each trial) holds .npz files of up to 64 records each, named by the first
+one's step: an array "step" [R] and one per statistic, [R, N] or [R, N, 2], float32. The newest is
+written anew with each record, whole or not at all. `load` reads all of them.
+
+`divergence.json` says where a step that was not finite went wrong (training/divergence.py).
+"""
+
+import collections.abc
+import io
+import math
+
+import jax
+import numpy as np
+from etils import epath
+
+from keel_jax import config
+from keel_jax.runtime import clock as clock_lib
+from keel_jax.runtime import distributed, files
+from keel_jax.training import divergence, plots
+from keel_jax.training import logs as logs_lib
+from keel_jax.training import state as state_lib
+
+DIRECTORY = "telemetry"
+DIVERGENCE = "divergence.json"
+# Records a file: 6 MB at 256 blocks. One file a record would be slow to read, one for all of them
+# slow to write.
+_CHUNK = 64
+# Images are drawn during the run once this many times the seconds that they took have passed: 1 %.
+_DRAW_AFTER = 100
+# What they take before that is known, guessed high; and the most that the end of a run waits for
+# them, as the other processes wait too.
+_DRAW_SECONDS, _LAST_DRAW_SECONDS = 5.0, 30.0
+
+
+def load(workdir: epath.PathLike) -> dict[str, np.ndarray]:
+    """All records of the run, or the trial, in `workdir`, in the order of their steps.
+
+    Returns:
+      "step", int64 [R], and each statistic, float32 [R, N] or [R, N, 2] (block, sub-layer: 0
+      attention, 1 FFN). A record without a statistic, made with other options, holds NaN there.
+      Empty if nothing was recorded.
+    """
+    chunks = [_read(path) for path in _files(workdir)]
+    shapes = {name: array.shape[1:] for chunk in chunks for name, array in chunk.items()}
+
+    def part(chunk, name):
+        missing = np.full((len(chunk["step"]), *shapes[name]), np.nan, np.float32)
+        return chunk.get(name, missing)
+
+    return {name: np.concatenate([part(chunk, name) for chunk in chunks]) for name in shapes}
+
+
+class Store:
+    """The records of one trial; records after `start_step` are cut, as the log's rows are."""
+
+    def __init__(self, workdir: epath.PathLike, start_step: int):
+        self._workdir = epath.Path(workdir)
+        self._chunk: dict[str, np.ndarray] = {}
+        kept = []
+        for path in _files(workdir):
+            if int(path.stem) > start_step:
+                path.unlink()
+            else:
+                kept.append(path)
+        if kept:  # only the last can reach beyond
+            chunk = _read(kept[-1])
+            is_kept = chunk["step"] <= start_step
+            self._chunk = {name: array[is_kept] for name, array in chunk.items()}
+            if not is_kept.all():
+                self._write()
+
+    def append(self, step: int, record: dict[str, np.ndarray]) -> None:
+        """Adds what was seen of `step`; on disk when it returns."""
+        row = {"step": np.asarray([step], np.int64)}
+        row |= {name: np.asarray(value, np.float32)[None] for name, value in record.items()}
+        shapes = [{name: a.shape[1:] for name, a in c.items()} for c in (self._chunk, row)]
+        if shapes[0] != shapes[1] or len(self._chunk["step"]) >= _CHUNK:
+            self._chunk = row
+        else:
+            self._chunk = {n: np.concatenate([a, row[n]]) for n, a in self._chunk.items()}
+        self._write()
+
+    def _write(self):
+        directory = self._workdir / DIRECTORY
+        directory.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        np.savez(content, **self._chunk)
+        path = directory / f"{self._chunk['step'][0]:010}.npz"
+        files.write_bytes(path, content.getvalue())
+
+
+class Recorder:
+    """Looks at the steps that are due, in all trials, and keeps what it saw.
+
+    Every process makes one and calls it alike: the program that looks is a collective. The lead
+    writes.
+    """
+
+    def __init__(
+        self,
+        cfg: config.Config,
+        look: collections.abc.Callable | None,
+        directories: collections.abc.Sequence[epath.Path],
+        start_step: int,
+        logs: logs_lib.Logs,
+        clock: clock_lib.Clock,
+    ):
+        """Cuts what was recorded after `start_step`.
+
+        Args:
+          look: `telemetry_step.compile_statistics`; None where telemetry is off.
+          directories: one per trial.
+          logs: where images go.
+        """
+        self._cfg, self._look, self._directories = cfg, look, directories
+        self._logs, self._clock = logs, clock
+        self._drawn, self._draw_seconds = clock.total, _DRAW_SECONDS
+        self._stores = []
+        if distributed.is_lead():
+            self._stores = [Store(directory, start_step) for directory in directories]
+            for directory in directories:
+                report = files.read_json(directory / DIVERGENCE)
+                if report is not None and report["step"] > start_step:
+                    (directory / DIVERGENCE).unlink()
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` is one to look at."""
+        every = self._cfg.telemetry.every_steps
+        return bool(every) and (step % every == 0 or step in (1, self._cfg.train.num_steps))
+
+    def look(self, state: state_lib.TrainState, batch: dict):
+        """Dispatches the look at the step that `state` takes on `batch`; None where it is off."""
+        return self._look and self._look(state, batch)
+
+    def record(self, step: int, seen, trials: collections.abc.Iterable[int]) -> None:
+        """Keeps what `look` gave for `step`, waited for, of these trials."""
+        if seen is None:
+            return
+        with self._clock.measure("telemetry"):
+            host = jax.device_get(seen)
+            if not self._stores:
+                return
+            for trial in trials:
+                record = state_lib.trial_of(host, trial, self._cfg.num_trials)
+                self._stores[trial].append(step, record)
+            if self._clock.total - self._drawn > _DRAW_AFTER * self._draw_seconds:
+                self.draw()
+
+    def explain(self, trial: int, step: int, sums: dict[str, float]) -> None:
+        """Writes and tells where `step`, recorded, went wrong in a trial that diverged in it.
+
+        Args:
+          sums: the train step's own numbers.
+        """
+        if self._look is None or not self._stores:
+            return
+        directory = self._directories[trial]
+        loss = sums["nats"] / (sums["weight"] or math.nan)
+        report = divergence.report(load(directory), loss, sums["grad_norm"])
+        assert report["step"] == step, (report["step"], step)
+        files.write_json(directory / DIVERGENCE, report)
+        name = f"trial {trial}: " if self._cfg.num_trials > 1 else ""
+        print(name + report["text"], flush=True)
+
+    def draw(self) -> None:
+        """Puts every trial's heat maps and profiles into TensorBoard, as far as time allows."""
+        if not self._stores or self._look is None:
+            return
+        begin = self._clock.total
+        with self._clock.measure("telemetry"):
+            for trial, directory in enumerate(self._directories):
+                records = load(directory)
+                if records and self._clock.total - begin < _LAST_DRAW_SECONDS:
+                    step = int(records["step"][-1])
+                    self._logs.write_images(trial, step, plots.images(records))
+        self._drawn, self._draw_seconds = self._clock.total, self._clock.total - begin
+
+
+def _files(workdir: epath.PathLike) -> list[epath.Path]:
+    directory = epath.Path(workdir) / DIRECTORY
+    return sorted(directory.glob("*.npz")) if directory.exists() else []
+
+
+def _read(path: epath.Path) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(path.read_bytes())) as chunk:
+        return dict(chunk)

@@ -1,0 +1,85 @@
+"""A trained model, loaded from its work directory, with the tokenizer and the data that fit it."""
+
+import dataclasses
+
+import jax
+from etils import epath
+
+from keel_jax import config, errors
+from keel_jax.data import tokenizer as tokenizer_lib
+from keel_jax.model import attention
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.runtime import compilation
+from keel_jax.training import checkpoint, inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The weights of a run, or of one of its trials, on a mesh."""
+
+    workdir: epath.Path
+    # The run's, its attention kernel resolved for `mesh`.
+    cfg: config.Config
+    params: dict
+    # What the checkpoint says beside its arrays.
+    meta: checkpoint.Meta
+    mesh: jax.sharding.Mesh
+
+    def tokenizer(self) -> tokenizer_lib.Tokenizer:
+        """The run's own.
+
+        Raises:
+          UserError: the work directory's is not the one of the checkpoint.
+        """
+        tokenizer = tokenizer_lib.Tokenizer.load(self.workdir / "tokenizer.model")
+        if tokenizer.fingerprint != self.meta.tokenizer_fingerprint:
+            raise errors.UserError(
+                f"{self.workdir}/tokenizer.model is {tokenizer.fingerprint[:12]}, the checkpoint "
+                f"was trained with {self.meta.tokenizer_fingerprint[:12]}: put that one back."
+            )
+        return tokenizer
+
+    def open_data(self, path: str | None = None) -> inputs.Inputs:
+        """The run's token shards, or those of another `path`.
+
+        Raises:
+          UserError: they were made with another tokenizer.
+        """
+        data = dataclasses.replace(self.cfg.data, path=path or self.cfg.data.path, weights=())
+        tokens = inputs.open_inputs(data)
+        if tokens.first.tokenizer_fingerprint != self.meta.tokenizer_fingerprint:
+            raise errors.UserError(
+                f"{tokens.first.path} was made with tokenizer "
+                f"{tokens.first.tokenizer_fingerprint[:12]}, the checkpoint was trained with "
+                f"{self.meta.tokenizer_fingerprint[:12]}: prepare the text with "
+                f"--tokenizer={self.workdir}/tokenizer.model."
+            )
+        return tokens
+
+
+def load(
+    workdir: epath.PathLike, mesh: jax.sharding.Mesh | None = None, step: int | None = None
+) -> Trained:
+    """The model of `workdir`, a run's or one of its trials'.
+
+    Args:
+      mesh: where it is put; default: all devices here, whatever the run was trained on.
+      step: of the checkpoint; default: the newest.
+
+    Raises:
+      UserError: no run, no such checkpoint, or several trials there.
+    """
+    cfg = checkpoint.load_config(workdir)
+    compilation.enable_cache(cfg.runtime.compilation_cache_dir)
+    if mesh is None:
+        mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
+    params, meta = checkpoint.load_params(workdir, mesh, step)
+    # The kernel that the run asked for may not be here.
+    model = dataclasses.replace(cfg.model, attention="auto")
+    cfg = attention.resolve(dataclasses.replace(cfg, model=model), mesh)
+    return Trained(epath.Path(workdir), cfg, params, meta, mesh)
+
+
+def one_device() -> jax.sharding.Mesh:
+    """A mesh of this process's first device."""
+    return mesh_lib.make(config.MeshConfig(fsdp=1), jax.local_devices()[:1])

@@ -1,0 +1,135 @@
+"""How a verb ends: exit codes, and what is told of whose mistake; each in a process of its own."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from keel_jax.runtime import exit_codes
+
+ROOT = pathlib.Path(__file__).parents[2]
+_SCRIPT = """
+import json
+from absl import flags
+from keel_jax import config, errors
+from keel_jax.runtime import cli
+STEPS = flags.DEFINE_integer("steps", 1, "")
+
+def main(_):
+    {body}
+
+cli.run(main)
+"""
+
+
+def _run(body: str, *flags: str):
+    return subprocess.run(
+        [sys.executable, "-c", _SCRIPT.format(body=body), *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("pass", exit_codes.DONE),
+        ("return 75", exit_codes.PREEMPTED),
+        ("return 3", exit_codes.DIVERGED),
+    ],
+)
+def test_the_code_is_what_main_returns(body, code):
+    done = _run(body)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise errors.UserError('Give a path.')", "error: Give a path.\n"),
+        ("config.from_config_dict(dict(seed=-1))", "error: seed=-1 must lie in [0, 2^32).\n"),
+        ("open('/nowhere/file')", "error: [Errno 2] No such file or directory: '/nowhere/file'\n"),
+    ],
+)
+def test_the_users_mistake_is_told_without_a_traceback(body, message):
+    done = _run(body)
+    assert (done.returncode, done.stderr) == (exit_codes.ERROR, message)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        # In a library of Python and in one of C, called from our own code.
+        ("json.loads('{')", "JSONDecodeError"),
+        ("int('x')", "ValueError: invalid literal"),
+        ("raise KeyError('ours')", "KeyError: 'ours'"),
+        ("raise ValueError('ours')", "ValueError: ours"),
+    ],
+)
+def test_our_mistake_keeps_its_traceback(body, kind):
+    done = _run(body)
+    assert done.returncode == exit_codes.ERROR
+    assert "Traceback" in done.stderr and kind in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--stesp=2", "Unknown command line flag 'stesp'"),
+        ("--steps=x", "--steps"),
+        ("steps=2", "Unexpected argument 'steps=2'"),
+    ],
+)
+def test_a_wrong_flag_is_told_without_a_traceback(flag, message):
+    done = _run("pass", flag)
+    assert done.returncode == exit_codes.ERROR
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+_LOOP = """
+import time
+from keel_jax.runtime import cli, exit_codes, stop
+
+def main(_):
+    with stop.StopRequest() as request:
+        print("ready", flush=True)
+        while not request.asked() or {stubborn}:
+            time.sleep(0.01)
+    return exit_codes.PREEMPTED
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_one_signal_asks_and_a_second_ends_at_once(number, stubborn):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LOOP.format(stubborn=stubborn)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        # The blank line, and then that it was heard: the second signal is a second one.
+        told = process.stderr.readline() + process.stderr.readline()
+        assert told == f"\n{number.name}: saving, then leaving; once more to leave at once.\n"
+        if stubborn:
+            time.sleep(1.2)  # sooner it would pass for an echo of the first
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == (-number if stubborn else exit_codes.PREEMPTED), errors
+    assert "Traceback" not in errors
