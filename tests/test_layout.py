@@ -29,8 +29,8 @@ PACKAGES = (
 
 def _package(module: str) -> str:
     parts = module.split(".")
-    if len(parts) == 1:
-        return "config"  # the package itself: its version
+    if parts[1:] in ([], ["errors"]):
+        return "config"  # what even the config reads: the version, and UserError
     return parts[1] if parts[1] in PACKAGES else "entry points"
 
 

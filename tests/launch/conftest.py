@@ -81,6 +81,7 @@ def project(tmp_path_factory) -> pathlib.Path:
     )
     for name in (
         "keel_jax/__init__.py",
+        "keel_jax/errors.py",
         "keel_jax/runtime/__init__.py",
         "keel_jax/runtime/exit_codes.py",
         "experiments/configs/tiny.py",

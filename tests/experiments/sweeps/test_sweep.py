@@ -97,7 +97,7 @@ def test_ctrl_c_reaches_the_run_and_the_same_command_goes_on(faked):
     faked.runs.mkdir()
     (faked.runs / "HANG").touch()
     script = (
-        "import pathlib, sys\nfrom tests.experiments import test_sweep\n"
+        "import pathlib, sys\nfrom tests.experiments.sweeps import test_sweep\n"
         "from experiments.sweeps import sweep\n"
         f"made = sweep.Sweep(runs=pathlib.Path({str(faked.runs)!r}), data={faked.data!r}, "
         f"launcher={faked.launcher!r})\n"
