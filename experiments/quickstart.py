@@ -1,8 +1,8 @@
 """From nothing to samples: tokenizer, shards, a Keel of 64 sub-layers, its loss curve, its text.
 
 `make quickstart` runs `python -m experiments.quickstart --output=runs/quickstart`. Each stage is
-the project's own verb on the embedded corpus (this Python's standard library). Killed and started
-again, it goes on; done, it says so.
+one of the project's own commands on the embedded corpus (this Python's standard library). Killed
+and started again, it goes on; done, it says so.
 """
 
 import gzip
@@ -73,12 +73,12 @@ def default_num_steps() -> int:
 
 def run_config(output: pathlib.Path, num_steps: int | None) -> config.Config:
     """The run's config: the file's, on the data just prepared, perhaps longer."""
-    door = quickstart_config.get_config()
-    door.data.path = str(output / "data")
+    raw = quickstart_config.get_config()
+    raw.data.path = str(output / "data")
     if num_steps:
-        door.train.num_steps = num_steps
-        door.optim.warmup_steps = min(door.optim.warmup_steps, num_steps // 3)
-    return config.from_config_dict(door)
+        raw.train.num_steps = num_steps
+        raw.optim.warmup_steps = min(raw.optim.warmup_steps, num_steps // 3)
+    return config.from_config_dict(raw)
 
 
 def measure(output: pathlib.Path) -> dict:

@@ -55,7 +55,7 @@ def grow(
     Raises:
       UserError: no such checkpoint, a growth that is none or that the topology does not allow,
         or an `output` that holds something.
-      OSError: it could not be written; `output` then lacks its config.json, and no verb takes it.
+      OSError: it could not be written; `output` then lacks its config.json, and nothing reads it.
     """
     workdir, output = epath.Path(workdir), epath.Path(output)
     cfg = checkpoint.load_config(workdir)
@@ -90,7 +90,7 @@ def grow(
     if distributed.is_lead():
         tokenizer = workdir / "tokenizer.model"
         (output / tokenizer.name).write_bytes(tokenizer.read_bytes())
-        # The last one, without which no verb takes the directory.
+        # The last one, without which no entry point takes the directory.
         files.write_json(output / "config.json", config.to_dict(grown_cfg))
     return told
 

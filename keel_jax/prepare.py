@@ -18,7 +18,7 @@ _PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS):
-    """Defines this verb's flags in `values`."""
+    """Defines this entry point's flags in `values`."""
     kinds = {"flag_values": values}
     flags.DEFINE_multi_string(
         "input",

@@ -192,7 +192,7 @@ def ignore_interrupts(
 
 
 def finish_despite_interrupts(end: collections.abc.Callable[[], None]):
-    """Calls `end`, which makes itself ignore_interrupts; again if Ctrl-C came just before it did."""
+    """Calls `end`, which ignores interrupts; again if Ctrl-C came just before it did."""
     while True:
         try:
             return end()

@@ -1,4 +1,4 @@
-"""The verb: a grown directory evaluates as its source did, starts runs, and tells its origin."""
+"""`keel_jax.grow`: the new model evaluates as its source did, starts runs, tells its origin."""
 
 import shutil
 

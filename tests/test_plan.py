@@ -1,4 +1,4 @@
-"""The verb: its JSON, its exit codes, its search, and what it refuses."""
+"""The entry point: its JSON, its exit codes, its search, and what it refuses."""
 
 import ast
 import dataclasses
@@ -114,7 +114,7 @@ def test_a_search_finds_a_front_to_paste():
         for flag in search.overrides(cfg, result.cfg):
             name, _, text = flag.removeprefix("--config.").partition("=")
             *sections, option = name.split(".")
-            section = functools.reduce(lambda door, key: door[key], sections, again)
+            section = functools.reduce(lambda raw, key: raw[key], sections, again)
             kind = type(section[option])
             section[option] = ast.literal_eval(text) if kind in (bool, tuple) else kind(text)
         # The kernel follows from the mesh: no flag says it.

@@ -1,4 +1,4 @@
-"""The verb `python -m keel_jax.prepare`: exit codes and words, as a user meets them."""
+"""The entry point `python -m keel_jax.prepare`: exit codes and words, as a user meets them."""
 
 import json
 import pathlib

@@ -1,6 +1,7 @@
 """The driver: resume is exact, a stop is clean, a restart compiles nothing, bad input is harmless.
 
-Most tests call `train.train` in this process; those on signals and exit codes start the verb.
+Most tests call `train.train` in this process; those on signals and exit codes start
+the command.
 """
 
 import dataclasses
@@ -440,7 +441,7 @@ def test_a_failed_checkpoint_write_is_an_error_that_keeps_the_older_ones(
     jax.tree.map(np.testing.assert_array_equal, _params(copy), _params(workdir))
 
 
-# --- The verb itself -----------------------------------------------------------------------------
+# --- The command itself ----------------------------------------------------------------------------
 
 
 def _verb(name, *flags, **options):

@@ -34,9 +34,9 @@ def measure(num_blocks: int, plan: config.RecomputeConfig, slice_name: str = "")
       slice_name: a topology (keel_jax/parallel/topology.py), over whose devices parameters are
         split; "" is one CPU.
     """
-    door = tiny.get_config()
-    door.model.vocab_size = 1024
-    cfg = config.from_config_dict(door)
+    raw = tiny.get_config()
+    raw.model.vocab_size = 1024
+    cfg = config.from_config_dict(raw)
     widths = _TPU_WIDTHS if slice_name else {}
     model = dataclasses.replace(cfg.model, num_blocks=num_blocks, recompute=plan, **widths)
     cfg = dataclasses.replace(cfg, model=model)

@@ -112,10 +112,10 @@ def bench_step(directory: str, num_steps: int) -> dict:
     from keel_jax.training import step as step_lib
 
     token_set = shards.open_set(directory)
-    door = quickstart.get_config()
-    door.data.path = directory
-    door.model.vocab_size = token_set.vocab_size
-    cfg = config.from_config_dict(door)
+    raw = quickstart.get_config()
+    raw.data.path = directory
+    raw.model.vocab_size = token_set.vocab_size
+    cfg = config.from_config_dict(raw)
     mesh = mesh_lib.make(cfg.mesh)
     places = {key: array.sharding for key, array in step_lib.abstract_batch(cfg, mesh).items()}
     train_step = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)

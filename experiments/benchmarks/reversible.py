@@ -43,22 +43,22 @@ _ONE_PERCENT = 1e-2
 
 def run_config(num_blocks: int, num_steps: int, peak_lr: float, data: str) -> config.Config:
     """A Keel 32 wide, so that its depth is what it is made of."""
-    door = tiny.get_config()
-    door.data.path = data
-    door.model.num_blocks = num_blocks
-    door.model.d_model = 32
-    door.model.d_ffn = 96
-    door.model.num_heads = 2
-    door.model.num_kv_heads = 1
-    door.model.recompute.plan = "block"
-    door.optim.peak_lr = peak_lr
-    door.train.num_steps = num_steps
-    door.train.batch_size = 8
-    door.train.seq_len = 64
-    door.train.log_every_steps = 20
-    door.train.eval_num_batches = 8
-    door.telemetry.every_steps = 0
-    return config.from_config_dict(door)
+    raw = tiny.get_config()
+    raw.data.path = data
+    raw.model.num_blocks = num_blocks
+    raw.model.d_model = 32
+    raw.model.d_ffn = 96
+    raw.model.num_heads = 2
+    raw.model.num_kv_heads = 1
+    raw.model.recompute.plan = "block"
+    raw.optim.peak_lr = peak_lr
+    raw.train.num_steps = num_steps
+    raw.train.batch_size = 8
+    raw.train.seq_len = 64
+    raw.train.log_every_steps = 20
+    raw.train.eval_num_batches = 8
+    raw.telemetry.every_steps = 0
+    return config.from_config_dict(raw)
 
 
 def gradient(cfg: config.Config, plan: config.RecomputeConfig, dtype: str):

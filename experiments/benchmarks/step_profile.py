@@ -1,4 +1,6 @@
-"""Where a step's time goes on this machine: `python -m experiments.benchmarks.step_profile --config=FILE`.
+"""Where a step's time goes on this machine.
+
+    python -m experiments.benchmarks.step_profile --config=FILE
 
 Runs the real train step on random tokens under JAX's profiler and sums the time of every operation
 by kind of work, pass and part of the model. Times of operations that run side by side add up, so

@@ -95,11 +95,11 @@ def main(_):
         f"{'on/off, no images':>18} {'at most, with them':>19}"
     )
     for num_blocks in map(int, _NUM_BLOCKS.value):
-        door = quickstart.get_config()
-        door.model.vocab_size = 1024
-        door.model.num_blocks = num_blocks
-        door.model.recompute.plan = _PLAN.value
-        found = measure(config.from_config_dict(door), _ROUNDS.value)
+        raw = quickstart.get_config()
+        raw.model.vocab_size = 1024
+        raw.model.num_blocks = num_blocks
+        raw.model.recompute.plan = _PLAN.value
+        found = measure(config.from_config_dict(raw), _ROUNDS.value)
         every = _EVERY_STEPS.value
         ratio = 1 + (found["look"] + found["keep"]) / (every * found["step"])
         rows.append({"num_blocks": num_blocks, "on_off": ratio, **found})

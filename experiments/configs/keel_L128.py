@@ -14,7 +14,7 @@ protocol's warm-up of 2000 steps and cosine, windows of 2048 tokens, 10 B tokens
 with --config.train.accumulation_steps where it must fit fewer chips. The paper does not state its
 vocabulary; 32768 is ours, and `data.path` must be prepared with at most that.
 The plan's verdict: fits v5e:4x4, 13.73 of 15.75 GiB a chip, block inputs kept in the host's memory,
-products in the chip's (docs/planning.md).
+the MLP's hidden layers in the chip's (docs/planning.md).
 """
 
 from keel_jax import config

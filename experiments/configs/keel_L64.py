@@ -13,8 +13,8 @@ protocol's warm-up of 2000 steps and cosine, windows of 2048 tokens, 10 B tokens
 2048 tokens a chip on v5e:4x4; the protocol's own is 256 x 2048: --config.train.batch_size=256,
 with --config.train.accumulation_steps where it must fit fewer chips. The paper does not state its
 vocabulary; 32768 is ours, and `data.path` must be prepared with at most that.
-The plan's verdict: fits v5e:4x4, 7.60 of 15.75 GiB a chip, block inputs and the MLP's hidden layers kept
-(docs/planning.md).
+The plan's verdict: fits v5e:4x4, 7.60 of 15.75 GiB a chip, block inputs and the MLP's hidden
+layers kept (docs/planning.md).
 """
 
 from keel_jax import config

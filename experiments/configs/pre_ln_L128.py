@@ -8,8 +8,8 @@
     64      128         1024   3072  16     8         9e-3
 
 Expected (arXiv:2601.19895, Table 3, 250 B tokens): 45.3 on average, Keel 46.5.
-The plan's verdict: fits v5e:4x4, 14.77 of 15.75 GiB a chip, block inputs and the MLP's hidden layers kept
-(docs/planning.md).
+The plan's verdict: fits v5e:4x4, 14.77 of 15.75 GiB a chip, block inputs and the MLP's hidden
+layers kept (docs/planning.md).
 """
 
 from experiments.configs import keel_L128

@@ -17,8 +17,7 @@ from absl import flags
 from experiments.layer_redundancy import analysis, points, removal
 from experiments.sweeps import experiment, results
 from experiments.sweeps import outcome as outcome_lib
-from keel_jax.runtime import cli as verb
-from keel_jax.runtime import exit_codes
+from keel_jax.runtime import cli, exit_codes
 
 EXPERIMENT = "layer_redundancy"
 
@@ -79,4 +78,4 @@ if __name__ == "__main__":
     _WORKDIRS = flags.DEFINE_list(
         "workdirs", [], "Runs, or trials of runs, to take apart in place of the preset's own."
     )
-    verb.run(main)
+    cli.run(main)

@@ -1,9 +1,9 @@
 """Runs the points of a sweep through the driver, those of a series as trials of one program.
 
-Every group of trials is one process, `python -m keel_jax.train` or a launcher in its place. Finished
-points are skipped; so what was interrupted goes on, and what is added to a sweep is run alone. A
-diverged point is a result; a group that failed is started once more, and its points are then
-missing.
+Every group of trials is one process, `python -m keel_jax.train` or a launcher in its place.
+Finished points are skipped; so what was interrupted goes on, and what is added to a sweep is run
+alone. A diverged point is a result; a group that failed is started once more, and its points are
+then missing.
 """
 
 import dataclasses

@@ -12,17 +12,17 @@ from keel_jax import errors
 
 def defaults(default) -> dict:
     """A dataclass's values as nested dictionaries; a None as a typed placeholder."""
-    door = {}
+    raw = {}
     hints = typing.get_type_hints(type(default))
     for field in dataclasses.fields(default):
         value = getattr(default, field.name)
         if dataclasses.is_dataclass(value):
-            door[field.name] = defaults(value)
+            raw[field.name] = defaults(value)
         elif _optional(hints[field.name]):
-            door[field.name] = config_dict.placeholder(_optional(hints[field.name]))
+            raw[field.name] = config_dict.placeholder(_optional(hints[field.name]))
         else:
-            door[field.name] = value
-    return door
+            raw[field.name] = value
+    return raw
 
 
 def build(cls, values: typing.Mapping, prefix: str = ""):

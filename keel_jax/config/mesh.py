@@ -68,8 +68,9 @@ class MeshConfig:
         trials, stages = self.trial * self.dcn_trial, self.stage * self.dcn_stage
         if trials != 1 and stages != 1:
             raise errors.UserError(
-                f"mesh.trial={trials} and mesh.stage={stages} devices: trials are spread over devices "
-                "or the depth is, not both. With mesh.trial=1 each stage computes all trials."
+                f"mesh.trial={trials} and mesh.stage={stages} devices: trials are spread over "
+                "devices or the depth is, not both. With mesh.trial=1 each stage computes all "
+                "trials."
             )
 
     @property

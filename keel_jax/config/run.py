@@ -77,7 +77,7 @@ class Config:
             (stages > 1, f"{stages} stages of the mesh (1)"),
             (
                 self.num_trials > 1,
-                f"{self.num_trials} trials (1: of several each would pay for the others' fall-backs)",
+                f"{self.num_trials} trials (1: each would pay for the fall-backs of the others)",
             ),
             (
                 model.recompute.anchor_blocks > model.num_blocks,

@@ -197,7 +197,7 @@ def rope_tables(
 def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Array:
     """Rotary position embedding (RoFormer, 2104.09864), pairs (h, h + H/2), in float32.
 
-    x cos + (x R) sin, R taking (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are those of `rope_tables`.
+    x cos + (x R) sin, R taking (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are `rope_tables`'.
     Returns x's dtype. Its derivative is the turn back.
     """
     return jax.lax.platform_dependent(

@@ -4,9 +4,9 @@ A sub-layer of Keel's family maps z, the sum below an outer norm, to the sum bel
 
     z' = alpha x + F(x),    x = gain r z,    r = 1 / rms(z) of each token
 
-(norms put off by a sub-layer, `residual.defer_outer_norms`; F is the branch with its inner norm). Given z' it
-is inverted by a fixed point, which contracts at Lip(F) / alpha, and alpha = 2N; r, one number a
-token, is kept:
+(outer norms deferred by a sub-layer, `residual.deferred`; F is the branch with its inner norm).
+Given z' it is inverted by a fixed point, which contracts at Lip(F) / alpha, and alpha = 2N; r, one
+number a token, is kept:
 
     x_0 = z' / alpha,    x_i = (z' - F(x_{i-1})) / alpha,    z = x_K / (gain r)
 
@@ -254,7 +254,7 @@ class _Depth:
         return z_BTD, dz_BTD, tuple(reversed(gradients)), jnp.max(jnp.stack(steps))
 
     def _undo(self, sublayer: Sublayer, z_BTD, dz_BTD, learned, r_BT, constants, context):
-        """One sub-layer: x by K fixed_point_iterations, the last of them differentiated; then its norm."""
+        """One sub-layer: x by K iterations, the last of them differentiated; then its norm."""
         alpha, gain = sublayer.alpha(constants), learned["gain"]
 
         def branch(x_BTD, params):

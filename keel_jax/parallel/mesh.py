@@ -52,7 +52,7 @@ def make(
 def widest(model: config.ModelConfig) -> config.MeshConfig:
     """As many shards as every matrix allows; the other devices, and slices, share the rows.
 
-    For verbs that take a run's weights to whatever devices are here.
+    For entry points that take a run's weights to whatever devices are here.
     """
     slice_devices = len(split_slices(jax.devices())[0])
     fsdp = math.gcd(slice_devices, model.d_model, model.d_ffn, model.num_heads * model.head_dim)

@@ -1,10 +1,11 @@
 """Products of activations with weights that are split over devices: ZeRO and Megatron, in full.
 
 A weight lies in parts along its rows (ZeRO-3: over the devices that see other tokens) and along
-heads or FFN (Megatron's `tensor`). `column_parallel` leads from the stream into a branch, `row_parallel` back:
+heads or FFN (Megatron's `tensor`). `column_parallel` leads from the stream into a branch,
+`row_parallel` back:
 
-    column_parallel   w: cast, its rows gathered    x: gathered along time over `tensor`
-    row_parallel      w: cast, its rows gathered    the product: summed over `tensor`, split along time
+    column   w: cast, its rows gathered    x: gathered along time over `tensor`
+    row      w: cast, its rows gathered    the product: summed over `tensor`, split along time
 
 and the backward passes are the transposes: a weight's gradient is reduce-scattered to where the
 weight lies, in the compute dtype.

@@ -120,7 +120,7 @@ def with_plan(cfg: config.Config, plan: config.RecomputeConfig) -> config.Config
 
 
 def describe(prediction: Prediction, cfg: config.Config, *, is_chosen: bool) -> str:
-    """The plan in a few words, and what it is expected to take; `is_chosen`: "auto" was asked for."""
+    """The plan, and what it is expected to take; `is_chosen`: "auto" was asked for."""
     num_blocks = cfg.model.num_blocks // (cfg.mesh.stage * cfg.mesh.dcn_stage)
     return (
         f"{recompute.describe(prediction.recompute, num_blocks)}"

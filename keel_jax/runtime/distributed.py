@@ -94,7 +94,7 @@ class Options:
 
 
 def define_flags() -> None:
-    """The flags of a verb that may run in several processes."""
+    """The flags of an entry point that may run in several processes."""
     default = Options()
     flags.DEFINE_enum(
         "distributed",

@@ -1,4 +1,4 @@
-"""Which of JAX's platforms a verb tries where nobody has said, and how many threads it gets."""
+"""Which of JAX's platforms a command tries where nobody has said, and its number of threads."""
 
 import glob
 import importlib.util

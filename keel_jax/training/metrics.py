@@ -37,7 +37,7 @@ def loss_metrics(prefix: str, sums: dict[str, float], bytes_per_token: float) ->
 
 
 def block_statistics(sums: Mapping) -> dict[str, np.ndarray]:
-    """What a step reports of each block (`depth.step_statistics`): the vectors [N] among its sums."""
+    """What a step reports of each block (`depth.step_statistics`): vectors [N]."""
     return {name: value for name, value in sums.items() if np.ndim(value) == 1}
 
 

@@ -1,7 +1,7 @@
 """The train state: what it holds, how it is made sharded from the start, and its trials.
 
-A run of several trials (config.TrialsConfig) holds every leaf with a leading trial axis [K, …]; a run
-of one trial holds no such axis. `over_trials` is the one place that knows.
+A run of several trials (config.TrialsConfig) holds every leaf with a leading trial axis [K, …]; a
+run of one trial holds no such axis. `over_trials` is the one place that knows.
 """
 
 import collections.abc

@@ -53,7 +53,7 @@ def statistics(state: state_lib.TrainState, batch: dict, cfg: config.Config) -> 
 def compile_statistics(
     cfg: config.Config, mesh: jax.sharding.Mesh
 ) -> collections.abc.Callable[[state_lib.TrainState, dict], dict]:
-    """Compiles `statistics` of all trials, [K, …] if there are several; every process reads them."""
+    """Compiles `statistics` of all trials, [K, …] of several; every process reads them."""
     with jax.set_mesh(mesh):
         lowered = jit_statistics(cfg, mesh).lower(
             state_lib.abstract(cfg, mesh), step_lib.abstract_batch(cfg, mesh)

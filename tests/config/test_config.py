@@ -1,4 +1,4 @@
-"""The door: what is accepted, what is refused, and what the refusal says."""
+"""Raw configs: what is accepted, what is refused, and what the refusal says."""
 
 import dataclasses
 import pathlib
@@ -15,9 +15,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_defaults_pass_through_the_door():
-    door = config.default()
-    door.train.num_steps = 1000
-    assert config.from_config_dict(door) == config.Config()
+    raw = config.default()
+    raw.train.num_steps = 1000
+    assert config.from_config_dict(raw) == config.Config()
 
 
 def test_round_trip_through_json():
@@ -142,8 +142,8 @@ def test_differences_name_both_values():
     assert config.differences(old, new) == {"seed": (0, 3), "model.d_ffn": (24, 48)}
 
 
-# Of each option in config.effects.READERS: a value that is not its default, a setting under which it
-# is read, and one under which it is not.
+# Of each option in effects.READERS: a value that is not its default, a setting under which it is
+# read, and one under which it is not.
 _REVERSIBLE = dict(recompute=dict(plan="reversible", anchor_blocks=3))
 _EFFECTS = {
     "model.alpha": (3.0, dict(topology="deepnorm"), dict(topology="pre_ln")),

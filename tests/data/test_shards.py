@@ -101,8 +101,9 @@ def test_ranges_outside_the_stream_are_errors(directory):
 
 def test_preparing_and_reading_do_without_jax():
     code = (
-        "import sys; from keel_jax.data import loader, shards; from keel_jax.data.preparing import preparation;"
+        "import sys; from keel_jax.data import loader, shards;"
+        "from keel_jax.data.preparing import preparation;"
         "sys.exit('jax' in sys.modules or 'grain' in sys.modules or 'pyarrow' in sys.modules)"
     )
-    # The package's own __init__ is not this room's matter: only what the data room adds counts.
+    # The package's own __init__ is not the matter here: only what keel_jax.data adds counts.
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

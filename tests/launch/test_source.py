@@ -160,7 +160,7 @@ def test_scripts_explain_themselves():
         assert done.returncode == 0 and name in done.stdout
 
 
-# --- The house -----------------------------------------------------------------------------------
+# --- The source ----------------------------------------------------------------------------------
 
 
 def test_the_package_does_not_import_the_launchers():

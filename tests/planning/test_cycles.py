@@ -106,10 +106,10 @@ def test_keel_costs_what_pre_ln_costs_on_a_tpu():
     """The shape of docs/performance.md, whose figures these bounds are not far above."""
     found = {}
     for topology in ("keel", "pre_ln"):
-        door = peers.get_config()
-        door.model.topology, door.model.num_blocks = topology, 16
-        door.model.recompute.plan = "block"
-        found[topology] = plan.plan(config.from_config_dict(door), "v5e:4x4")
+        raw = peers.get_config()
+        raw.model.topology, raw.model.num_blocks = topology, 16
+        raw.model.recompute.plan = "block"
+        found[topology] = plan.plan(config.from_config_dict(raw), "v5e:4x4")
     for report in found.values():
         value = report.to_json()["cycles"]
         assert value["total"] == sum(part["cycles"] for part in value["parts"])

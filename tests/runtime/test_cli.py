@@ -1,4 +1,4 @@
-"""How a verb ends: exit codes, and what is told of whose mistake; each in a process of its own."""
+"""How an entry point ends: exit codes, and whose mistake is told how; each in its own process."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The benchmark of the data room runs, and its numbers agree with each other."""
+"""The benchmark of preparing and loading data runs, and its numbers agree with each other."""
 
 import os
 import pathlib
