@@ -441,7 +441,7 @@ def test_a_failed_checkpoint_write_is_an_error_that_keeps_the_older_ones(
     jax.tree.map(np.testing.assert_array_equal, _params(copy), _params(workdir))
 
 
-# --- The command itself ----------------------------------------------------------------------------
+# --- The command itself --------------------------------------------------------------------------
 
 
 def _verb(name, *flags, **options):
