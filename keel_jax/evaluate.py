@@ -45,7 +45,7 @@ def evaluate(
         batch_size=batch_size or model.cfg.train.batch_size,
         seq_len=seq_len or model.cfg.train.seq_len,
         accumulation_steps=1,
-        num_tokens=None,
+        num_tokens=0,
     )
     tokens = model.open_data(data_path)
     evaluator = evaluation.Evaluator(

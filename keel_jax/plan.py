@@ -95,7 +95,7 @@ def find(cfg: config.Config, name: str, num_slices: int, limit: int, tell) -> li
 
 
 def _check(cfg: config.Config):
-    if cfg.model.vocab_size is None:
+    if not cfg.model.vocab_size:
         raise errors.UserError(
             "model.vocab_size is not set, and the plan reads no data: give the tokenizer's, as in "
             "--config.model.vocab_size=32768."

@@ -15,7 +15,7 @@ from tests import conftest
 
 def _config(token_dir, cache_dir, num_blocks=3, **train_options):
     return conftest.tiny_config(
-        model=dict(num_blocks=num_blocks, vocab_size=None),
+        model=dict(num_blocks=num_blocks, vocab_size=0),
         data=dict(path=str(token_dir)),
         train=dict(num_steps=4, **train_options),
         runtime=dict(compilation_cache_dir=cache_dir),

@@ -137,7 +137,7 @@ def test_reads_are_told_from_checks_and_copies(reads):
 def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
     """By a short run and its evaluation, or by the step of an optimizer, a schedule, a topology."""
     cfg = conftest.tiny_config(
-        model=dict(num_blocks=1, vocab_size=None),
+        model=dict(num_blocks=1, vocab_size=0),
         data=dict(path=str(token_dir)),
         train=dict(num_steps=3, eval_num_batches=1),
         runtime=dict(compilation_cache_dir=cache_dir),

@@ -42,7 +42,7 @@ def _config(token_dir, cache_dir, **sections):
 
 def _with_steps(cfg, num_steps):
     return dataclasses.replace(
-        cfg, train=dataclasses.replace(cfg.train, num_steps=num_steps, num_tokens=None)
+        cfg, train=dataclasses.replace(cfg.train, num_steps=num_steps, num_tokens=0)
     )
 
 

@@ -152,7 +152,7 @@ def test_a_finished_run_can_be_lengthened_and_its_rate_changed(finished, tmp_pat
     shutil.copytree(workdir, copy)
     longer = dataclasses.replace(
         cfg,
-        train=dataclasses.replace(cfg.train, num_steps=NUM_STEPS + 2, num_tokens=None),
+        train=dataclasses.replace(cfg.train, num_steps=NUM_STEPS + 2, num_tokens=0),
         optim=dataclasses.replace(cfg.optim, peak_lr=1e-4, schedule="constant"),
     )
     assert train.train(longer, copy) == exit_codes.DONE

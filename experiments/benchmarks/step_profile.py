@@ -94,7 +94,7 @@ def _microseconds(directory: str) -> collections.Counter:
 
 def main(_):
     cfg = config.from_config_dict(_CONFIG.value)
-    if cfg.model.vocab_size is None:
+    if not cfg.model.vocab_size:
         raise errors.UserError("model.vocab_size is not set: give one, as no data are read.")
     found = measure(cfg, _NUM_STEPS.value)
     total = sum(part["microseconds"] for part in found["parts"])

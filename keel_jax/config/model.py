@@ -95,10 +95,10 @@ class ModelConfig:
     num_heads: int = option(16, Change.MODEL)
     # Key/value heads (grouped-query attention); divides num_heads.
     num_kv_heads: int = option(8, Change.MODEL)
-    # H, width of one head; None: d_model / num_heads.
-    head_dim: int | None = option(None, Change.MODEL)
-    # V; None: the tokenizer's. A larger one pads the table, a smaller one is refused.
-    vocab_size: int | None = option(None, Change.MODEL)
+    # H, width of one head; 0: d_model / num_heads.
+    head_dim: int = option(0, Change.MODEL)
+    # V; 0: the tokenizer's. A larger one pads the table, a smaller one is refused.
+    vocab_size: int = option(0, Change.MODEL)
     # RoPE's base.
     rope_theta: float = option(10_000.0, Change.MODEL)
     # RMSNorm's epsilon (paper: 1e-5).
@@ -154,7 +154,7 @@ class ModelConfig:
             "attn_res_groups",
         ):
             limits.at_least(f"model.{name}", getattr(self, name), 1)
-        if self.vocab_size is not None:
+        if self.vocab_size:
             limits.at_least("model.vocab_size", self.vocab_size, 2)
         limits.positive("model.norm_epsilon", self.norm_epsilon)
         limits.positive("model.rope_theta", self.rope_theta)
@@ -169,7 +169,8 @@ class ModelConfig:
                 f"model.num_kv_heads={self.num_kv_heads}: each key/value head serves an equal "
                 "group of query heads."
             )
-        if self.head_dim is None:
+        limits.at_least("model.head_dim", self.head_dim, 0)
+        if not self.head_dim:
             if self.d_model % self.num_heads:
                 raise errors.UserError(
                     f"model.d_model={self.d_model} is not a multiple of "
@@ -191,7 +192,7 @@ class ModelConfig:
         """Weights that take part in a matrix multiplication for every token (logits included)."""
         d, heads = self.d_model, (2 * self.num_heads + 2 * self.num_kv_heads)
         per_block = d * heads * self.head_dim + 3 * d * self.d_ffn
-        return self.num_blocks * per_block + d * (self.vocab_size or 0)
+        return self.num_blocks * per_block + d * self.vocab_size
 
     def flops_per_token(self, seq_len: int, *, causal: bool = True) -> float:
         """Model FLOPs of one training token, forward and backward, recomputation left out.

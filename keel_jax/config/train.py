@@ -12,9 +12,9 @@ class TrainConfig:
     """How long, how much at a time, and what is written down on the way."""
 
     # Length of the run in optimizer steps; 0: from num_tokens.
-    num_steps: int | None = option(0, Change.RESULTS)
+    num_steps: int = option(0, Change.RESULTS)
     # Length of the run in tokens, rounded up to steps; 0: from num_steps.
-    num_tokens: int | None = option(0, Change.RESULTS)
+    num_tokens: int = option(0, Change.RESULTS)
     # Sequences an optimizer step, over all devices.
     batch_size: int = option(16, Change.RUN)
     # T, tokens a sequence.
@@ -66,8 +66,8 @@ class TrainConfig:
             )
 
     def _resolve_length(self):
-        """Sets both numbers; a None counts as 0."""
-        steps, tokens = self.num_steps or 0, self.num_tokens or 0
+        """Sets both numbers."""
+        steps, tokens = self.num_steps, self.num_tokens
         limits.at_least("train.num_steps", steps, 0)
         limits.at_least("train.num_tokens", tokens, 0)
         if not (steps or tokens):

@@ -283,7 +283,7 @@ def _kept_a_row(model: config.ModelConfig, seq_len: int, save: str) -> int:
 @functools.cache
 def _block_params(model: config.ModelConfig) -> int:
     """Weights of one block."""
-    return (model.num_matmul_params - model.d_model * (model.vocab_size or 0)) // model.num_blocks
+    return (model.num_matmul_params - model.d_model * model.vocab_size) // model.num_blocks
 
 
 def advice(

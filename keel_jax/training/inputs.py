@@ -69,7 +69,7 @@ def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
       UserError: the model's vocabulary is smaller than the tokenizer's.
     """
     pieces, wanted = inputs.first.vocab_size, cfg.model.vocab_size
-    if wanted is not None and wanted < pieces:
+    if wanted and wanted < pieces:
         raise errors.UserError(
             f"model.vocab_size={wanted} is smaller than the {pieces} pieces of the tokenizer in "
             f"{inputs.first.path}; unset it to take the tokenizer's."

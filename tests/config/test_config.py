@@ -129,7 +129,7 @@ def test_mistakes_are_named(sections, message):
     values = config.to_dict(config.Config())
     values["train"] |= dict(num_steps=6, num_tokens=0)
     values["optim"]["warmup_steps"] = 2
-    values["model"] |= dict(num_heads=4, num_kv_heads=2, d_model=16, head_dim=None)
+    values["model"] |= dict(num_heads=4, num_kv_heads=2, d_model=16, head_dim=0)
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     with pytest.raises(ValueError, match=message):

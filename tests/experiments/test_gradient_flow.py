@@ -175,7 +175,7 @@ def test_the_run_writes_numbers_and_figures(monkeypatch, tmp_path):
 def test_a_trained_model_is_looked_at_before_and_after(token_dir, cache_dir, tmp_path):
     for topology in ("pre_ln", "keel"):  # with a final norm, and without
         cfg = conftest.tiny_config(
-            model=dict(vocab_size=None, topology=topology),
+            model=dict(vocab_size=0, topology=topology),
             data=dict(path=str(token_dir)),
             runtime=dict(compilation_cache_dir=cache_dir),
             trials=dict(seed=(3, 4)),

@@ -19,7 +19,7 @@ def run_dir(token_dir, cache_dir, tmp_path_factory):
     """Two trials of Keel, briefly trained."""
     workdir = tmp_path_factory.mktemp("run")
     cfg = conftest.tiny_config(
-        model=dict(vocab_size=None, num_blocks=N, init_std=0.2),
+        model=dict(vocab_size=0, num_blocks=N, init_std=0.2),
         data=dict(path=str(token_dir)),
         runtime=dict(compilation_cache_dir=cache_dir),
         trials=dict(seed=(3, 4)),

@@ -286,7 +286,7 @@ def test_a_run_logs_its_errors(token_dir, cache_dir, tmp_path):
     """The largest in metrics.jsonl, all of them by depth in the records of telemetry."""
     plan = dict(plan="reversible", anchor_blocks=2, fixed_point_iterations=1, error_bound=1e-9)
     cfg = conftest.tiny_config(
-        model=dict(vocab_size=None, num_blocks=4, recompute=plan),
+        model=dict(vocab_size=0, num_blocks=4, recompute=plan),
         data=dict(path=str(token_dir)),
         optim=dict(warmup_steps=0),
         train=dict(num_steps=2),
