@@ -10,10 +10,14 @@ ERROR = 1
 DIVERGED = 3
 # The plan does not fit the chip's memory: an answer, not a fault.
 DOES_NOT_FIT = 4
+# Of a launcher: a paid machine may have been left running, so nothing more is to be started.
+LEFT_RUNNING = 5
 # Asked to stop, saved, can go on (EX_TEMPFAIL).
 PREEMPTED = 75
 # It hung, or a process that it needs died, hung or never came: starting all of them again can help.
 HUNG = 76
+# Ctrl-C in a process that has nothing to save: 128 + SIGINT, as shells report it.
+INTERRUPTED = 130
 
 # What `status.json` calls each of them.
 STATES = {
