@@ -1,8 +1,8 @@
 """From nothing to samples: tokenizer, shards, a Keel of 64 sub-layers, its loss curve, its text.
 
 `make quickstart` runs `python -m experiments.quickstart --output=runs/quickstart`. Each stage is
-one of the project's own commands on the embedded corpus (this Python's standard library). Killed
-and started again, it goes on; done, it says so.
+one of the project's own commands on the embedded corpus, this Python's standard library. If it is
+killed, the same command goes on; if it has finished, the same command says so.
 """
 
 import gzip
@@ -24,11 +24,11 @@ from keel_jax.model import sampling
 from keel_jax.runtime import cli, exit_codes, files
 from keel_jax.training import logs
 
-# Below this share of the tokenizer's unigram entropy, text is predicted from its context and not
+# Below this fraction of the tokenizer's unigram entropy, text is predicted from its context and not
 # from token frequencies alone.
 LEARNED_FRACTION = 0.7
 VOCAB_SIZE = 1024
-# The corpus has some 600 files: enough of them for a steady estimate.
+# Of some 600 files: enough for a stable estimate.
 VALIDATION_FRACTION = 0.05
 PROMPTS = ("def ", "class ", "import ", "    def __init__(self", "# ", "if __name__")
 
@@ -63,7 +63,7 @@ def quickstart(output: pathlib.Path, num_steps: int | None) -> int:
     print("4/4  samples")
     result |= draw_samples(output)
     files.write_json(output / "result.json", result)
-    return tell(output, result, is_full=cfg.train.num_steps >= default_num_steps())
+    return report(output, result, is_full=cfg.train.num_steps >= default_num_steps())
 
 
 def default_num_steps() -> int:
@@ -72,7 +72,7 @@ def default_num_steps() -> int:
 
 
 def run_config(output: pathlib.Path, num_steps: int | None) -> config.Config:
-    """The run's config: the file's, on the data just prepared, perhaps longer."""
+    """The config file's, on the prepared data, and with another number of steps if given."""
     raw = quickstart_config.get_config()
     raw.data.path = str(output / "data")
     if num_steps:
@@ -82,16 +82,16 @@ def run_config(output: pathlib.Path, num_steps: int | None) -> config.Config:
 
 
 def measure(output: pathlib.Path) -> dict:
-    """The model's bits per byte on the validation split, beside what it is to be held against."""
-    found = evaluate.evaluate(output / "run", visible=True)
+    """The model's bits per byte on the validation split, and the numbers to compare it with."""
+    evaluated = evaluate.evaluate(output / "run", visible=True)
     token_set = shards.open_set(output / "data")
     split = token_set.split("validation")
     text = _text(token_set, split).encode()
     rows = [row for row in logs.read(output / "run") if "eval/bits_per_byte" in row]
     return {
         "python": sys.version.split()[0],
-        "step": found["step"],
-        "bits_per_byte": found["bits_per_byte"],
+        "step": evaluated["step"],
+        "bits_per_byte": evaluated["bits_per_byte"],
         "unigram_bits_per_byte": split.unigram_entropy_bits_per_byte,
         "gzip_bits_per_byte": 8 * len(gzip.compress(text, 9)) / len(text),
         "lzma_bits_per_byte": 8 * len(lzma.compress(text, preset=9)) / len(text),
@@ -132,25 +132,29 @@ def plot(output: pathlib.Path, result: dict) -> None:
 
 
 def draw_samples(output: pathlib.Path) -> dict:
-    """Samples, and the share of their lines that Python's tokenizer accepts."""
+    """Samples, and the fraction of their lines that Python's tokenizer accepts."""
     how = sampling.Sampling(temperature=0.7, top_p=0.95)
     texts = generate.generate(output / "run", list(PROMPTS), num_tokens=160, how=how)
     samples = [prompt + text for prompt, text in zip(PROMPTS, texts, strict=True)]
     lines = [line for sample in samples for line in sample.splitlines() if line.strip()]
-    share = sum(map(is_tokenizable, lines)) / max(1, len(lines))
-    return {"samples": samples, "sample_lines": len(lines), "tokenizable_lines_fraction": share}
+    fraction = sum(map(is_tokenizable, lines)) / max(1, len(lines))
+    return {
+        "samples": samples,
+        "sample_lines": len(lines),
+        "tokenizable_lines_fraction": fraction,
+    }
 
 
 def is_tokenizable(line: str) -> bool:
     """Whether Python's tokenizer accepts the line on its own."""
     try:
-        found = list(tokenize.generate_tokens(io.StringIO(line.strip() + "\n").readline))
+        tokens = list(tokenize.generate_tokens(io.StringIO(line.strip() + "\n").readline))
     except (tokenize.TokenError, SyntaxError):
         return False
-    return all(token.type != tokenize.ERRORTOKEN for token in found)
+    return all(token.type != tokenize.ERRORTOKEN for token in tokens)
 
 
-def tell(output: pathlib.Path, result: dict, *, is_full: bool) -> int:
+def report(output: pathlib.Path, result: dict, *, is_full: bool) -> int:
     """Prints the result; ERROR if a run of full length did not learn what it should."""
     for sample in result["samples"][:3]:
         print("-" * 72 + "\n" + sample)
@@ -177,8 +181,8 @@ def tell(output: pathlib.Path, result: dict, *, is_full: bool) -> int:
     learned = fraction < LEARNED_FRACTION and falling
     if is_full and not learned:
         print(
-            f"error: expected less than {LEARNED_FRACTION:.0%} of the unigram entropy, and "
-            "falling.",
+            f"error: expected less than {LEARNED_FRACTION:.0%} of the unigram entropy, and a "
+            "falling loss.",
             file=sys.stderr,
         )
         return exit_codes.ERROR
@@ -186,24 +190,24 @@ def tell(output: pathlib.Path, result: dict, *, is_full: bool) -> int:
 
 
 def _text(token_set: shards.TokenSet, split: shards.TokenSplit) -> str:
-    """The split's text, documents joined as they stand."""
+    """The split's text, its documents joined without separators."""
     ids = split.tokens(0, split.num_tokens)
-    text = token_set.tokenizer()
+    tokenizer = token_set.tokenizer()
     documents = np.split(ids, np.flatnonzero(ids == token_set.eos_id))
-    return "".join(text.decode(document[1:]) for document in documents if len(document) > 1)
+    return "".join(tokenizer.decode(document[1:]) for document in documents if len(document) > 1)
 
 
-def main(_):
+def main(_: list[str]) -> int:
+    """Runs the stages, unless a run of as many steps is done already; the exit code."""
     output = pathlib.Path(_OUTPUT.value)
-    done = output / "result.json"
-    wanted = _NUM_STEPS.value or default_num_steps()
-    result = files.read_json(done)
-    if result and result["step"] >= wanted:
+    num_steps = _NUM_STEPS.value or default_num_steps()
+    result = files.read_json(output / "result.json")
+    if result and result["step"] >= num_steps:
         print(
             f"{output} is done: {result['step']} steps. Longer: make quickstart STEPS=1000. "
             f"Again: remove {output}."
         )
-        return tell(output, result, is_full=wanted >= default_num_steps())
+        return report(output, result, is_full=num_steps >= default_num_steps())
     return quickstart(output, _NUM_STEPS.value)
 
 

@@ -1,1 +1,1 @@
-"""What Keel's alpha and its other choices are worth: NOTES.md."""
+"""What Keel's alpha and its other choices are worth."""

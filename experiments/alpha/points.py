@@ -1,6 +1,7 @@
 """The runs of each preset: one series a variant."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 from experiments.sweeps import experiment, point
 
@@ -41,7 +42,7 @@ def micro() -> experiment.Preset:
         range(3),
         {"train.num_steps": 150, "optim.warmup_steps": 30},
     )
-    # What is not a value of alpha: at the larger rate alone.
+    # The choices other than alpha are run at the larger rate alone.
     points = [each for each in points if each.series not in VARIANTS or each.peak_lr == 1e-2]
     return experiment.Preset(points=points, stdlib_vocab_size=384, max_trials=6)
 
@@ -71,11 +72,18 @@ def paper() -> experiment.Preset:
 PRESETS = {"micro": micro, "small": small, "paper": paper}
 
 
-def _points(shape, num_blocks, rates, seeds, overrides, suffix="") -> list[point.Point]:
+def _points(
+    config_file: str,
+    num_blocks: int,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    overrides: Mapping[str, object],
+    suffix: str = "",
+) -> list[point.Point]:
     points = []
     for name, alpha in alphas(num_blocks).items():
-        own = {"model.topology": "keel"} | ({} if alpha is None else {"model.alpha": alpha})
-        points += point.grid(name + suffix, shape, {**overrides, **own}, rates, seeds)
+        own = {"model.topology": "keel", **({} if alpha is None else {"model.alpha": alpha})}
+        points += point.grid(name + suffix, config_file, {**overrides, **own}, rates, seeds)
     for name, own in VARIANTS.items():
-        points += point.grid(name + suffix, shape, {**overrides, **own}, rates, seeds)
+        points += point.grid(name + suffix, config_file, {**overrides, **own}, rates, seeds)
     return points

@@ -1,14 +1,14 @@
 """What depth costs the compiler: `python -m experiments.benchmarks.compile [--topology=v5e:2x2]`.
 
-Lowers and compiles the real train step (no cache) at several depths, for this machine's CPU or for
-a TPU slice that need not be there, and prints seconds and the number of instructions of the
-compiled program. Rates of a shared machine are ratios: compare the lines of one run.
+Lowers and compiles the real train step, without a cache, at several depths, for this machine's CPU
+or for a TPU slice that need not be present. Prints the seconds, and the number of instructions of
+the compiled program. On a shared machine only the ratios between the lines of one run mean
+something.
 """
 
 import dataclasses
-import json
-import pathlib
 import time
+from typing import Any
 
 import jax
 from absl import flags
@@ -18,11 +18,13 @@ from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import topology
 from keel_jax.planning import resolve
-from keel_jax.runtime import cli, compilation, compiler_options, versions
+from keel_jax.runtime import cli, compilation, compiler_options, files, versions
 from keel_jax.training import step as step_lib
 
-# On a TPU a model of a width that its matrix unit fills: less is padded, and compiled otherwise.
-_TPU_WIDTHS = dict(d_model=512, d_ffn=1024, num_heads=4, num_kv_heads=2, compute_dtype="bfloat16")
+# On a TPU, a width that fills its matrix unit: smaller ones are padded, and compiled otherwise.
+_TPU_WIDTHS: dict[str, Any] = dict(
+    d_model=512, d_ffn=1024, num_heads=4, num_kv_heads=2, compute_dtype="bfloat16"
+)
 
 
 def measure(num_blocks: int, plan: config.RecomputeConfig, slice_name: str = "") -> dict:
@@ -45,26 +47,28 @@ def measure(num_blocks: int, plan: config.RecomputeConfig, slice_name: str = "")
     begin = time.monotonic()
     lowered = step_lib.lower_train_step(resolve.resolve(cfg, mesh), mesh)
     middle = time.monotonic()
-    compiled = lowered.compile(compiler_options=compiler_options.options(devices[0]))
+    compiled = lowered.compile(compiler_options={**compiler_options.options(devices[0])})
     end = time.monotonic()
-    lines = compiled.as_text().splitlines()
+    text = compiled.as_text()
+    assert text is not None, "an executable of CPUs and TPUs has a text"
     return {
         "num_blocks": num_blocks,
         "num_sublayers": 2 * num_blocks,
         "lower_seconds": middle - begin,
         "compile_seconds": end - middle,
-        "instructions": sum(" = " in line for line in lines),
+        "instructions": sum(" = " in line for line in text.splitlines()),
     }
 
 
-def main(_):
+def main(_: list[str]) -> None:
+    """Measures what the flags say."""
     compilation.enable_cache("")
     if _TOPOLOGY.value:
         topology.prepare(_TOPOLOGY.value)
     plan = config.RecomputeConfig(
         plan=_PLAN.value, segment_blocks=tuple(map(int, _SEGMENT_BLOCKS.value))
     )
-    measure(2, plan, _TOPOLOGY.value)  # imports and first-use costs
+    measure(2, plan, _TOPOLOGY.value)  # not counted: imports, and what the first use costs
     rows = []
     print(f"{'blocks':>7} {'sub-layers':>11} {'lower s':>8} {'compile s':>10} {'instructions':>13}")
     for num_blocks in map(int, _NUM_BLOCKS.value):
@@ -82,7 +86,7 @@ def main(_):
             "recompute": dataclasses.asdict(plan),
             **versions.describe(),
         }
-        pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+        files.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What preparing and loading data cost: `python -m experiments.benchmarks.data`.
 
 Side by side in one run: tokens/s of our preparation with 1 and 2 workers, of SentencePiece alone on
-the same text with the same model, of the loader, and of the quickstart's train step, which is what
-the loader must keep up with. Rates of a shared machine are ratios: compare the lines of one run.
+the same text with the same model, of the loader, and of the quickstart's train step, with which
+the loader must keep up. On a shared machine only the ratios between the lines of one run mean
+something.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ VALIDATION_FRACTION = 0.05
 def bench_preparation(
     inputs: list[str], directory: pathlib.Path, vocab_size: int, num_rounds: int
 ) -> dict:
-    """tokens/s of preparation (tokenizing and writing; the tokenizer's training apart)."""
+    """tokens/s of preparation: tokenizing and writing, without the tokenizer's training."""
     rounds = {"sentencepiece": [], "workers_1": [], "workers_2": []}
     total_seconds = {1: [], 2: []}
     for round_number in range(num_rounds):
@@ -63,7 +64,7 @@ def bench_preparation(
 
 
 def _sentencepiece_tokens_per_second(inputs: list[str], directory: pathlib.Path) -> float:
-    """SentencePiece's own encode, one thread, ids to Python lists, nothing read or written."""
+    """Of SentencePiece's own encode in one thread, to Python lists; nothing is read or written."""
     model = shards.open_set(directory).tokenizer()
     processor = sentencepiece.SentencePieceProcessor(
         model_proto=(directory / shards.TOKENIZER_FILE).read_bytes()
@@ -79,7 +80,7 @@ def _sentencepiece_tokens_per_second(inputs: list[str], directory: pathlib.Path)
 
 
 def bench_loader(directory: str, seq_len: int, batch_size: int, num_batches: int) -> dict:
-    """Seconds to the first batch and tokens/s after it; the first is on freshly opened files."""
+    """Seconds to the first batch, on freshly opened files, and tokens/s after it."""
     gc.collect()
     begin = time.perf_counter()
     batches = loader.train_batches(
@@ -101,9 +102,9 @@ def bench_loader(directory: str, seq_len: int, batch_size: int, num_batches: int
 
 
 def bench_step(directory: str, num_steps: int) -> dict:
-    """tokens/s of the quickstart's train step, compiled, on a batch that is there already."""
-    # Here and not at the top: the workers of `bench_preparation` import this module, and their
-    # start is part of what is measured.
+    """tokens/s of the quickstart's compiled train step, on a batch that lies on the device."""
+    # Imported here, as the workers of `bench_preparation` import this module, and their start is
+    # part of what is measured.
     import jax
 
     from keel_jax.parallel import mesh as mesh_lib
@@ -117,14 +118,14 @@ def bench_step(directory: str, num_steps: int) -> dict:
     raw.model.vocab_size = token_set.vocab_size
     cfg = config.from_config_dict(raw)
     mesh = mesh_lib.make(cfg.mesh)
-    places = {key: array.sharding for key, array in step_lib.abstract_batch(cfg, mesh).items()}
+    shardings = {key: array.sharding for key, array in step_lib.abstract_batch(cfg, mesh).items()}
     train_step = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
     with contextlib.closing(
         loader.train_batches(
             [token_set], seq_len=cfg.train.seq_len, batch_size=cfg.train.batch_size, seed=0
         )
     ) as batches:
-        batch = jax.device_put(next(batches), places)
+        batch = jax.device_put(next(batches), shardings)
     state, sums = train_step(state_lib.create(cfg, mesh), batch)
     jax.block_until_ready(sums)
     begin = time.perf_counter()
@@ -143,8 +144,8 @@ def bench_step(directory: str, num_steps: int) -> dict:
 
 
 def bench(directory: pathlib.Path) -> dict:
-    """Everything, under `directory`."""
-    import grain  # noqa: F401 - its import (with jax) is not the loader's cold start
+    """Everything that the flags ask for; token shards are written under `directory`."""
+    import grain  # noqa: F401 - its import (with jax) is not to count as the loader's start
 
     prepared = bench_preparation(_INPUT.value, directory, _VOCAB_SIZE.value, _ROUNDS.value)
     tokens = prepared.pop("directory")
@@ -160,7 +161,7 @@ def bench(directory: pathlib.Path) -> dict:
 
 
 def describe(result: dict) -> str:
-    """The result for people."""
+    """The result as text."""
     prepared, loaded = result["preparation"], result["loading"]
     lines = [
         f"{prepared['num_bytes']} bytes, {prepared['num_tokens']} tokens of "
@@ -186,7 +187,8 @@ def describe(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main(_):
+def main(_: list[str]) -> None:
+    """Measures what the flags say."""
     with tempfile.TemporaryDirectory() as directory:
         result = bench(pathlib.Path(directory))
     print(describe(result))
@@ -198,7 +200,7 @@ if __name__ == "__main__":
     _INPUT = flags.DEFINE_multi_string("input", [corpus.STDLIB], "As in keel_jax.prepare.")
     _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 1024, "Ids of the tokenizer.")
     _ROUNDS = flags.DEFINE_integer("rounds", 3, "Repetitions, interleaved; medians are printed.")
-    # The quickstart's shape, so that loading is compared with the step that eats such batches.
+    # The quickstart's shape, so that loading is compared with the step that takes such batches.
     _SEQ_LEN = flags.DEFINE_integer("seq_len", 128, "Tokens a row that is loaded.")
     _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch that is loaded.")
     _NUM_BATCHES = flags.DEFINE_integer("num_batches", 500, "Batches timed.")

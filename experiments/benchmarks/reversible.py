@@ -1,25 +1,25 @@
-"""How good a backward pass is that runs the blocks backwards: `experiments.benchmarks.reversible`.
+"""How exact the backward pass of the plan "reversible" is: `experiments.benchmarks.reversible`.
 
-Trains small Keels of several depths (or takes what an earlier call has trained), and compares the
-gradient of the plan "reversible" (docs/reversible.md) with that of the plan "block" at the trained
-weights, on a batch that was not trained on. Without --error_bound nothing falls back:
+Trains small Keels of several depths, or takes those that an earlier call has trained, and compares
+the gradient of the plan "reversible" (docs/reversible.md) with that of the plan "block" at the
+trained weights, on a batch that was not trained on. Without --error_bound no stretch falls back.
 
     error   largest relative error of the reconstructed stream at an anchor
     step    largest last step of the iteration, relative
-    over    share of the stretches where one of the two is not below 1 %
+    over    fraction of the stretches where one of the two is not below 1 %
     all     |g - g'| / |g| of all the blocks' gradients as one vector, and 1 - cosine
-    worst   the same of the matrix (all blocks of one kind) where it is largest
+    worst   |g - g'| / |g| of the matrix (of all blocks together) where it is largest
 
-and, in bf16, what bf16 itself costs: the exact gradient in bf16 against that in float32.
+In bf16 it also prints what bf16 itself costs: the exact gradient in bf16 against float32.
 
     python -m keel_jax.prepare --input=stdlib --output=runs/stdlib_384 --vocab_size=384
     python -m experiments.benchmarks.reversible --data=runs/stdlib_384 --workdir=runs/reversible
 """
 
 import dataclasses
-import json
-import pathlib
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,21 +28,24 @@ from etils import epath
 
 from experiments.configs import tiny
 from keel_jax import config, train
-from keel_jax.model import layers, reversible
+from keel_jax.model import depth, layers
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import cli, compilation, versions
+from keel_jax.runtime import cli, compilation, files, versions
 from keel_jax.training import checkpoint, inputs, logs
 from keel_jax.training import step as step_lib
 
+# A tree of arrays.
+Params: TypeAlias = Any
+
 _EXACT = config.RecomputeConfig(plan="block")
-# Nothing exceeds it: what is measured is the reconstruction alone.
+# No error exceeds it, so that the reconstruction alone is measured.
 _NO_BOUND = 1e30
-# What "over" counts.
+# "over" counts what is not below it.
 _ONE_PERCENT = 1e-2
 
 
 def run_config(num_blocks: int, num_steps: int, peak_lr: float, data: str) -> config.Config:
-    """A Keel 32 wide, so that its depth is what it is made of."""
+    """A Keel 32 wide: narrow, so that it can be deep."""
     raw = tiny.get_config()
     raw.data.path = data
     raw.model.num_blocks = num_blocks
@@ -61,41 +64,50 @@ def run_config(num_blocks: int, num_steps: int, peak_lr: float, data: str) -> co
     return config.from_config_dict(raw)
 
 
-def gradient(cfg: config.Config, plan: config.RecomputeConfig, dtype: str):
-    """Compiled: (params, batch) -> the blocks' gradients, and what the stretches tell, [A, 2]."""
+def gradient(
+    cfg: config.Config, plan: config.RecomputeConfig, dtype: str
+) -> Callable[[Params, dict], tuple[Params, jax.Array | None]]:
+    """Jitted: (params, batch) -> the blocks' gradients, and the errors of the stretches, [A, 2].
+
+    Only the plan "reversible" has stretches; for others the second is None.
+    """
     model = dataclasses.replace(cfg.model, recompute=plan, compute_dtype=dtype)
     cfg = dataclasses.replace(cfg, model=model)
 
     @jax.jit
     def run(params, batch):
-        probe_A2 = reversible.probe(plan, cfg.model.num_blocks)
-        gradients = jax.grad(step_lib.objective, argnums=(0, 4), has_aux=True)
-        (found, told_A2), _ = gradients(params, batch, cfg, None, probe_A2)
-        return found["block"], told_A2
+        measured = depth.step_instruments(cfg.model)
+        gradients = jax.grad(step_lib.objective, argnums=(0, 3), has_aux=True)
+        (grads, cotangents), _ = gradients(params, batch, cfg, measured)
+        return grads["block"], cotangents.reversal
 
     return run
 
 
-def compare(found, exact) -> dict:
+def compare(grads: Params, exact: Params) -> dict:
     """Distances of two trees of gradients: together, and of the worst matrix."""
-    square = lambda tree: sum(jnp.vdot(g, g) for g in jax.tree.leaves(tree))  # noqa: E731
-    difference = jax.tree.map(jnp.subtract, found, exact)
-    dots = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, found, exact)))
+    difference = jax.tree.map(jnp.subtract, grads, exact)
+    dots = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, exact)))
     matrices = [
-        float(jnp.sqrt(square(part[name]) / square(exact[kind][name])))
-        for kind, part in difference.items()
-        for name in part
+        float(jnp.sqrt(_square(branch[name]) / _square(exact[kind][name])))
+        for kind, branch in difference.items()
+        for name in branch
         if name in layers.MATRICES
     ]
     return {
-        "all": float(jnp.sqrt(square(difference) / square(exact))),
-        "one_minus_cosine": float(1 - dots / jnp.sqrt(square(found) * square(exact))),
+        "all": float(jnp.sqrt(_square(difference) / _square(exact))),
+        "one_minus_cosine": float(1 - dots / jnp.sqrt(_square(grads) * _square(exact))),
         "worst": max(matrices),
     }
 
 
-def trained(cfg: config.Config, workdir: epath.Path):
-    """The run's last weights, a batch that it has not seen, and its validation loss."""
+def _square(tree: Params) -> jax.Array:
+    """The sum of the squares of all leaves."""
+    return jnp.asarray(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def trained(cfg: config.Config, workdir: epath.Path) -> tuple[config.Config, Params, dict, float]:
+    """The run's config, last weights, a batch that it was not trained on, validation loss."""
     train.train(cfg, workdir)
     cfg = checkpoint.load_config(workdir)
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
@@ -107,7 +119,40 @@ def trained(cfg: config.Config, workdir: epath.Path):
     return cfg, params, next(batches), rows[-1]["eval/loss_nats_per_token"]
 
 
-def main(_):
+def measure(
+    cfg: config.Config, params: Params, batch: dict, plans: Sequence[config.RecomputeConfig]
+) -> Iterator[dict]:
+    """The rows of one model: each dtype's own error, and that of each plan in it."""
+    num_blocks = cfg.model.num_blocks
+    in_float32, _ = gradient(cfg, _EXACT, "float32")(params, batch)
+    for dtype in _DTYPES.value:
+        exact, _ = gradient(cfg, _EXACT, dtype)(params, batch)
+        begin = time.monotonic()
+        if dtype != "float32":
+            own = compare(exact, in_float32)
+            yield dict(num_blocks=num_blocks, dtype=dtype, plan="block", **own)
+        for plan in plans:
+            grads, errors_A2 = gradient(cfg, plan, dtype)(params, batch)
+            assert errors_A2 is not None, "the plan is reversible"
+            error, step = map(float, errors_A2.max(axis=0))
+            yield dict(
+                num_blocks=num_blocks,
+                dtype=dtype,
+                plan="reversible",
+                anchor_blocks=plan.anchor_blocks,
+                fixed_point_iterations=plan.fixed_point_iterations,
+                error=error,
+                step=step,
+                error_bound=plan.error_bound,
+                over=float(jnp.mean(jnp.any(~(errors_A2 < _ONE_PERCENT), axis=1))),
+                **compare(grads, exact),
+                worst_to_float32=compare(grads, in_float32)["worst"],
+                seconds=time.monotonic() - begin,
+            )
+
+
+def main(_: list[str]) -> None:
+    """Trains and measures what the flags say."""
     compilation.enable_cache("")
     rows = []
     for num_blocks in map(int, _NUM_BLOCKS.value):
@@ -119,51 +164,12 @@ def main(_):
             f"validation {loss:.3f} nats a token"
         )
         print(
-            f"{'dtype':>9} {'anchors':>8} {'fixed_point_iterations':>12} {'error':>9} {'step':>9} "
+            f"{'dtype':>9} {'anchors':>8} {'iterations':>12} {'error':>9} {'step':>9} "
             f"{'over':>9} {'all':>9} {'1 - cos':>9} {'worst':>9}"
         )
-        in_float32 = gradient(cfg, _EXACT, "float32")(params, batch)[0]
-        for dtype in _DTYPES.value:
-            exact = gradient(cfg, _EXACT, dtype)(params, batch)[0]
-            begin = time.monotonic()
-            if dtype != "float32":
-                rows.append(
-                    dict(
-                        num_blocks=num_blocks,
-                        dtype=dtype,
-                        plan="block",
-                        **compare(exact, in_float32),
-                    )
-                )
-                _tell(rows[-1])
-            for blocks, fixed_point_iterations in _cases(_CASES.value):
-                if blocks > num_blocks:
-                    continue
-                plan = config.RecomputeConfig(
-                    plan="reversible",
-                    anchor_blocks=blocks,
-                    fixed_point_iterations=fixed_point_iterations,
-                    error_bound=_ERROR_BOUND.value,
-                )
-                found, told_A2 = gradient(cfg, plan, dtype)(params, batch)
-                error, step = map(float, told_A2.max(axis=0))
-                rows.append(
-                    dict(
-                        num_blocks=num_blocks,
-                        dtype=dtype,
-                        plan="reversible",
-                        anchor_blocks=blocks,
-                        fixed_point_iterations=fixed_point_iterations,
-                        error=error,
-                        step=step,
-                        error_bound=_ERROR_BOUND.value,
-                        over=float(jnp.mean(jnp.any(~(told_A2 < _ONE_PERCENT), axis=1))),
-                        **compare(found, exact),
-                        worst_to_float32=compare(found, in_float32)["worst"],
-                        seconds=time.monotonic() - begin,
-                    )
-                )
-                _tell(rows[-1])
+        for row in measure(cfg, params, batch, _plans(_CASES.value, num_blocks)):
+            rows.append(row)
+            print(describe(row), flush=True)
         if _JSON.value:
             result = {
                 "rows": rows,
@@ -171,30 +177,44 @@ def main(_):
                 "num_steps": _NUM_STEPS.value,
                 **versions.describe(),
             }
-            pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+            files.write_json(_JSON.value, result)
 
 
-def _cases(texts: list[str]) -> list[tuple[int, int]]:
-    """(blocks of a stretch, fixed_point_iterations) from "8:1", …"""
-    return [tuple(map(int, text.split(":"))) for text in texts]
+def _plans(cases: Sequence[str], num_blocks: int) -> list[config.RecomputeConfig]:
+    """The plans of the cases "8:1", … (blocks of a stretch, iterations) that the depth allows."""
+    pairs = [tuple(map(int, case.split(":"))) for case in cases]
+    return [
+        config.RecomputeConfig(
+            plan="reversible",
+            anchor_blocks=anchor_blocks,
+            fixed_point_iterations=iterations,
+            error_bound=_ERROR_BOUND.value,
+        )
+        for anchor_blocks, iterations in pairs
+        if anchor_blocks <= num_blocks
+    ]
 
 
-def _tell(row: dict):
+def describe(row: dict) -> str:
+    """One line of the table."""
     blank = "-"
     numbers = [
         f"{row[name]:9.1e}" if name in row else f"{blank:>9}"
         for name in ("error", "step", "over", "all", "one_minus_cosine", "worst")
     ]
-    print(
+    return (
         f"{row['dtype']:>9} {row.get('anchor_blocks', blank):>8} "
-        f"{row.get('fixed_point_iterations', blank):>12} {' '.join(numbers)}",
-        flush=True,
+        f"{row.get('fixed_point_iterations', blank):>12} {' '.join(numbers)}"
     )
 
 
 if __name__ == "__main__":
-    _DATA = flags.DEFINE_string("data", None, "Token shards, as of keel_jax.prepare.")
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Where the trained models lie, or will.")
+    _DATA = flags.DEFINE_string(
+        "data", None, "Token shards, as of keel_jax.prepare.", required=True
+    )
+    _WORKDIR = flags.DEFINE_string(
+        "workdir", None, "Directory of the trained models.", required=True
+    )
     _NUM_BLOCKS = flags.DEFINE_list("num_blocks", "16,64,256", "Depths.")
     _NUM_STEPS = flags.DEFINE_integer("num_steps", 300, "Steps of training.", lower_bound=2)
     _PEAK_LR = flags.DEFINE_float("peak_lr", 1e-2, "Of the training.", lower_bound=0.0)
@@ -208,5 +228,4 @@ if __name__ == "__main__":
     )
     _DTYPES = flags.DEFINE_list("dtypes", "float32,bfloat16", "Of multiplications.")
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
-    flags.mark_flags_as_required(["data", "workdir"])
     cli.run(main)

@@ -1,22 +1,22 @@
-"""A training step against what one would use instead: `python -m experiments.benchmarks.step`.
+"""A training step against the alternatives to it: `python -m experiments.benchmarks.step`.
 
 Step seconds, peak memory and compile seconds of this project's step, of the same blocks in a Python
 loop in Flax, of a plain scan with recomputation, and of transformers' Llama on PyTorch
 (`pip install -e .[bench]`), at several depths and one shape. Each contender is a process of its
-own, so that the memory is its own; all of one depth live at once, and take their steps in turn, so
-that a busy machine slows all of them. Ratios are to be read, seconds are the machine's.
+own, so that its memory can be measured. All contenders of one depth run at once and take their
+steps in turn, so that a busy machine slows all of them alike. Only the ratios mean something
+elsewhere.
 
 Each number of seconds stands beside the CPU time of all threads, which other work on the machine
-stretches less. What comes before the first step's end, building and compiling, is not taken in
-turn: its ratio is that of CPU times.
+changes less. Building, compiling and the first step are not taken in turn; their ratio is that of
+CPU times.
 
-A contender whose first step takes longer than --limit_seconds is stopped and left out at greater
-depths: that is told, as compile time is what a Python loop pays with.
+A contender whose first step takes longer than --limit_seconds is stopped, reported, and left out at
+greater depths: compile time is what a Python loop over blocks costs.
 """
 
 import importlib.util
 import json
-import pathlib
 import queue
 import statistics
 import subprocess
@@ -26,7 +26,7 @@ import threading
 from absl import flags
 
 from keel_jax import errors
-from keel_jax.runtime import cli, versions
+from keel_jax.runtime import cli, files, versions
 
 CONTENDERS = ("keel_jax", "keel_jax pre_ln", "unrolled Flax", "plain scan", "Llama (torch)")
 _REFERENCE = CONTENDERS[0]
@@ -34,7 +34,7 @@ _NEEDS = {"Llama (torch)": ("torch", "transformers")}
 
 
 class Worker:
-    """The process of one contender."""
+    """The process of one contender (step_worker.py)."""
 
     def __init__(self, name: str, shape: dict):
         words = [
@@ -48,47 +48,55 @@ class Worker:
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        self._lines, self._errors = queue.Queue(), []
+        assert self._process.stdin and self._process.stdout and self._process.stderr, "all pipes"
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._stderr = self._process.stderr
+        # Its JSON objects, and None at its end.
+        self._messages: queue.Queue[dict | None] = queue.Queue()
+        self._errors: list[str] = []
         self._threads = [
-            threading.Thread(target=self._read_lines, daemon=True),
-            threading.Thread(target=lambda: self._errors.extend(self._process.stderr), daemon=True),
+            threading.Thread(target=self._read_messages, daemon=True),
+            threading.Thread(target=lambda: self._errors.extend(self._stderr), daemon=True),
         ]
         for thread in self._threads:
             thread.start()
 
-    def _read_lines(self):
-        for line in self._process.stdout:
+    def _read_messages(self) -> None:
+        for line in self._stdout:
             if line.startswith("{"):
-                self._lines.put(json.loads(line))
-        self._lines.put(None)
+                self._messages.put(json.loads(line))
+        self._messages.put(None)
 
-    def answer(self, seconds: float | None = None) -> dict | None:
-        """The next thing that it tells; None if it takes longer than `seconds`.
+    def next_message(self, seconds: float | None = None) -> dict | None:
+        """Its next message; None if that takes longer than `seconds`.
 
         Raises:
-          RuntimeError: it has ended; with the end of what it wrote.
+          RuntimeError: it has ended; with the last lines of its stderr.
         """
         try:
-            found = self._lines.get(timeout=seconds)
+            message = self._messages.get(timeout=seconds)
         except queue.Empty:
             return None
-        if found is None:
+        if message is None:
             self._threads[1].join()
             raise RuntimeError(f"{self.name} ended:\n{''.join(self._errors[-20:])}")
-        return found
+        return message
 
-    def take(self, num_steps: int) -> dict:
-        """Takes steps; what it tells of them."""
-        self._process.stdin.write(f"{num_steps}\n")
-        self._process.stdin.flush()
-        return self.answer()
+    def take_steps(self, num_steps: int) -> dict:
+        """Has it take steps, and waits for what it measured."""
+        self._stdin.write(f"{num_steps}\n")
+        self._stdin.flush()
+        message = self.next_message()
+        assert message is not None, "without a limit it waits"
+        return message
 
-    def stop(self):
+    def stop(self) -> None:
+        """Ends the process."""
         self._process.kill()
         self._process.wait()
         for thread in self._threads:
             thread.join()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+        for stream in (self._stdin, self._stdout, self._stderr):
             stream.close()
 
 
@@ -99,22 +107,22 @@ def measure(shape: dict, names: list[str], rounds: int, steps: int, limit: float
         for name in names:
             worker = Worker(name, shape)
             workers.append(worker)
-            first = worker.answer(limit)
+            first = worker.next_message(limit)
             rows[name] = {"contender": name, "num_blocks": shape["num_blocks"]}
             if first is None:
                 rows[name]["stopped_after_seconds"] = limit
                 workers.pop().stop()
             else:
                 rows[name] |= first
-        told = {worker.name: [] for worker in workers}
+        turns = {worker.name: [] for worker in workers}
         for _ in range(rounds):
             for worker in workers:
-                told[worker.name].append(worker.take(steps))
-        for name, answers in told.items():
+                turns[worker.name].append(worker.take_steps(steps))
+        for name, messages in turns.items():
             for key in ("step_seconds", "step_cpu_seconds"):
-                rows[name][key] = statistics.median(answer[key] for answer in answers)
-            rows[name]["process_bytes"] = answers[-1]["process_bytes"]
-            rows[name]["device_bytes"] = answers[-1]["device_bytes"]
+                rows[name][key] = statistics.median(message[key] for message in messages)
+            rows[name]["process_bytes"] = messages[-1]["process_bytes"]
+            rows[name]["device_bytes"] = messages[-1]["device_bytes"]
     finally:
         for worker in workers:
             worker.stop()
@@ -127,7 +135,7 @@ def with_ratios(rows: list[dict]) -> list[dict]:
     return [
         row
         | {
-            f"{key}_ratio": row[f"{key}"] / reference[f"{key}"]
+            f"{key}_ratio": row[key] / reference[key]
             for key in (
                 "step_seconds",
                 "step_cpu_seconds",
@@ -149,7 +157,7 @@ def describe(row: dict) -> str:
     compiled = row["compile_seconds"]
     memory = "device_bytes" if row["device_bytes"] else "process_bytes"
 
-    def ratio(key):
+    def ratio(key: str) -> str:
         return f"{row[f'{key}_ratio']:6.2f}" if f"{key}_ratio" in row else f"{'-':>6}"
 
     return (
@@ -162,7 +170,8 @@ def describe(row: dict) -> str:
     )
 
 
-def main(_):
+def main(_: list[str]) -> None:
+    """Measures what the flags say."""
     lacking = {
         name: [m for m in modules if not importlib.util.find_spec(m)]
         for name, modules in _NEEDS.items()
@@ -170,8 +179,10 @@ def main(_):
     names = [name for name in CONTENDERS if not lacking.get(name)]
     for name, modules in lacking.items():
         if modules:
-            told = " and no ".join(modules)
-            print(f"{name} is left out: no {told} here; pip install -e .[bench]")
+            print(
+                f"{name} is left out: {' and '.join(modules)} not installed; "
+                "pip install -e .[bench]"
+            )
     print(
         f"{'blocks':>7} {'contender':>16} {'step s':>9} {'ratio':>6} {'CPU s':>9} {'ratio':>6} "
         f"{'peak MiB':>9} {'ratio':>6} "
@@ -179,8 +190,11 @@ def main(_):
     )
     all_rows = []
     for num_blocks in map(int, _NUM_BLOCKS.value):
-        shape = {"num_blocks": num_blocks, **{flag.name: flag.value for flag in _SHAPE}}
-        shape["compute_dtype"] = _COMPUTE_DTYPE.value
+        shape = {
+            "num_blocks": num_blocks,
+            **{flag.name: flag.value for flag in _SHAPE},
+            "compute_dtype": _COMPUTE_DTYPE.value,
+        }
         rows = with_ratios(measure(shape, names, _ROUNDS.value, _STEPS.value, _LIMIT.value))
         for row in rows:
             print(describe(row), flush=True)
@@ -188,12 +202,12 @@ def main(_):
         names = [row["contender"] for row in rows if "stopped_after_seconds" not in row]
         if _REFERENCE not in names:
             raise errors.UserError(
-                f"{_REFERENCE} itself took no step within --limit_seconds={_LIMIT.value:g}: give "
-                "it more time, or less depth."
+                f"{_REFERENCE} itself took no step within --limit_seconds={_LIMIT.value:g}: raise "
+                "the limit, or give a smaller --num_blocks."
             )
     if _JSON.value:
         result = {"rows": all_rows, "shape": shape, **versions.describe()}
-        pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+        files.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":

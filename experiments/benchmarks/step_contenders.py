@@ -1,14 +1,16 @@
-"""What `bench_step` compares: training steps of one shape, by this project and by others.
+"""What `benchmarks.step` compares: training steps of one shape, by this project and by others.
 
 Each contender trains a decoder of N blocks (grouped-query attention with RoPE, SwiGLU, RMSNorm)
-with AdamW, clipping to norm 1 and every block recomputed, on random tokens. It is built once, then
-steps when told; `experiments.benchmarks.step_worker` keeps each in a process of its own.
+with AdamW, clipping to norm 1 and every block recomputed, on random tokens.
+`experiments.benchmarks.step_worker` keeps each in a process of its own.
 """
 
 import contextlib
 import dataclasses
 import time
 import typing
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.benchmarks import random_batches
 from keel_jax import config
 from keel_jax.model import depth, lm
 from keel_jax.parallel import mesh as mesh_lib
@@ -41,6 +44,7 @@ class Shape:
     compute_dtype: str
 
     def config(self, topology: str) -> config.Config:
+        """The config of the step of this shape."""
         values = dataclasses.asdict(self)
         train = {name: values.pop(name) for name in ("batch_size", "seq_len")}
         return config.Config(
@@ -59,27 +63,36 @@ class Shape:
 
 
 class Contender(typing.Protocol):
-    """Built in its constructor, compiled where it compiles."""
+    """A model with its optimizer, built and compiled by its constructor."""
 
-    # None: nothing is compiled ahead.
-    compile_seconds: float | None
+    @property
+    def compile_seconds(self) -> float | None:
+        """None: nothing is compiled ahead of the first step."""
 
     def step(self) -> float:
         """Takes one step, waits for it, and returns the loss in nats a token."""
+        ...
 
     def device_peak_bytes(self) -> int | None:
-        """Most memory of an accelerator in use so far; None on a CPU, whose process tells."""
+        """Peak memory of an accelerator so far; None on a CPU, where the process's counts."""
 
 
 class _Jax:
-    """A compiled `_compiled`(`_state`, `_batch`) -> (state, loss), the state consumed."""
+    """A compiled step: `_compiled`(`_state`, `_batch`) -> (state, loss) consumes the state."""
+
+    compile_seconds: float
+    _compiled: Callable[[Any, Any], tuple[Any, Any]]
+    _state: Any
+    _batch: Any
 
     def step(self) -> float:
+        """Takes one step."""
         self._state, loss = self._compiled(self._state, self._batch)
         jax.block_until_ready(self._state)
         return float(loss)
 
     def device_peak_bytes(self) -> int | None:
+        """Peak memory of the device; None on a CPU."""
         device = jax.devices()[0]
         return None if device.platform == "cpu" else device.memory_stats()["peak_bytes_in_use"]
 
@@ -90,23 +103,14 @@ class KeelJax(_Jax):
     def __init__(self, shape: Shape, topology: str = "keel"):
         cfg = shape.config(topology)
         mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
-        tokens = shape.tokens()
-        values = {
-            "inputs": tokens[:, :-1],
-            "targets": tokens[:, 1:],
-            "segment_ids": np.zeros_like(tokens[:, 1:]),
-            "loss_weights": np.ones(tokens[:, 1:].shape, np.float32),
-        }
-        batch = {
-            key: jax.device_put(values[key], leaf.sharding)
-            for key, leaf in step_lib.abstract_batch(cfg, mesh).items()
-        }
+        batch = random_batches.on_mesh(shape.tokens(), cfg, mesh)
         begin = time.monotonic()
         self._compiled = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
         self.compile_seconds = time.monotonic() - begin
         self._state, self._batch = state_lib.create(cfg, mesh), batch
 
     def step(self) -> float:
+        """Takes one step."""
         self._state, sums = self._compiled(self._state, self._batch)
         jax.block_until_ready(self._state)
         return float(sums["nats"] / sums["weight"])
@@ -134,7 +138,7 @@ class PlainStack(nn.Module):
                 lambda module, carry, row, context: module(carry, row, context),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType] - one an argument
                 length=m.num_blocks,
                 metadata_params={nn.PARTITION_NAME: "blocks"},
             )
@@ -156,7 +160,7 @@ class Plain(_Jax):
             return params, optimizer.init(params)
 
         def loss_of(params, tokens):
-            logits = model.apply({"params": params}, tokens[:, :-1])
+            logits: Any = model.apply({"params": params}, tokens[:, :-1])
             return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
         def step(state, tokens):
@@ -169,7 +173,7 @@ class Plain(_Jax):
         shapes = jax.eval_shape(init, jax.random.key(0))
         self._compiled = jax.jit(step, donate_argnums=0).lower(shapes, tokens).compile()
         self.compile_seconds = time.monotonic() - begin
-        # Made here, as compiling `init` of a Python loop would take as long again.
+        # Initialized in NumPy, as compiling `init` of a Python loop would take as long again.
         rng = np.random.default_rng(0)
 
         def initial(path, leaf):
@@ -188,8 +192,9 @@ class Llama:
     compile_seconds = None
 
     def __init__(self, shape: Shape):
-        import torch  # only this contender's process needs it
-        import transformers
+        # Of the extra "bench", and needed by this contender's process alone.
+        import torch  # pyright: ignore[reportMissingImports] - an extra
+        import transformers  # pyright: ignore[reportMissingImports] - an extra
 
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,6 +218,7 @@ class Llama:
             self._precision = torch.autocast(self._device, torch.bfloat16)
 
     def step(self) -> float:
+        """Takes one step."""
         torch = self._torch
         self._optimizer.zero_grad(set_to_none=True)
         with self._precision:
@@ -228,4 +234,5 @@ class Llama:
         return loss.item()
 
     def device_peak_bytes(self) -> int | None:
+        """Peak memory of the device; None on a CPU."""
         return self._torch.cuda.max_memory_allocated() if self._device == "cuda" else None

@@ -2,32 +2,31 @@
 
     python -m experiments.benchmarks.step_profile --config=FILE
 
-Runs the real train step on random tokens under JAX's profiler and sums the time of every operation
-by kind of work, pass and part of the model. Times of operations that run side by side add up, so
-the sum can be above the step's; on a shared machine read the shares, not the seconds.
+Runs the real train step on random tokens under JAX's profiler, and sums the time of every operation
+by kind of work, pass and part of the model. The times of operations that run side by side add up,
+so their sum can exceed the step's time. On a shared machine only the fractions mean something.
 """
 
 import collections
 import glob
 import gzip
 import json
-import pathlib
 import tempfile
 import time
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from experiments.benchmarks import random_batches
 from keel_jax import config, errors
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import cycles, hlo, resolve
-from keel_jax.runtime import cli, versions
+from keel_jax.runtime import cli, files, versions
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 
-# Hold other operations, whose time is counted by itself.
+# Operations that contain others, whose time is counted by itself.
 _CONTAINERS = ("while", "conditional", "call")
 
 
@@ -36,7 +35,7 @@ def measure(cfg: config.Config, num_steps: int) -> dict:
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
     step = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
     state = state_lib.create(cfg, mesh)
-    batch = _random_batch(cfg, mesh)
+    batch = random_batches.on_mesh(random_batches.random_tokens(cfg), cfg, mesh)
     state, _ = jax.block_until_ready(step(state, batch))
     with tempfile.TemporaryDirectory() as directory:
         begin = time.monotonic()
@@ -45,7 +44,7 @@ def measure(cfg: config.Config, num_steps: int) -> dict:
                 state, _ = jax.block_until_ready(step(state, batch))
         seconds = (time.monotonic() - begin) / num_steps
         spent = _microseconds(directory)
-    found = cycles.sum_up(
+    parts = cycles.sum_up(
         hlo.parse(step.as_text()),
         lambda instruction, _: (
             0 if instruction.opcode in _CONTAINERS else spent[instruction.name] / num_steps
@@ -60,24 +59,8 @@ def measure(cfg: config.Config, num_steps: int) -> dict:
                 "kind": part.kind,
                 "microseconds": part.cycles,
             }
-            for part in found
+            for part in parts
         ],
-    }
-
-
-def _random_batch(cfg, mesh) -> dict[str, jax.Array]:
-    """One document a row, every target counted."""
-    rng = np.random.default_rng(0)
-    values = {
-        "inputs": lambda shape: rng.integers(0, cfg.model.vocab_size, shape, np.int32),
-        "targets": lambda shape: rng.integers(0, cfg.model.vocab_size, shape, np.int32),
-        "segment_ids": lambda shape: np.zeros(shape, np.int32),
-        "loss_weights": lambda shape: np.ones(shape, np.float32),
-    }
-    abstract = step_lib.abstract_batch(cfg, mesh)
-    return {
-        key: jax.device_put(values[key](leaf.shape), leaf.sharding)
-        for key, leaf in abstract.items()
     }
 
 
@@ -92,20 +75,20 @@ def _microseconds(directory: str) -> collections.Counter:
     return spent
 
 
-def main(_):
+def main(_: list[str]) -> None:
+    """Profiles what the flags say."""
     cfg = config.from_config_dict(_CONFIG.value)
     if not cfg.model.vocab_size:
         raise errors.UserError("model.vocab_size is not set: give one, as no data are read.")
-    found = measure(cfg, _NUM_STEPS.value)
-    total = sum(part["microseconds"] for part in found["parts"])
-    print(f"{found['step_seconds']:.3f} s a step, of operations {total / 1e6:.3f} s:")
-    for part in sorted(found["parts"], key=lambda part: -part["microseconds"]):
+    profile = measure(cfg, _NUM_STEPS.value)
+    total = sum(part["microseconds"] for part in profile["parts"])
+    print(f"{profile['step_seconds']:.3f} s a step, of operations {total / 1e6:.3f} s:")
+    for part in sorted(profile["parts"], key=lambda part: -part["microseconds"]):
         print(
             f"{part['microseconds'] / total:7.1%}  {part['region']}, {part['pass']}: {part['kind']}"
         )
     if _JSON.value:
-        result = {**found, **versions.describe()}
-        pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+        files.write_json(_JSON.value, {**profile, **versions.describe()})
 
 
 if __name__ == "__main__":

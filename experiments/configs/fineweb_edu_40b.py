@@ -10,8 +10,8 @@
     256     512         1024   3072  16     8         256 x 4096  3e-3
 
 Expected (arXiv:2601.19895, Table 4): 68.2, Pre-LN 66.7 (pre_ln_fineweb_edu_40b.py). Two
-micro-batches keep the 2 x 4096 tokens a chip of fineweb_edu_10b.py's memory; the rest of the recipe
-is that file's.
+micro-batches of 2 x 4096 tokens a chip keep the memory at that of fineweb_edu_10b.py; the rest of
+the recipe is that file's.
 The plan's verdict: fits v5e:8x8, 9.62 of 15.75 GiB a chip, block inputs kept; 3.36 s a step
 estimated, 36 hours for the 38 147 steps.
 """

@@ -8,7 +8,7 @@
     5000    10000       16     48   2      1         4 x 64     1e-2
 
 Expected: docs/ten_thousand.md. `init_std` is the paper's 0.02 carried over from width 1024 to 16,
-so that a matrix has the gain that it has there, 0.02 sqrt(1024) = 0.64: with 0.02 itself the FFN's
+so that a matrix has the gain that it has there, 0.02 sqrt(1024) = 0.64. With 0.02 itself the FFN's
 branch would begin at 4e-4, and 4e-4 / alpha = 4e-8 of the stream is less than float32 resolves.
 """
 

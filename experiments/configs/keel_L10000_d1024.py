@@ -5,9 +5,9 @@
     blocks  sub-layers  width  FFN   heads  kv heads  parameters  tokens a chip
     5000    10000       1024   3072  16     8         63 B        256
 
-63 B float32 parameters with AdamW's two moments are 2.8 GiB a chip of 256. One float32 carry a
-block is what limits the batch: 5000 of 1 MiB a chip with 256 tokens there. Sequences are split over
-8 chips, so that 32 of 2048 tokens make a batch of 256 tokens a chip. What the plan says:
+63 B float32 parameters with AdamW's two moments are 2.8 GiB a chip on 256 chips. One float32 carry
+a block limits the batch: with 256 tokens a chip, 5000 carries of 1 MiB. Sequences are split over 8
+chips, so that 32 sequences of 2048 tokens make a batch of 256 tokens a chip. The plan:
 docs/ten_thousand.md.
 """
 

@@ -7,10 +7,11 @@
     blocks  sub-layers  width  FFN   heads    kv heads  peak LR
     256     512         1024   3072  8 x 128  4 x 128   6e-3
 
-A TPU's registers are 128 wide, and so is one pass of its matrix unit: heads of 64, which the
+A TPU's registers are 128 wide, and so is one pass of its matrix unit. Heads of 64, which the
 paper's sizes imply (16 query heads at d = 1024), fill half of either in attention, and their
-projections must be laid out anew on the way there. For runs on a TPU that need not be the paper's;
-keel_L512.py is for those that must be. What the compiler says of the two: docs/performance.md.
+projections must be laid out anew before it. This file is for runs on a TPU that need not have the
+paper's shape; keel_L512.py is for those that must. The compiler's numbers for both:
+docs/performance.md.
 """
 
 from experiments.configs import keel_L512

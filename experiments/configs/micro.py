@@ -8,9 +8,9 @@
     blocks  sub-layers  width  FFN  heads  kv heads  batch
     32      64          32     96   1      1         8 x 32
 
-The vocabulary is little more than bytes, so that the unigram plateau, on which a run that does not
-learn ends, is reached within tens of steps. Validation reads the same 16 384 tokens every time.
-One head and short windows, as attention's softmax is the most of a step at this width. Expected:
+The vocabulary is little more than bytes, so that a run reaches the unigram plateau, on which one
+that does not learn ends, within tens of steps. Validation reads the same 16 384 tokens every time.
+One head and short windows, as attention's softmax is most of a step's time at this width. Expected:
 3.5 nats a token at 1e-2, where Post-LN stays on the plateau; 40 ms of one core a step (AMD EPYC).
 """
 
@@ -35,7 +35,7 @@ def get_config():
     cfg.train.loss_chunk = 0
     cfg.train.log_every_steps = 1
     cfg.train.eval_num_batches = 64
-    # A checkpoint is for going on after an interruption; a run takes minutes.
+    # Checkpoints only serve to go on after an interruption: a run takes minutes.
     cfg.train.checkpoint_every_steps = 40
     cfg.train.keep_checkpoints = 1
     cfg.data.num_threads = 0

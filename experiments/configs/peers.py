@@ -6,7 +6,7 @@
     blocks  width  FFN   heads    vocabulary  tokens a chip
     64      1024   2688  8 x 128  32768       4 x 2048
 
-For the planner only: the optimizer's recipe is the default's. Float32 parameters and AdamW, fsdp
+For the planner only, with the default optimizer and schedule. Float32 parameters and AdamW, fsdp
 over all 16 chips; what the backward pass recomputes is the planner's choice (docs/recompute.md).
 """
 

@@ -1,5 +1,5 @@
-"""The Pre-LN twin of keel_L1024.py: the same shape and data, another
-residual rule, and the lower peak rate that the paper needed (4.5e-3 spiked).
+"""The Pre-LN twin of keel_L1024.py: the same shape and data, another residual rule, and the lower
+peak rate that Pre-LN needed in the paper (its loss spiked at 4.5e-3).
 
     python -m keel_jax.plan --config=experiments/configs/pre_ln_L1024.py --topology=v5p:4x4x4
     python -m keel_jax.train --config=experiments/configs/pre_ln_L1024.py --workdir=DIR \

@@ -1,5 +1,5 @@
-"""The Pre-LN twin of fineweb_edu_40b.py: the same shape, data and recipe, another residual rule,
-and the rate at which it was best.
+"""The Pre-LN twin of fineweb_edu_40b.py: the same shape, data and recipe, with another residual
+rule and the rate at which Pre-LN was best.
 
     python -m keel_jax.plan --config=experiments/configs/pre_ln_fineweb_edu_40b.py \
         --topology=v5e:8x8

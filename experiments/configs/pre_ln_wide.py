@@ -7,8 +7,8 @@
     blocks  sub-layers  width  FFN   heads  kv heads  peak LR
     64      128         2048   6144  16     8         6e-3
 
-Expected (arXiv:2601.19895, Table 5, 3 B parameters): 52.2 on average, beside 52.3 of the deep
-Pre-LN (pre_ln_L512.py) and with a lower training loss.
+Expected (arXiv:2601.19895, Table 5, 3 B parameters): 52.2 on average, against 52.3 of the deep
+Pre-LN (pre_ln_L512.py), at a lower training loss.
 The plan's verdict: fits v5e:4x4, 14.01 of 15.75 GiB a chip, block inputs and attention kept; 1.2 s
 a step estimated.
 """

@@ -4,9 +4,10 @@
     python -m keel_jax.train --config=experiments/configs/quickstart.py --workdir=runs/q \
         --config.data.path=runs/quickstart/data
 
-A learning rate of 1e-2, where a Post-LN model of this depth no longer learns, is part of the point.
-Warm-up-stable-decay: a longer run has a longer plateau. A finished run that is lengthened goes back
-to the plateau from where it had decayed to, so it differs from one of that length from the start.
+The learning rate of 1e-2 is deliberate: a Post-LN model of this depth does not learn at it. The
+schedule is warm-up-stable-decay, so a longer run has a longer plateau. If a finished run is lengthened,
+its rate goes back up to the plateau after the decay, so it differs from a run that was planned to
+have that length.
 """
 
 from keel_jax import config

@@ -1,1 +1,1 @@
-"""Keel against Pre-LN as data grow: NOTES.md."""
+"""Keel against Pre-LN as data grow."""

@@ -1,10 +1,10 @@
-"""From the runs to results.json's numbers and the figure."""
+"""From the outcomes of the runs to the numbers of results.json and the figure."""
 
 import pathlib
 from collections.abc import Sequence
 
 from experiments.data_regime import points
-from experiments.sweeps import checks, comparison, corpus, figures
+from experiments.sweeps import checks, comparison, experiment, figures, unigram
 from experiments.sweeps import outcome as outcome_lib
 from experiments.sweeps import point as point_lib
 from keel_jax.data import shards
@@ -15,14 +15,15 @@ PAPER = {"10B": {"pre_ln": 60.3, "keel": 61.5}, "40B": {"pre_ln": 66.7, "keel": 
 
 def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: str) -> dict:
     """Tables by regime, Keel's advantage in each, and from where on it holds."""
-    losses = comparison.by_series(outcomes)
-    regimes = list(dict.fromkeys(points.parse(o.point.series)[1:] for o in outcomes))
-    cfg = point_lib.build([outcomes[0].point], data)
-    unigram = corpus.unigram_validation_loss(cfg)
+    losses = comparison.losses_by_series(outcomes)
+    regimes = list(dict.fromkeys(points.parse_series(o.point.series)[1:] for o in outcomes))
+    cfg = point_lib.build_config([outcomes[0].point], data)
+    unigram_nats = unigram.validation_loss(cfg)
     num_tokens = shards.open_set(data).split("train").num_tokens
     advantages = {
         f"steps{steps}-tokens{tokens or points.ALL}": comparison.advantage(
-            *(losses.get(points.series(t, steps, tokens), {}) for t in points.TOPOLOGIES)
+            losses.get(points.series("keel", steps, tokens), {}),
+            losses.get(points.series("pre_ln", steps, tokens), {}),
         )
         for steps, tokens in regimes
     }
@@ -35,19 +36,19 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
         t: [comparison.best_row(losses.get(points.series(t, steps, None), {})) for steps in lengths]
         for t in points.TOPOLOGIES
     }
-    figures.best_losses(
+    figures.draw_best_losses(
         lengths,
         best,
-        unigram,
+        unigram_nats,
         "optimizer steps of a run, on all the tokens that there are",
         out,
         "loss_against_steps",
     )
     numbers = {
         "paper": PAPER,
-        "unigram_eval_nats": unigram,
+        "unigram_eval_nats": unigram_nats,
         "tokens_per_step": cfg.train.tokens_per_step,
-        # Times that a run reads each of its distinct tokens; below 1, all of them are fresh.
+        # How often a run reads each of its distinct tokens; below 1, none is read twice.
         "epochs": {
             f"steps{steps}-tokens{tokens or points.ALL}": steps
             * cfg.train.tokens_per_step
@@ -63,7 +64,7 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
 
 
 def _checks(numbers: dict) -> dict:
-    """The predictions of NOTES.md, which are of micro."""
+    """The predictions of NOTES.md, which are about micro."""
     over = numbers["keel_over_pre_ln_nats"]
     mean = {regime: row["mean"] for regime, row in over.items()}
     unlearned = min(
@@ -76,7 +77,7 @@ def _checks(numbers: dict) -> dict:
         "1 at 50 steps: Keel below Pre-LN, nats": checks.within(
             mean["steps50-tokensall"], -0.1, 0.1
         ),
-        "2 at 200 steps: Keel below Pre-LN": checks.verdict(over["steps200-tokensall"]),
+        "2 at 200 steps: Keel below Pre-LN": checks.has_verdict(over["steps200-tokensall"]),
         "2 the advantage at 200 steps less that at 100, nats": checks.within(
             mean["steps200-tokensall"] - mean["steps100-tokensall"], 0.0
         ),
@@ -87,10 +88,13 @@ def _checks(numbers: dict) -> dict:
 
 
 def crossover(verdicts: dict[int, str | None]) -> int | None:
-    """The fewest steps from which on Keel's advantage holds at every length; None: it does not."""
-    found = None
+    """The fewest steps from which on Keel's advantage holds at every length, if any."""
+    fewest = None
     for steps in sorted(verdicts, reverse=True):
         if verdicts[steps] != "holds":
             break
-        found = steps
-    return found
+        fewest = steps
+    return fewest
+
+
+EXPERIMENT = experiment.of_sweep(points.PRESETS, analyse)

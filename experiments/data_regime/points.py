@@ -1,5 +1,7 @@
 """The runs of each preset: Keel and Pre-LN on more steps, and on more distinct tokens."""
 
+from collections.abc import Sequence
+
 from experiments.sweeps import experiment, point
 
 TOPOLOGIES = ("keel", "pre_ln")
@@ -11,7 +13,7 @@ def series(topology: str, num_steps: int, num_tokens: int | None) -> str:
     return f"{topology}-steps{num_steps}-tokens{num_tokens or ALL}"
 
 
-def parse(name: str) -> tuple[str, int, int | None]:
+def parse_series(name: str) -> tuple[str, int, int | None]:
     """The inverse of `series`."""
     topology, steps, tokens = name.split("-")
     tokens = tokens.removeprefix("tokens")
@@ -66,18 +68,24 @@ def paper() -> experiment.Preset:
 PRESETS = {"micro": micro, "small": small, "paper": paper}
 
 
-def _points(shape, regimes, rates, seeds) -> list[point.Point]:
+def _points(
+    config_file: str,
+    regimes: Sequence[tuple[int, int | None]],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+) -> list[point.Point]:
+    """Both topologies in each regime, (steps, distinct training tokens)."""
     return [
         each
         for num_steps, num_tokens in regimes
         for topology in TOPOLOGIES
         for each in point.grid(
             series(topology, num_steps, num_tokens),
-            shape,
+            config_file,
             {
                 "model.topology": topology,
                 "train.num_steps": num_steps,
-                # A fifth: a run has as much of a warm-up as any other.
+                # A fifth of every run, whatever its length.
                 "optim.warmup_steps": num_steps // 5,
             },
             rates,

@@ -1,1 +1,1 @@
-"""Loss against depth, at fixed width and at fixed parameters: NOTES.md."""
+"""Loss against depth, at fixed width and at fixed parameters."""

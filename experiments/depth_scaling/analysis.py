@@ -1,10 +1,10 @@
-"""From the runs to results.json's numbers and the figures."""
+"""From the outcomes of the runs to the numbers of results.json and the figure."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.depth_scaling import points
-from experiments.sweeps import checks, comparison, corpus, figures
+from experiments.sweeps import checks, comparison, experiment, figures, unigram
 from experiments.sweeps import outcome as outcome_lib
 from experiments.sweeps import point as point_lib
 
@@ -21,35 +21,33 @@ PAPER = {
     "wide_pre_ln": 52.2,
     "deep_keel": 55.5,
 }
-# Small models take no benchmark: the share of next tokens that they get right stands for a task.
-METRICS = {"loss_nats_per_token": "eval/loss_nats_per_token", "accuracy": "eval/accuracy"}
+# Small models solve no benchmark: the accuracy of their next-token predictions stands for a task.
+_ACCURACY = "eval/accuracy"
 
 
 def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: str) -> dict:
     """Tables by shape, Keel's advantage at each, what depth brings, deep against wide."""
-    found = {name: comparison.by_series(outcomes, metric) for name, metric in METRICS.items()}
-    losses = found["loss_nats_per_token"]
-    shapes = sorted({points.parse(outcome.point.series)[1:] for outcome in outcomes})
+    losses = comparison.losses_by_series(outcomes)
+    accuracies = comparison.losses_by_series(outcomes, _ACCURACY)
+    shapes = sorted({points.parse_series(outcome.point.series)[1:] for outcome in outcomes})
     width = min(d_model for _, d_model in shapes)
     depths = [depth for depth, d_model in shapes if d_model == width]
-    cfg = point_lib.build([outcomes[0].point], data)
-    unigram = corpus.unigram_validation_loss(cfg)
+    cfg = point_lib.build_config([outcomes[0].point], data)
+    unigram_nats = unigram.validation_loss(cfg)
     best = {
         t: [comparison.best_row(losses.get(points.series(t, depth, width), {})) for depth in depths]
         for t in points.TOPOLOGIES
     }
-    figures.best_losses(
-        depths, best, unigram, f"sub-layers, {width} wide", out, "loss_against_depth"
+    figures.draw_best_losses(
+        depths, best, unigram_nats, f"sub-layers, {width} wide", out, "loss_against_depth"
     )
     numbers = {
         "paper": PAPER,
-        "unigram_eval_nats": unigram,
+        "unigram_eval_nats": unigram_nats,
         "series": {
             series: {
-                name: comparison.table(found[name][series])
-                if name != "accuracy"
-                else _at(found[name][series], comparison.best_rate(losses[series]))
-                for name in METRICS
+                "loss_nats_per_token": comparison.table(losses[series]),
+                "accuracy": _at(accuracies[series], comparison.best_rate(losses[series])),
             }
             for series in losses
         },
@@ -71,10 +69,10 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
 
 
 def _checks(numbers: dict) -> dict:
-    """The predictions of NOTES.md, which are of micro."""
+    """The predictions of NOTES.md, which are about micro."""
     over = {name: row["mean"] for name, row in numbers["keel_over_pre_ln_nats"].items()}
     gain, wide = numbers["depth_gain_nats"], numbers["wide_over_deep_nats"]
-    accuracy = {series: told["accuracy"]["mean"] for series, told in numbers["series"].items()}
+    accuracy = {series: row["accuracy"]["mean"] for series, row in numbers["series"].items()}
     agree = [
         (accuracy[f"keel-{shape}"] > accuracy[f"pre_ln-{shape}"]) == (over[shape] > 0)
         for shape in over
@@ -85,13 +83,13 @@ def _checks(numbers: dict) -> dict:
         "1 the advantage at 64 less that at 16, nats": checks.within(
             over["L64-d32"] - over["L16-d32"], 0.0
         ),
-        "2 Pre-LN is worse at 128 sub-layers than at 16": checks.verdict(
+        "2 Pre-LN is worse at 128 sub-layers than at 16": checks.has_verdict(
             gain["pre_ln"], "reversed"
         ),
         "2 Keel's gain from 16 to 128 sub-layers, nats": checks.within(
             gain["keel"]["mean"], -0.2, 0.2
         ),
-        "3 wide Pre-LN below deep": checks.verdict(wide["pre_ln L16-d64 over L64-d32"]),
+        "3 wide Pre-LN below deep": checks.has_verdict(wide["pre_ln L16-d64 over L64-d32"]),
         "3 wide Keel below deep, nats": checks.within(
             wide["keel L16-d64 over L64-d32"]["mean"], -0.15, 0.15
         ),
@@ -101,10 +99,13 @@ def _checks(numbers: dict) -> dict:
     }
 
 
-def _wide_over_deep(losses, shapes, width: int) -> dict:
+def _wide_over_deep(
+    losses: Mapping[str, comparison.Losses], shapes: Sequence[tuple[int, int]], width: int
+) -> dict:
     """How much lower the loss of the wide model is than that of the deep one of as many weights.
 
-    Weights of a block go as the square of the width, so twice as wide is a quarter as deep.
+    A block's weights grow as the square of the width, so the wide model of twice the width has a
+    quarter of the depth.
     """
     return {
         f"{t} L{depth}-d{d_model} over L{depth * factor}-d{width}": _advantage(
@@ -118,11 +119,20 @@ def _wide_over_deep(losses, shapes, width: int) -> dict:
     }
 
 
-def _advantage(losses, own: tuple, other: tuple) -> dict | None:
-    names = points.series(*own), points.series(*other)
-    return comparison.advantage(*(losses.get(name, {}) for name in names))
+def _advantage(
+    losses: Mapping[str, comparison.Losses],
+    own: tuple[str, int, int],
+    other: tuple[str, int, int],
+) -> dict | None:
+    """`comparison.advantage` of two series, each given by topology, sub-layers and width."""
+    return comparison.advantage(
+        losses.get(points.series(*own), {}), losses.get(points.series(*other), {})
+    )
 
 
-def _at(found: comparison.Losses, rate: float | None) -> dict | None:
-    """The mean at the rate that is best by the loss."""
-    return comparison.mean(found[rate]) | {"rate": rate} if rate else None
+def _at(metric: comparison.Losses, rate: float | None) -> dict | None:
+    """The mean of a metric over seeds, at a rate."""
+    return comparison.mean(metric[rate]) | {"rate": rate} if rate else None
+
+
+EXPERIMENT = experiment.of_sweep(points.PRESETS, analyse)

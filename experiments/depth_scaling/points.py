@@ -1,5 +1,7 @@
 """The runs of each preset: Keel and Pre-LN, deeper at one width, and wide instead of deep."""
 
+from collections.abc import Mapping, Sequence
+
 from experiments.sweeps import experiment, point
 
 TOPOLOGIES = ("keel", "pre_ln")
@@ -13,7 +15,7 @@ def series(topology: str, num_sublayers: int, d_model: int) -> str:
     return f"{topology}-L{num_sublayers}-d{d_model}"
 
 
-def parse(name: str) -> tuple[str, int, int]:
+def parse_series(name: str) -> tuple[str, int, int]:
     """The inverse of `series`."""
     topology, depth, width = name.split("-")
     return topology, int(depth[1:]), int(width[1:])
@@ -66,14 +68,21 @@ def paper() -> experiment.Preset:
 PRESETS = {"micro": micro, "small": small, "paper": paper}
 
 
-def _points(shape, sizes, rates, seeds, overrides) -> list[point.Point]:
+def _points(
+    config_file: str,
+    sizes: Sequence[tuple[int, int, int]],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    overrides: Mapping[str, object],
+) -> list[point.Point]:
+    """Both topologies at each size, (blocks, width, FFN width)."""
     return [
         each
         for num_blocks, d_model, d_ffn in sizes
         for topology in TOPOLOGIES
         for each in point.grid(
             series(topology, 2 * num_blocks, d_model),
-            shape,
+            config_file,
             {
                 "model.topology": topology,
                 "model.num_blocks": num_blocks,

@@ -1,1 +1,1 @@
-"""Residual path, forward and backward sizes over depth, against the closed forms."""
+"""What reaches the first blocks: residual path, sizes and gradients, against the closed forms."""

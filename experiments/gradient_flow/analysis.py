@@ -1,29 +1,30 @@
-"""From points to numbers, verdicts and figures.
+"""From points to numbers and to the predictions held against them.
 
 A point is one model of one seed: "name", "num_blocks", "seed", "kind" ("initial": as initialized;
-"unit": branches of the stream's size; "trained", with "step") and the vectors of `measure.look`.
-"From block 0" means from the input of the third sub-layer to the top: what lies below is the
-embedding's scale.
+"unit": with branches of the stream's size; "trained", with "step" and "peak_lr") and the vectors of
+`measure.measure_flow`. "From block 0" means from the input of the third sub-layer to the top; below
+it the embedding's scale enters.
 
 Letters: N blocks, L = 2N sub-layers.
 """
 
 import collections
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import figure
 
 from experiments.gradient_flow import points, theory
-from experiments.sweeps import figures as figures_lib
 from keel_jax import errors
 from keel_jax.model import residual
 
 # The first sub-layer of block 1, whose input is block 0's output.
-_BLOCK_1 = 2
+BLOCK_1 = 2
 _DIGITS = 4
-# Below it a heat map shows no more.
-_LEAST_DRAWN = 1e-12
+
+Point = Mapping
+# (kind, name, number of blocks, step) of a model.
+_Key = tuple[str, str, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,90 +37,116 @@ class Check:
     high: float
 
     def to_json(self) -> dict:
+        """The check as the report's table shows it."""
         return {
             "says": self.says,
-            "value": _rounded(self.value),
+            "value": rounded(self.value),
             "low": self.low,
             "high": self.high,
             "holds": bool(self.low <= self.value <= self.high),
         }
 
 
-def numbers(found: list[dict], preset: points.Preset) -> dict:
+def numbers(measured: Sequence[Point], preset: points.Preset) -> dict:
     """{kind: {name: {L: {quantity: {"median", "low", "high"}}}}}, low and high over the seeds."""
-    told: dict = {}
-    for (kind, name, num_blocks, step), group in _groups(found).items():
-        at_depth = {}
+    by_kind: dict = {}
+    for (kind, name, num_blocks, step), group in group_by_model(measured).items():
+        at_depth: dict = {}
         for quantity in ("path_gain", "gain", "predicted_path_gain"):
-            values = [point[quantity][_BLOCK_1] for point in group]
+            values = [point[quantity][BLOCK_1] for point in group]
             at_depth[f"{quantity}_from_block_0"] = interval(values)
-        at_depth["branch_gradient_rms"] = interval([_branch_gradient(point) for point in group])
+        at_depth["branch_gradient_rms"] = interval([mean_branch_gradient(p) for p in group])
         at_depth["top_stream_rms"] = interval([point["stream_rms"][-1] for point in group])
         if kind == "unit":
-            at_depth["theory"] = _rounded(theory_gain(name, num_blocks, preset)[_BLOCK_1])
+            at_depth["theory"] = rounded(theory_gain(name, num_blocks, preset)[BLOCK_1])
         label = f"{name} at step {step}" if kind == "trained" else name
-        told.setdefault(kind, {}).setdefault(label, {})[str(2 * num_blocks)] = at_depth
-    return told
+        by_kind.setdefault(kind, {}).setdefault(label, {})[str(2 * num_blocks)] = at_depth
+    return by_kind
 
 
-def checks(told: dict) -> dict:
-    """The predictions of NOTES.md, with what was found; a preset without a depth leaves it out."""
+def checks(by_kind: Mapping) -> dict:
+    """The predictions of NOTES.md held against `numbers`; those of absent depths are left out."""
+    return {
+        key: check.to_json()
+        for key, check in {
+            **_unit_path_checks(by_kind),
+            **_initial_path_checks(by_kind),
+            **_branch_gradient_checks(by_kind),
+        }.items()
+    }
 
-    def at(kind, name, num_sublayers, quantity="path_gain_from_block_0"):
-        here = told.get(kind, {}).get(name, {}).get(str(num_sublayers))
-        return here and (here[quantity]["median"] if quantity != "theory" else here["theory"])
 
-    def depths(kind, name):
-        return [int(depth) for depth in told.get(kind, {}).get(name, {})]
-
+def _unit_path_checks(by_kind: Mapping) -> dict[str, Check]:
+    """With branches of the stream's size, the path's gain is the closed form's."""
     found = {}
-
-    def check(key, says, value, low, high):
-        found[key] = Check(says, value, low, high).to_json()
-
     for name, low, high in (("keel", 0.95, 1.05), ("keel, alpha = sqrt(L)", 0.9, 1.1)):
-        ratios = [at("unit", name, d) / at("unit", name, d, "theory") for d in depths("unit", name)]
+        depths = [int(depth) for depth in by_kind.get("unit", {}).get(name, {})]
+        ratios = [
+            _median(by_kind, "unit", name, depth) / _theory(by_kind, name, depth)
+            for depth in depths
+        ]
         worst = max(ratios, key=lambda ratio: abs(np.log(ratio)), default=None)
         if worst:
-            check(f"unit path, {name}", "measured / theory, at the worst depth", worst, low, high)
+            says = "measured / theory, at the worst depth"
+            found[f"unit path, {name}"] = Check(says, worst, low, high)
     for name, num_sublayers in (("keel, alpha = 10", 1024), ("deepnorm", 512), ("post_ln", 64)):
-        if at("unit", name, num_sublayers):
-            value = np.log(at("unit", name, num_sublayers))
-            value /= np.log(at("unit", name, num_sublayers, "theory"))
-            check(
-                f"unit path, {name}",
-                f"ln measured / ln theory, L = {num_sublayers}",
-                value,
-                0.9,
-                1.1,
-            )
-    if at("initial", "pre_ln", 64):
-        check(
-            "path, pre_ln",
+        if _has(by_kind, "unit", name, num_sublayers):
+            value = np.log(_median(by_kind, "unit", name, num_sublayers))
+            value /= np.log(_theory(by_kind, name, num_sublayers))
+            says = f"ln measured / ln theory, L = {num_sublayers}"
+            found[f"unit path, {name}"] = Check(says, value, 0.9, 1.1)
+    return found
+
+
+def _initial_path_checks(by_kind: Mapping) -> dict[str, Check]:
+    """Pre-LN's path has a gain of 1; Post-LN's whole gradient does not vanish."""
+    if not _has(by_kind, "initial", "pre_ln", 64):
+        return {}
+    return {
+        "path, pre_ln": Check(
             "the path's gain as initialized, L = 64",
-            at("initial", "pre_ln", 64),
+            _median(by_kind, "initial", "pre_ln", 64),
             0.999,
             1.001,
-        )
-        check(
-            "total, post_ln",
+        ),
+        "total, post_ln": Check(
             "the whole gradient's gain as initialized, L = 64: it does not vanish",
-            at("initial", "post_ln", 64, "gain_from_block_0"),
+            _median(by_kind, "initial", "post_ln", 64, "gain_from_block_0"),
             0.1,
             np.inf,
-        )
+        ),
+    }
+
+
+def _branch_gradient_checks(by_kind: Mapping) -> dict[str, Check]:
+    """Keel's branches get gradients in proportion to 1 / alpha."""
+    found = {}
     for deep, factor in ((512, 8), (1024, 16)):
-        shallow = at("initial", "keel", 64, "branch_gradient_rms")
-        if shallow and at("initial", "keel", deep):
-            ratio = shallow / at("initial", "keel", deep, "branch_gradient_rms")
-            check(
-                f"branch gradients, keel, {deep}",
-                f"RMS at L = 64 / RMS at L = {deep}: 1/alpha says {factor}",
-                ratio,
-                0.85 * factor,
-                1.15 * factor,
-            )
+        if _has(by_kind, "initial", "keel", 64) and _has(by_kind, "initial", "keel", deep):
+            ratio = _median(by_kind, "initial", "keel", 64, "branch_gradient_rms")
+            ratio /= _median(by_kind, "initial", "keel", deep, "branch_gradient_rms")
+            says = f"RMS at L = 64 / RMS at L = {deep}: 1/alpha says {factor}"
+            check = Check(says, ratio, 0.85 * factor, 1.15 * factor)
+            found[f"branch gradients, keel, {deep}"] = check
     return found
+
+
+def _has(by_kind: Mapping, kind: str, name: str, num_sublayers: int) -> bool:
+    return str(num_sublayers) in by_kind.get(kind, {}).get(name, {})
+
+
+def _median(
+    by_kind: Mapping,
+    kind: str,
+    name: str,
+    num_sublayers: int,
+    quantity: str = "path_gain_from_block_0",
+) -> float:
+    return by_kind[kind][name][str(num_sublayers)][quantity]["median"]
+
+
+def _theory(by_kind: Mapping, name: str, num_sublayers: int) -> float:
+    return by_kind["unit"][name][str(num_sublayers)]["theory"]
 
 
 def theory_gain(name: str, num_blocks: int, preset: points.Preset) -> np.ndarray:
@@ -128,185 +155,38 @@ def theory_gain(name: str, num_blocks: int, preset: points.Preset) -> np.ndarray
     return theory.gain(theory.unit_branches(topology))
 
 
-def interval(values) -> dict:
-    """The median, and the lowest and highest of the seeds."""
+def interval(values: Sequence[float]) -> dict:
+    """The median over the seeds, and the lowest and the highest."""
     return {
-        "median": _rounded(np.median(values)),
-        "low": _rounded(min(values)),
-        "high": _rounded(max(values)),
+        "median": rounded(np.median(values)),
+        "low": rounded(min(values)),
+        "high": rounded(max(values)),
         "num_seeds": len(values),
     }
 
 
-def scalars(found: list[dict]) -> list[dict]:
-    """The points with each vector's value at block 1 and at the top only, for results.json."""
+def scalars(measured: Sequence[Point]) -> list[dict]:
+    """The points for results.json, with each vector's values at block 1 and at the top only."""
     kept = []
-    for point in found:
+    for point in measured:
         vectors = {name: v for name, v in point.items() if isinstance(v, np.ndarray)}
         kept.append(
             {
                 **{name: value for name, value in point.items() if name not in vectors},
-                **{name: [_rounded(v[_BLOCK_1]), _rounded(v[-1])] for name, v in vectors.items()},
+                **{name: [rounded(v[BLOCK_1]), rounded(v[-1])] for name, v in vectors.items()},
             }
         )
     return kept
 
 
-# --- Figures -------------------------------------------------------------------------------------
-
-
-def figures(
-    found: list[dict], preset: points.Preset
-) -> dict[str, tuple[figure.Figure, dict | list]]:
-    """Every figure by its file's stem, and what it was drawn from."""
-    drawn = {
-        "path_over_depth": _over_depth(found, preset),
-        "path_profile": _profiles(found, preset),
-        "forward": _maps(
-            found,
-            preset,
-            ("stream_rms", "branch_rms"),
-            ("RMS of the stream", "RMS of the branch's output"),
-        ),
-        "backward": _maps(
-            found,
-            preset,
-            ("gain", "branch_gradient_rms"),
-            ("gain of the whole gradient to the top", "RMS of the gradient of out and down"),
-        ),
-        "branch_gradients": _branch_gradients(found),
-    }
-    if any(point["kind"] == "trained" for point in found):
-        drawn["trained"] = _trained(found)
-    return drawn
-
-
-def _over_depth(found, preset):
-    """The residual path's gain from block 0, unit branches, against L; lines: theory."""
-    canvas, axes = figures_lib.new()
-    data = []
-    for color, name in enumerate(points.OVER_DEPTH):
-        # Without a norm on the path its gain is 1, whatever the size of branches.
-        kind = "initial" if name == "pre_ln" else "unit"
-        lengths, values = _over(found, kind, name, lambda point: point["path_gain"][_BLOCK_1])
-        style = {"color": f"C{color}"}
-        drawn = figures_lib.draw(axes, lengths, values, name, linestyle="none", **style)
-        expected = [theory_gain(name, n // 2, preset)[_BLOCK_1] for n in lengths]
-        axes.plot(lengths, expected, linewidth=1, **style)
-        data.append({**drawn, "theory": expected})
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="sub-layers L",
-        ylim=(1e-11, 5),
-        ylabel="gain of the residual path, block 0 to top",
-        title="Branches of the stream's size; lines: closed forms",
-    )
-    axes.legend(fontsize=8)
-    return canvas, data
-
-
-def _profiles(found, preset):
-    """The residual path's gain from each sub-layer, as initialized; dotted: from sizes alone."""
-    canvas, axes = figures_lib.new()
-    data = []
-    for color, name in enumerate(points.OVER_DEPTH):
-        group = _at(found, "initial", name, preset.num_blocks)
-        style = {"color": f"C{color}"}
-        drawn = _profile(axes, group, "path_gain", name, **style)
-        predicted = np.median([point["predicted_path_gain"][_BLOCK_1:] for point in group], axis=0)
-        axes.plot(drawn["x"], predicted, ":", **style)
-        data.append({**drawn, "predicted": predicted})
-    axes.set(
-        yscale="log",
-        xlabel="sub-layer",
-        ylabel="gain of the residual path to the top",
-        title=f"As initialized, {2 * preset.num_blocks} sub-layers; dotted: from sizes alone",
-    )
-    axes.legend(fontsize=8)
-    return canvas, data
-
-
-def _profile(axes, group, quantity: str, label: str, **style) -> dict:
-    """One quantity over depth from block 1 on, median and range over the seeds."""
-    values = np.array([point[quantity][_BLOCK_1:] for point in group]).T
-    depth = range(_BLOCK_1, _BLOCK_1 + len(values))
-    return figures_lib.draw(axes, depth, values, label, marker="", **style)
-
-
-def _maps(found, preset, quantities, titles):
-    """Every topology a row, every sub-layer a column; medians over seeds, by the logarithm."""
-    canvas, panels = figures_lib.new(1, len(quantities), size=(11, 6.2), sharey=True)
-    data: dict = {"names": list(points.NAMES)}
-    for axes, quantity, title in zip(panels, quantities, titles, strict=True):
-        rows = np.array(
-            [
-                np.median(
-                    [point[quantity] for point in _at(found, "initial", name, preset.num_blocks)],
-                    axis=0,
-                )
-                for name in points.NAMES
-            ]
-        )
-        mesh = axes.imshow(
-            np.log10(np.maximum(rows, _LEAST_DRAWN)), aspect="auto", interpolation="nearest"
-        )
-        canvas.colorbar(mesh, ax=axes, pad=0.01, label="log10")
-        axes.set(xlabel="sub-layer", title=title)
-        data[quantity] = [[_rounded(value) for value in row] for row in rows]
-    panels[0].set_yticks(range(len(points.NAMES)), points.NAMES, fontsize=8)
-    return canvas, data
-
-
-def _branch_gradients(found):
-    """RMS of the gradients of out and down over blocks 1.., against L."""
-    canvas, axes = figures_lib.new()
-    data = []
-    for color, name in enumerate(points.OVER_DEPTH):
-        lengths, values = _over(found, "initial", name, _branch_gradient)
-        data.append(figures_lib.draw(axes, lengths, values, name, color=f"C{color}"))
-        if name == "keel":
-            x = np.array(lengths, float)
-            axes.plot(x, data[-1]["median"][0] * x[0] / x, "k:", label="1 / L")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="sub-layers L",
-        title="As initialized",
-        ylabel="RMS of branch-weight gradients, blocks 1..",
-    )
-    axes.legend(fontsize=8)
-    return canvas, data
-
-
-def _trained(found):
-    """Path and whole gain over depth, before and after training."""
-    canvas, panels = figures_lib.new(1, 2, size=(11, 4))
-    groups = {key: group for key, group in _groups(found).items() if key[0] == "trained"}
-    data = {}
-    for axes, quantity, title in zip(
-        panels, ("path_gain", "gain"), ("residual path", "whole gradient"), strict=True
-    ):
-        data[quantity] = [
-            _profile(axes, group, quantity, f"{name}, step {step}")
-            for (_, name, _, step), group in groups.items()
-        ]
-        axes.set(yscale="log", xlabel="sub-layer", ylabel="gain to the top", title=title)
-    panels[0].legend(fontsize=8)
-    return canvas, data
-
-
-# --- Points --------------------------------------------------------------------------------------
-
-
-def _groups(found: list[dict]) -> dict[tuple, list[dict]]:
+def group_by_model(measured: Sequence[Point]) -> dict[_Key, list[Point]]:
     """The points of all seeds by (kind, name, N, step).
 
     Raises:
-      UserError: trained ones of several peak rates would be taken for seeds.
+      UserError: trained models of several peak rates would be taken for seeds.
     """
-    groups = collections.defaultdict(list)
-    for point in found:
+    groups: dict[_Key, list[Point]] = collections.defaultdict(list)
+    for point in measured:
         key = (point["kind"], point["name"], point["num_blocks"], point.get("step", 0))
         groups[key].append(point)
     for key, group in groups.items():
@@ -319,21 +199,11 @@ def _groups(found: list[dict]) -> dict[tuple, list[dict]]:
     return groups
 
 
-def _at(found, kind, name, num_blocks) -> list[dict]:
-    return _groups(found)[kind, name, num_blocks, 0]
+def mean_branch_gradient(point: Point) -> float:
+    """Mean over the sub-layers from block 1 on of the branch weights' gradient RMS."""
+    return float(np.mean(point["branch_gradient_rms"][BLOCK_1:]))
 
 
-def _over(found, kind, name, read) -> tuple[list[int], list[list[float]]]:
-    """The depths L of a model, and what `read` finds in the points of each."""
-    groups = {key[2]: group for key, group in _groups(found).items() if key[:2] == (kind, name)}
-    return [2 * n for n in sorted(groups)], [[read(p) for p in groups[n]] for n in sorted(groups)]
-
-
-def _branch_gradient(point: dict) -> float:
-    """Mean over sub-layers from block 1 on: one block's weights, not the norm over all."""
-    return float(np.mean(point["branch_gradient_rms"][_BLOCK_1:]))
-
-
-def _rounded(value) -> float:
+def rounded(value: float | np.floating) -> float:
     """To as many significant digits as a figure can show."""
     return float(f"{float(value):.{_DIGITS}g}")

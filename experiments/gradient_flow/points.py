@@ -1,20 +1,20 @@
-"""What is looked at: topologies, depths and sizes of each preset."""
+"""What is measured: topologies, depths and sizes of each preset."""
 
 import dataclasses
 import math
 
 from keel_jax import config
 
-# The control of "alpha = L": weights of the stream that are too small, whatever the depth
-# (arXiv:2601.19895, §3).
+# Controls of alpha = L: weights of the stream that are too small at some depth (arXiv:2601.19895,
+# §3).
 _ALPHAS = {
     "keel, alpha = sqrt(L)": lambda num_sublayers: math.sqrt(num_sublayers),
     "keel, alpha = 10": lambda num_sublayers: 10.0,
 }
-# Of these a closed form in L is known, so that they are looked at over depth.
+# Models whose path's gain has a closed form in L; they are measured over depth.
 OVER_DEPTH = ("keel", *_ALPHAS, "deepnorm", "post_ln", "pre_ln")
 NAMES = (*config.TOPOLOGIES, *_ALPHAS)
-# Telemetry's squares leave float32 below an RMS of 1e-19; Post-LN's path gain is 2^-N.
+# Post-LN's path gain is 2^-N, and telemetry's squares leave float32 below an RMS of 1e-19.
 _POST_LN_MOST_BLOCKS = 56
 
 
@@ -29,9 +29,9 @@ class Preset:
     batch_size: int
     seq_len: int
     vocab_size: int
-    # N at which every topology is looked at.
+    # N at which every topology is measured.
     num_blocks: int
-    # N at which those of OVER_DEPTH are.
+    # N at which those of OVER_DEPTH are measured.
     depths: tuple[int, ...]
     num_seeds: int
     compute_dtype: str = "float32"
@@ -90,9 +90,9 @@ PRESETS = {
 def model(name: str, num_blocks: int, preset: Preset) -> config.ModelConfig:
     """The model of one point.
 
-    `init_std` is the paper's 0.02 at width 1024, carried over to this width: a matrix then has the
-    gain that it has there, 0.02 sqrt(1024) = 0.64, and branches their size beside the stream. What
-    leaves the last sub-layer is left as it is (no final norm): its cotangent is known.
+    `init_std` is the paper's 0.02 at width 1024, carried over to this width, so that a matrix has
+    the gain that it has there, 0.02 sqrt(1024) = 0.64, and branches their size relative to the
+    stream. There is no final norm, so that the cotangent of the last sub-layer's output is known.
     """
     alpha = _ALPHAS.get(name)
     return config.ModelConfig(

@@ -1,10 +1,10 @@
 """What a gradient is multiplied by on the residual path, in closed form.
 
-Through x' = LN(alpha x + F) the path, no gradient through F, has the factor alpha / rms(z)
-with z = alpha x + F, times the norm's gain: LN divides by rms(z), and takes out the radial part,
-which a gradient has lost in the norm before. With an x of RMS 1 and an F of the same size, at a
-right angle to it, that is alpha / sqrt(alpha^2 + 1) (arXiv:2601.19895, §3). Without an outer norm
-it is alpha.
+The path is the gradient that passes no branch. Through x' = LN(alpha x + F) it is multiplied by
+alpha / rms(z), with z = alpha x + F, times the norm's gain: LN divides by rms(z), and removes the
+radial part, which the gradient has lost already in the norm above. For x of RMS 1 and F of the same
+size at a right angle to it, that is alpha / sqrt(alpha^2 + 1) (arXiv:2601.19895, §3). Without an
+outer norm it is alpha.
 
 Dimension letters: N blocks, L = 2N sub-layers.
 """
@@ -42,5 +42,5 @@ def from_sizes(
 
 
 def gain(factors_L: np.ndarray) -> np.ndarray:
-    """The product of each sub-layer's factor and of all above it; [L]."""
+    """The product of each sub-layer's factor and those of all sub-layers above it; [L]."""
     return np.exp(np.cumsum(np.log(factors_L)[::-1])[::-1])

@@ -1,4 +1,4 @@
-"""A trained model, looked at in the same way: from the work directory of a run or of a trial."""
+"""Measures a trained model in the same way, from the work directory of a run or of a trial."""
 
 import dataclasses
 import pathlib
@@ -12,12 +12,12 @@ from keel_jax.data import shards
 from keel_jax.model import lm
 from keel_jax.training import trained
 
-# Windows of the validation split that are looked at.
+# Windows of the validation split that are measured.
 NUM_SEQUENCES = 4
 
 
-def points(workdir: pathlib.Path, data_path: str | None = None) -> list[dict]:
-    """What `measure.look` tells of a run's initial weights and of its trained ones.
+def trained_points(workdir: pathlib.Path, data_path: str | None = None) -> list[dict]:
+    """`measure.measure_flow` of a run's initial weights and of its trained ones.
 
     Args:
       workdir: of a run, or of one of its trials.
@@ -28,25 +28,20 @@ def points(workdir: pathlib.Path, data_path: str | None = None) -> list[dict]:
     model = dataclasses.replace(cfg.model, final_norm="off")
     tokens_BT = first_windows(loaded.open_data(data_path).first, cfg.train.seq_len)
     flow = measure.compile_flow(model, *tokens_BT.shape)
-    at_first = measure.compile_init(model)(jax.random.key(cfg.seed))
-    found = []
-    for step, weights in (
-        (0, at_first),
-        (loaded.meta.step, _without_final_norm(loaded.params, model)),
-    ):
-        told = measure.look(flow, weights, tokens_BT, model, cfg.seed)
-        found.append(
-            {
-                "name": cfg.model.topology,
-                "num_blocks": model.num_blocks,
-                "seed": cfg.seed,
-                "peak_lr": cfg.optim.peak_lr,
-                "step": step,
-                "kind": "trained",
-                **told,
-            }
-        )
-    return found
+    initial = measure.compile_init(model)(jax.random.key(cfg.seed))
+    final = _without_final_norm(loaded.params, model)
+    return [
+        {
+            "name": cfg.model.topology,
+            "num_blocks": model.num_blocks,
+            "seed": cfg.seed,
+            "peak_lr": cfg.optim.peak_lr,
+            "step": step,
+            "kind": "trained",
+            **measure.measure_flow(flow, params, tokens_BT, model, cfg.seed),
+        }
+        for step, params in ((0, initial), (loaded.meta.step, final))
+    ]
 
 
 def first_windows(token_set: shards.TokenSet, seq_len: int) -> np.ndarray:
@@ -56,7 +51,7 @@ def first_windows(token_set: shards.TokenSet, seq_len: int) -> np.ndarray:
     return np.asarray(tokens, np.int32).reshape(NUM_SEQUENCES, seq_len)
 
 
-def _without_final_norm(params, model: config.ModelConfig):
-    """The parameters that the model without its final norm has."""
+def _without_final_norm(params: dict, model: config.ModelConfig) -> dict:
+    """The parameters of the same model without its final norm."""
     shapes = jax.eval_shape(lambda: lm.init(lm.LanguageModel(model), jax.random.key(0)))
     return {**params, "output": {name: params["output"][name] for name in shapes["output"]}}

@@ -1,1 +1,1 @@
-"""Which sub-layers and blocks of a trained model can be done without (arXiv:2601.19895, App. A)."""
+"""Which parts of a trained model can be done without (arXiv:2601.19895, App. A)."""

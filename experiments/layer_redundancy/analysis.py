@@ -1,34 +1,39 @@
-"""From losses without parts to numbers, verdicts and figures.
+"""From the losses of models without their parts to numbers, and to predictions held against them.
 
-A found model is a mapping: "topology", "seed", "num_blocks", "step", "loss" (nats a token, whole),
-"without_sublayer" [L], "without_sublayer_identity" [L] (NaN where there is no such thing),
-"without_block" [N], "rotation_radians" [L], "greedy_blocks", "greedy_losses". Perplexity is
-exp(loss); Delta PPL is that without a part minus the whole's.
+A measured model is a mapping: "topology", "seed", "peak_lr", "num_blocks", "step", "loss" (of the
+whole model, nats a token), "without_sublayer" [L], "without_sublayer_identity" [L] (NaN where the
+topology has no identity), "without_block" [N], "rotation_radians" [L], "greedy_blocks" and
+"greedy_losses". Perplexity (PPL) is exp(loss); Delta PPL is the perplexity without a part minus
+that of the whole model.
 
 Letters: N blocks, L = 2N sub-layers.
 """
 
 import collections
-import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from experiments.layer_redundancy import removal
-from experiments.sweeps import figures, intervals
+from experiments.sweeps import intervals
 from keel_jax import errors
 
-# "The first few layers are critical" (App. A): so many blocks.
+# Blocks that count as the first in "the first few layers are critical" (App. A).
 FIRST_BLOCKS = 2
-# Of the blocks after them, the part that is called shallow.
+# Fraction of the blocks after them that counts as shallow, and as deep.
 _SHALLOW_FRACTION = 1 / 3
-# A perplexity so many times the whole model's is what pruning may cost.
+# What pruning may cost: the perplexity as a multiple of the whole model's.
 BUDGETS = (1.05, 1.1, 1.2, 1.5)
 _DIGITS = 4
 
+# See the head of this module.
+Measured = Mapping
+
 
 def measure(model: removal.Model, num_candidates: int) -> dict:
-    """Everything that is found out about one model."""
+    """Everything that is measured of one model."""
     whole = model.loss(np.zeros((model.num_blocks, 2), bool))
     without_block = removal.without_each_block(model)
     blocks, losses = removal.greedy(
@@ -53,27 +58,27 @@ def measure(model: removal.Model, num_candidates: int) -> dict:
     }
 
 
-def numbers(found: list[dict]) -> dict:
-    """Of each topology, intervals over seeds; and the predictions of NOTES.md."""
-    told = {}
-    for name, group in _by_topology(found).items():
+def numbers(measured: Sequence[Measured]) -> dict:
+    """Intervals over seeds for each topology, and the predictions of NOTES.md."""
+    by_name = {}
+    for name, group in by_topology(measured).items():
         summaries = [summary(model) for model in group]
-        told[name] = {
+        by_name[name] = {
             "num_sublayers": 2 * group[0]["num_blocks"],
             **{key: _rounded(intervals.mean([s[key] for s in summaries])) for key in summaries[0]},
             "delta_ppl_block": _median_over_seeds(group, delta_ppl_block),
             "delta_ppl_sublayer": _median_over_seeds(group, delta_ppl_sublayer),
             "rotation_radians": _median_over_seeds(group, lambda m: m["rotation_radians"]),
         }
-    return told | {"checks": checks(found)}
+    return by_name | {"checks": checks(measured)}
 
 
-def summary(model: dict) -> dict:
+def summary(model: Measured) -> dict:
     """The scalars of one model."""
     delta_N = delta_ppl_block(model)
     later_N = delta_N[FIRST_BLOCKS:]
     num_shallow = max(1, round(_SHALLOW_FRACTION * len(later_N)))
-    identity_L = ppl_delta(model, model["without_sublayer_identity"])
+    identity_L = delta_ppl(model, model["without_sublayer_identity"])
     return {
         "ppl": float(np.exp(model["loss"])),
         "delta_ppl_first_blocks": float(delta_N[:FIRST_BLOCKS].mean()),
@@ -90,24 +95,24 @@ def summary(model: dict) -> dict:
     }
 
 
-def removable(model: dict, budget: float) -> int:
-    """Blocks that can go while the perplexity is at most `budget` times the whole model's."""
+def removable(model: Measured, budget: float) -> int:
+    """How many blocks can go at a perplexity of at most `budget` times the whole model's."""
     within = np.array(model["greedy_losses"]) <= model["loss"] + np.log(budget)
     return int(np.argmin(within)) if not within.all() else len(within)
 
 
-def checks(found: list[dict]) -> dict:
-    """The predictions of NOTES.md: what was found, and whether it holds."""
-    groups, told = _by_topology(found), {}
+def checks(measured: Sequence[Measured]) -> dict:
+    """The predictions of NOTES.md: what was measured, and whether they hold."""
+    groups, predictions = by_topology(measured), {}
     for name, group in groups.items():
         most = [int(np.argmax(delta_ppl_block(model))) for model in group]
-        told[f"first blocks, {name}"] = {
+        predictions[f"first blocks, {name}"] = {
             "most_critical_block": most,
             "holds": all(block < FIRST_BLOCKS for block in most),
         }
         rising = intervals.mean([summary(m)["rank_correlation_with_depth"] for m in group])
         verdict = intervals.sign(rising)
-        told[f"rises with depth, {name}"] = {
+        predictions[f"rises with depth, {name}"] = {
             **_rounded(rising),
             "verdict": verdict,
             "holds": verdict == "holds",
@@ -116,98 +121,47 @@ def checks(found: list[dict]) -> dict:
         keel, pre_ln = (
             {model["seed"]: summary(model) for model in groups[name]} for name in ("keel", "pre_ln")
         )
-        told["shallow blocks, keel above pre_ln"] = _compare(
+        predictions["shallow blocks, keel above pre_ln"] = _compare(
             keel, pre_ln, "delta_ppl_shallow_blocks"
         )
-        told["removable blocks, pre_ln above keel"] = _compare(pre_ln, keel, "removable_at_1.1")
-    return told
+        predictions["removable blocks, pre_ln above keel"] = _compare(
+            pre_ln, keel, "removable_at_1.1"
+        )
+    return predictions
 
 
 def _compare(first: dict[int, dict], second: dict[int, dict], key: str) -> dict:
-    """Whether `key` of the first ones is above the second ones', by the seeds that both have."""
+    """Whether `key` of the first models is above that of the second, over the seeds of both."""
     seeds = sorted(first.keys() & second.keys())
-    found = intervals.ordering(*([found[seed][key] for seed in seeds] for found in (first, second)))
-    return {**_rounded(found), "holds": found["verdict"] == "holds"}
+    ordering = intervals.ordering(
+        [first[seed][key] for seed in seeds], [second[seed][key] for seed in seeds]
+    )
+    return {**_rounded(ordering), "holds": ordering["verdict"] == "holds"}
 
 
-def delta_ppl_block(model: dict) -> np.ndarray:
+def delta_ppl_block(model: Measured) -> np.ndarray:
     """Delta PPL of each block, [N]."""
-    return ppl_delta(model, model["without_block"])
+    return delta_ppl(model, model["without_block"])
 
 
-def delta_ppl_sublayer(model: dict) -> np.ndarray:
+def delta_ppl_sublayer(model: Measured) -> np.ndarray:
     """Delta PPL of each sub-layer's branch, [L]."""
-    return ppl_delta(model, model["without_sublayer"])
+    return delta_ppl(model, model["without_sublayer"])
 
 
-def ppl_delta(model: dict, losses: np.ndarray) -> np.ndarray:
-    """exp(loss without) - exp(loss of the whole)."""
+def delta_ppl(model: Measured, losses: np.ndarray) -> np.ndarray:
+    """exp(loss without a part) - exp(loss of the whole model), for an array of losses."""
     return np.exp(losses) - np.exp(model["loss"])
 
 
-# --- Figures -------------------------------------------------------------------------------------
-
-
-def draw(found: list[dict], out: pathlib.Path) -> None:
-    """Every figure, into `out`/figures."""
-    groups = _by_topology(found)
-    symlog = {"value": "symlog", "linthresh": 0.1}
-    panels = (
-        ("block", "block", "ΔPPL without its branches", delta_ppl_block, symlog),
-        ("sublayer", "sub-layer", "ΔPPL without its branch", delta_ppl_sublayer, symlog),
-        (
-            "rotation",
-            "sub-layer",
-            "angle between the streams before and after [rad]",
-            lambda model: model["rotation_radians"],
-            {"value": "log"},
-        ),
-    )
-    for stem, x, y, read, scale in panels:
-        canvas, axes = figures.new()
-        data = []
-        for name, group in groups.items():
-            values = np.array([read(model) for model in group]).T
-            data.append(figures.draw(axes, range(len(values)), values, figures.name(name)))
-        axes.set(xlabel=x, ylabel=y)
-        axes.set_yscale(**scale)
-        axes.legend()
-        figures.save(canvas, out, stem, data)
-    _draw_greedy(groups, out)
-
-
-def _draw_greedy(groups, out):
-    """Perplexity against blocks removed, relative to the whole model's."""
-    canvas, axes = figures.new()
-    data = []
-    for name, group in groups.items():
-        ratios = [np.exp(np.array([0.0, *np.array(m["greedy_losses"]) - m["loss"]])) for m in group]
-        longest = max(len(ratio) for ratio in ratios)
-        # A model that has left the budget is not pruned on.
-        values = [[r[k] for r in ratios if k < len(r)] for k in range(longest)]
-        data.append(figures.draw(axes, range(longest), values, figures.name(name)))
-    for budget in BUDGETS:
-        axes.axhline(budget, color="0.8", linewidth=0.8)
-    axes.set(
-        xlabel="blocks removed, cheapest first",
-        ylabel="PPL / PPL of the whole model",
-        ylim=(0.95, max(BUDGETS) * 1.1),
-    )
-    axes.legend()
-    figures.save(canvas, out, "greedy", data)
-
-
-# --- Models --------------------------------------------------------------------------------------
-
-
-def _by_topology(found: list[dict]) -> dict[str, list[dict]]:
-    """The models of each topology, which are alike but for their seeds.
+def by_topology(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
+    """The models of each topology, which differ in their seeds alone.
 
     Raises:
-      UserError: they are not; with what they are.
+      UserError: they differ in depth, steps or peak rate.
     """
-    groups = collections.defaultdict(list)
-    for model in found:
+    groups: dict[str, list[Measured]] = collections.defaultdict(list)
+    for model in measured:
         groups[model["topology"]].append(model)
     for topology, group in groups.items():
         kinds = {(m["num_blocks"], m["step"], m["peak_lr"]) for m in group}
@@ -219,18 +173,22 @@ def _by_topology(found: list[dict]) -> dict[str, list[dict]]:
     return dict(groups)
 
 
-def _median_over_seeds(group, read) -> list[float]:
-    return [float(f"{value:.{_DIGITS}g}") for value in np.median([read(m) for m in group], axis=0)]
+def _median_over_seeds(
+    group: Sequence[Measured], value_of: Callable[[Measured], np.ndarray]
+) -> list[float]:
+    medians = np.median([value_of(model) for model in group], axis=0)
+    return [float(f"{value:.{_DIGITS}g}") for value in medians]
 
 
 def _rank_correlation(values: np.ndarray) -> float:
     if len(values) < 2 or np.ptp(values) == 0:
         return 0.0
-    return float(scipy.stats.spearmanr(np.arange(len(values)), values).statistic)
+    result: Any = scipy.stats.spearmanr(np.arange(len(values)), values)
+    return float(result.statistic)
 
 
-def _rounded(found: dict) -> dict:
+def _rounded(interval: Mapping) -> dict:
     return {
         key: float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
-        for key, value in found.items()
+        for key, value in interval.items()
     }

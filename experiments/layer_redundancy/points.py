@@ -1,6 +1,7 @@
-"""The models that are trained and taken apart, and how much of each preset's time that may take."""
+"""The models that are trained and then measured without their parts, and how much is measured."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from experiments.sweeps import experiment, point
 
@@ -13,7 +14,7 @@ class Sizes:
 
     # Windows of the validation split, each as long as the run's.
     num_sequences: int
-    # Of how many blocks, those whose removal alone costs least, the greedy search tries each.
+    # How many blocks the greedy search tries at each step: those whose removal alone costs least.
     num_candidates: int
 
 
@@ -48,7 +49,14 @@ def paper() -> experiment.Preset:
 PRESETS = {"micro": micro, "small": small, "paper": paper}
 
 
-def _preset(config_file, num_blocks, peak_lr, seeds, overrides, vocab_size) -> experiment.Preset:
+def _preset(
+    config_file: str,
+    num_blocks: int,
+    peak_lr: float,
+    seeds: Sequence[int],
+    overrides: Mapping[str, object],
+    vocab_size: int,
+) -> experiment.Preset:
     points = []
     for topology in TOPOLOGIES:
         points += point.grid(

@@ -1,15 +1,17 @@
-"""Takes a trained model apart: the loss without each sub-layer, block, and set of blocks.
+"""The loss of a trained model without each sub-layer, each block, and sets of blocks.
 
 What "removed" means, in x' = outer(alpha x + F(inner(x))):
 
-  branch    F is 0: x' = outer(alpha x). The norm that others were trained to read behind stays.
+  branch    F is 0: x' = outer(alpha x). The outer norm stays, as the sub-layers above were trained
+            to read its output.
   identity  x' = x: the sub-layer is deleted, its outer norm and the norm's gain with it.
 
-Without an outer norm (Pre-LN) they are the same. In Keel they differ by a gain, and in block 0,
-whose outer norm lifts the embedding to RMS 1: deleting it would ask what a norm is worth. So the
-results are about "branch"; "identity" stands beside it.
+Without an outer norm (Pre-LN) the two are the same. In Keel they differ by a gain, except in block
+0, whose outer norm lifts the embedding to RMS 1: there, "identity" would measure what that norm is
+worth. So the results are about "branch", and "identity" is reported beside it.
 
-Masks are data: one compiled program computes every loss of a model, and of every model of its kind.
+Masks are data: one compiled program computes every loss of a model, and of all models that differ
+in their weights alone.
 
 Dimension letters: N blocks, B batch, T time.
 """
@@ -29,7 +31,7 @@ from keel_jax.training import loss, trained
 
 BRANCH, IDENTITY = "branch", "identity"
 KINDS = (BRANCH, IDENTITY)
-# Their first sub-layers file what came before into the carry: the identity would lose it.
+# Some of their sub-layers store earlier outputs in the carry, which the identity would lose.
 _NO_IDENTITY = ("attention_residuals",)
 
 
@@ -41,7 +43,7 @@ class Model:
     params: dict
     # "inputs", "targets", "segment_ids", "loss_weights" [B, T].
     batch: dict
-    # Optimizer steps behind it.
+    # Optimizer steps that it was trained for.
     step: int
     seed: int
     peak_lr: float
@@ -52,11 +54,14 @@ class Model:
 
     def loss(self, removed_N2: np.ndarray, kind: str = BRANCH) -> float:
         """Nats a token without the sub-layers that `removed` [N, 2] marks."""
-        return float(program(self.cfg)(self.params, self.batch, change(removed_N2, kind)))
+        without = removal_of(removed_N2, kind)
+        return float(loss_program(self.cfg)(self.params, self.batch, without))
 
     def rotation_radians(self) -> np.ndarray:
-        """How far each sub-layer turns the stream, the mean angle over tokens; [L]."""
-        return np.asarray(_rotations(self.cfg)(self.params, self.batch), np.float64).reshape(-1)
+        """The angle by which each sub-layer rotates the stream, mean over tokens; [L]."""
+        return np.asarray(_rotation_program(self.cfg)(self.params, self.batch), np.float64).reshape(
+            -1
+        )
 
 
 def load(workdir: pathlib.Path, num_sequences: int, data_path: str | None = None) -> Model:
@@ -78,12 +83,13 @@ def load(workdir: pathlib.Path, num_sequences: int, data_path: str | None = None
         mask_documents=cfg.data.mask_documents,
         num_batches=1,
     )
-    # What the programs do not depend on is left out, so that seeds and rates share them.
-    kind = dataclasses.replace(
+    # The programs are cached by their config. What they do not depend on is left out of it, so that
+    # models of several seeds and rates share them.
+    program_cfg = dataclasses.replace(
         cfg, data=config.DataConfig(), seed=0, optim=dataclasses.replace(cfg.optim, peak_lr=1.0)
     )
     return Model(
-        kind,
+        program_cfg,
         model.params,
         jax.device_put(batch),
         model.meta.step,
@@ -92,18 +98,19 @@ def load(workdir: pathlib.Path, num_sequences: int, data_path: str | None = None
     )
 
 
-def change(removed_N2: np.ndarray, kind: str) -> intervention.Intervention:
-    """What removes the marked sub-layers."""
-    removed_N2 = jnp.asarray(removed_N2, bool)
+def removal_of(removed_N2: np.ndarray, kind: str) -> intervention.Intervention:
+    """The intervention that removes the marked sub-layers."""
+    is_removed_N2 = jnp.asarray(removed_N2, bool)
     none = intervention.none(len(removed_N2))
     if kind == BRANCH:
-        return none.replace(branch_scale=1 - removed_N2.astype(jnp.float32))
-    return none.replace(is_skipped=removed_N2)
+        scale_N2 = 1 - is_removed_N2.astype(jnp.float32)
+        return dataclasses.replace(none, branch_scale=scale_N2)
+    return dataclasses.replace(none, is_skipped=is_removed_N2)
 
 
 @functools.cache
-def program(cfg: config.Config):
-    """(params, batch, change) -> nats a token: compiled once for a kind of model."""
+def loss_program(cfg: config.Config) -> jax.stages.Wrapped:
+    """(params, batch, intervention) -> nats a token; compiled once for all models of one config."""
 
     @jax.jit
     def nats_per_token(params, batch, change):
@@ -121,8 +128,8 @@ def program(cfg: config.Config):
 
 
 @functools.cache
-def _rotations(cfg: config.Config):
-    """(params, batch) -> radians [N, 2], by the model's telemetry."""
+def _rotation_program(cfg: config.Config) -> jax.stages.Wrapped:
+    """(params, batch) -> radians [N, 2], from the model's telemetry."""
 
     @jax.jit
     def rotations(params, batch):
@@ -132,7 +139,8 @@ def _rotations(cfg: config.Config):
     return rotations
 
 
-def _hidden(cfg, params, batch, measured: instruments.Instruments):
+def _hidden(cfg: config.Config, params, batch, measured: instruments.Instruments):
+    """The hidden states [B, T, D] and the statistics of a pass with instruments."""
     return lm.LanguageModel(cfg.model).apply(
         {"params": params},
         batch["inputs"],
@@ -155,8 +163,8 @@ def without_each_sublayer(model: Model, kind: str = BRANCH) -> np.ndarray:
     """
     if kind == IDENTITY and not has_identity(model):
         raise errors.UserError(
-            f"{model.cfg.model.topology} keeps books in its sub-layers, so that none can be the "
-            "identity: remove branches."
+            f"The sub-layers of {model.cfg.model.topology} store what came before them, so that "
+            "none can be the identity: remove branches."
         )
     masks = np.eye(2 * model.num_blocks, dtype=bool).reshape(-1, model.num_blocks, 2)
     return np.array([model.loss(mask, kind) for mask in masks])
@@ -172,28 +180,29 @@ def without_each_block(model: Model) -> np.ndarray:
 def greedy(
     model: Model, single_N: np.ndarray, num_candidates: int, most_loss: float
 ) -> tuple[list[int], list[float]]:
-    """Removes block after block, each time the one that leaves the lowest loss.
+    """Removes block after block, each time the one whose removal leaves the lowest loss.
 
-    Tried are those of the remaining ones whose removal alone costs least.
+    At each step it tries the `num_candidates` remaining blocks whose removal alone costs least.
 
     Args:
       single_N: the loss without each block alone.
-      most_loss: the search ends with the first loss above it.
+      most_loss: the search ends at the first loss above it.
 
     Returns:
-      The blocks in their order, and the loss after each; the last may lie above `most_loss`.
+      The blocks in the order of their removal, and the loss after each; the last loss may be above
+      `most_loss`.
     """
     removed: list[int] = []
     losses: list[float] = []
     while len(removed) < model.num_blocks and (not losses or losses[-1] <= most_loss):
         rest = [block for block in np.argsort(single_N).tolist() if block not in removed]
-        found = {
+        loss_without = {
             block: model.loss(_blocks([*removed, block], model.num_blocks))
             for block in rest[:num_candidates]
         }
-        best = min(found, key=found.__getitem__)
+        best = min(loss_without, key=loss_without.__getitem__)
         removed.append(best)
-        losses.append(found[best])
+        losses.append(loss_without[best])
     return removed, losses
 
 

@@ -1,1 +1,1 @@
-"""Which learning rates each residual topology tolerates: NOTES.md."""
+"""Which learning rates each residual topology tolerates."""

@@ -1,6 +1,7 @@
 """The figures of learning-rate robustness."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,48 +14,48 @@ _WINDOW_STEPS = 10
 
 
 def losses_against_rate(
-    losses: dict[str, comparison.Losses], unigram_nats: float, out: pathlib.Path, stem: str
+    losses: Mapping[str, comparison.Losses], unigram_nats: float, out: pathlib.Path, stem: str
 ) -> None:
     """Final validation loss against the peak rate: the median over seeds, and their range."""
     figure, axes = figures.new()
     lines = [
-        figures.draw(
+        figures.draw_over_seeds(
             axes,
             list(rows),
             [list(row.values()) for row in rows.values()],
-            figures.name(topology),
+            figures.display_name(topology),
             color=figures.COLOURS.get(topology),
         )
         for topology, rows in losses.items()
     ]
-    figures.unigram_line(axes, unigram_nats)
+    figures.draw_unigram_line(axes, unigram_nats)
     axes.set(xscale="log", xlabel="peak learning rate", ylabel="validation loss, nats/token")
     axes.legend()
     figures.save(figure, out, stem, {"lines": lines, "unigram_nats": unigram_nats})
 
 
-def curves(
-    found: dict[str, tuple[ramps_lib.Curve, ...]], rate: float, out: pathlib.Path, stem: str
+def loss_curves(
+    curves: Mapping[str, Sequence[ramps_lib.Curve]], rate: float, out: pathlib.Path, stem: str
 ) -> None:
-    """Training loss above the unigram model's on the same batch, at one rate."""
+    """Training loss minus the unigram model's on the same batch, at one rate."""
     figure, axes = figures.new()
     lines = []
-    for topology, runs in found.items():
+    for topology, runs in curves.items():
         num_steps = max(len(run.loss) for run in runs)
         smooth = [divergence.excess(run.loss, run.unigram, _WINDOW_STEPS) for run in runs]
         at = np.arange(4, num_steps, 5)
         values = [[row[step] for row in smooth if step < len(row)] for step in at]
         lines.append(
-            figures.draw(
+            figures.draw_over_seeds(
                 axes,
                 (at + 1).tolist(),
                 values,
-                figures.name(topology),
+                figures.display_name(topology),
                 marker="",
                 color=figures.COLOURS.get(topology),
             )
         )
-    figures.unigram_line(axes)
+    figures.draw_unigram_line(axes)
     axes.set(
         xlabel="optimizer steps",
         ylabel="loss above the unigram model's, nats/token",
@@ -65,19 +66,19 @@ def curves(
 
 
 def ramps(
-    found: dict[str, ramps_lib.Ramps],
-    tolerated: dict[str, list[dict]],
-    how: divergence.Thresholds,
+    curves: Mapping[str, ramps_lib.Ramps],
+    tolerated: Mapping[str, list[dict]],
+    thresholds: divergence.Thresholds,
     out: pathlib.Path,
     stem: str,
 ) -> None:
-    """Loss above the unigram model's against the rate as it rises; a cross at each onset."""
+    """Loss minus the unigram model's against the rising rate, with a cross at each onset."""
     figure, axes = figures.new()
     lines = []
-    for topology, runs in found.items():
-        colour, label = figures.COLOURS.get(topology), figures.name(topology)
+    for topology, runs in curves.items():
+        colour, label = figures.COLOURS.get(topology), figures.display_name(topology)
         for run, row in zip(runs.ramps, tolerated[topology], strict=True):
-            smooth = divergence.excess(run.loss, run.unigram, how.window_steps)
+            smooth = divergence.excess(run.loss, run.unigram, thresholds.window_steps)
             [line] = axes.plot(run.learning_rate, smooth, color=colour, linewidth=0.9, label=label)
             label, colour = None, line.get_color()
             if row["criterion"]:
@@ -91,7 +92,7 @@ def ramps(
                     "excess_nats": smooth[::5],
                 }
             )
-    figures.unigram_line(axes)
+    figures.draw_unigram_line(axes)
     axes.set(
         xlabel="learning rate, rising linearly with the steps",
         ylabel="loss above the unigram model's, nats/token",
@@ -100,26 +101,31 @@ def ramps(
     figures.save(figure, out, stem, {"lines": lines})
 
 
-def sensitivity(under: dict[str, dict[str, list[dict]]], out: pathlib.Path, stem: str) -> None:
-    """The tolerated rate of every ramp, under each choice of thresholds."""
+def sensitivity(
+    under: Mapping[str, Mapping[str, list[dict]]], out: pathlib.Path, stem: str
+) -> None:
+    """The tolerated rate of every ramp under each variant of the thresholds."""
     figure, axes = figures.new(size=(7.0, 0.28 * len(under) + 1.2))
     rows, drawn = list(under), {}
     for number, topology in enumerate(under[rows[0]]):
-        spots = [
-            (row["rate"], place)
-            for place, variant in enumerate(rows)
-            for row in under[variant][topology]
+        dots = [
+            (tolerated["rate"], y)
+            for y, variant in enumerate(rows)
+            for tolerated in under[variant][topology]
         ]
-        rates, places = np.array(spots).T
+        rates, heights = np.array(dots).T
         axes.plot(
             rates,
-            places + 0.15 * (number - 1),
+            heights + 0.15 * (number - 1),
             "o",
             markersize=3,
             color=figures.COLOURS.get(topology),
-            label=figures.name(topology),
+            label=figures.display_name(topology),
         )
-        drawn[topology] = {v: [row["rate"] for row in under[v][topology]] for v in rows}
+        drawn[topology] = {
+            variant: [tolerated["rate"] for tolerated in under[variant][topology]]
+            for variant in rows
+        }
     axes.set(xscale="log", xlabel="tolerated learning rate")
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""What runs at fixed peak rates say: the largest stable rate, the range, the sensitivity."""
+"""Numbers of the runs at fixed peak rates: largest stable rate, range, sensitivity."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,38 +6,40 @@ import numpy as np
 
 from experiments.sweeps import comparison, intervals
 
-# Below the unigram line by this much at the end: has learned more than frequencies.
+# A run that ends this far below the unigram line has learned more than frequencies.
 STABLE_NATS = 0.05
 # Rates whose loss is within this of the topology's best are as good as it. Guess.
 AS_GOOD_NATS = 0.2
 
 
 def summary(
-    found: comparison.Losses, rates: Sequence[float], unigram_nats: float, uniform_nats: float
+    losses: comparison.Losses, rates: Sequence[float], unigram_nats: float, uniform_nats: float
 ) -> dict:
     """The numbers of one topology and depth.
 
-    A seed of which a run is missing, and so neither good nor bad, has no stable rate, no range and
-    no sensitivity: it is listed under "incomplete_seeds".
+    A seed with a missing run, which is neither good nor bad, has no stable rate, no range and no
+    sensitivity; it is listed under "incomplete_seeds".
 
     Args:
-      rates: all that were to be run.
+      rates: all that the preset has.
       unigram_nats: validation loss of the unigram model.
       uniform_nats: log of the vocabulary, the loss of a uniform guess.
     """
-    seeds = sorted({seed for row in found.values() for seed in row})
-    whole = [s for s in seeds if all(s in found.get(rate, {}) for rate in rates)]
-    by_seed = {seed: {rate: found[rate][seed] for rate in rates} for seed in whole}
+    seeds = sorted({seed for row in losses.values() for seed in row})
+    whole = [s for s in seeds if all(s in losses.get(rate, {}) for rate in rates)]
+    by_seed = {seed: {rate: losses[rate][seed] for rate in rates} for seed in whole}
     stable = {seed: largest_stable(row, unigram_nats) for seed, row in by_seed.items()}
     as_good = [as_good_range(row) for row in by_seed.values()]
-    return comparison.table(found) | {
+    return comparison.table(losses) | {
         "incomplete_seeds": [seed for seed in seeds if seed not in whole],
         "largest_stable_rate": stable,
         "as_good_range": [
             {"seed": seed, "least": low, "greatest": high}
             for seed, (low, high) in zip(whole, as_good, strict=True)
         ],
-        "as_good_decades": intervals.mean([np.log10(high / low) for low, high in as_good if low]),
+        "as_good_decades": intervals.mean(
+            [np.log10(high / low) for low, high in as_good if low and high]
+        ),
         "sensitivity_nats": intervals.mean(
             [sensitivity(row, uniform_nats) for row in by_seed.values()]
         ),
@@ -46,15 +48,16 @@ def summary(
 
 def largest_stable(row: Mapping[float, float | None], unigram_nats: float) -> float | None:
     """The largest rate up to which, from the best one on, every run is stable; of one seed."""
-    good = {
-        rate: loss is not None and loss < unigram_nats - STABLE_NATS for rate, loss in row.items()
+    stable = {
+        rate: loss
+        for rate, loss in row.items()
+        if loss is not None and loss < unigram_nats - STABLE_NATS
     }
-    stable = [rate for rate, is_good in good.items() if is_good]
     if not stable:
         return None
-    largest = min(stable, key=row.get)
+    largest = min(stable, key=stable.__getitem__)
     for rate in sorted(rate for rate in row if rate > largest):
-        if not good[rate]:
+        if rate not in stable:
             break
         largest = rate
     return largest
@@ -66,7 +69,7 @@ def as_good_range(row: Mapping[float, float | None]) -> tuple[float | None, floa
     if not finite:
         return None, None
     rates = sorted(row)
-    best = rates.index(min(finite, key=finite.get))
+    best = rates.index(min(finite, key=finite.__getitem__))
     limit = finite[rates[best]] + AS_GOOD_NATS
     low = high = best
     while low > 0 and finite.get(rates[low - 1], np.inf) <= limit:

@@ -1,5 +1,7 @@
 """The runs of each preset: ramps and fixed learning rates, topology by topology."""
 
+from collections.abc import Mapping, Sequence
+
 from experiments.sweeps import experiment, point
 from keel_jax import config
 
@@ -14,7 +16,7 @@ def series(topology: str, num_sublayers: int, protocol: str) -> str:
     return f"{topology}-L{num_sublayers}-{protocol}"
 
 
-def parse(name: str) -> tuple[str, int, str]:
+def parse_series(name: str) -> tuple[str, int, str]:
     """The inverse of `series`."""
     topology, depth, protocol = name.split("-")
     return topology, int(depth.removeprefix("L")), protocol
@@ -33,11 +35,9 @@ def micro() -> experiment.Preset:
             "experiments/configs/micro.py",
             1e-1,
             range(4),
-            {
-                "train.num_steps": 300,
-            },
+            {"train.num_steps": 300},
         )
-    # Whether it is the small branch alone: added after the results of `alpha`.
+    # Whether it is the small branch alone that helps: added after the results of `alpha`.
     points += _fixed("complete_p", 64, "experiments/configs/micro.py", rates, range(3), {})
     return experiment.Preset(points=points, stdlib_vocab_size=384, max_trials=14)
 
@@ -45,20 +45,18 @@ def micro() -> experiment.Preset:
 def small() -> experiment.Preset:
     """Every topology at 64 sub-layers and the paper's six at 512, 128 wide: one accelerator."""
     rates = (3e-4, 1e-3, 3e-3, 6e-3, 1e-2, 2e-2, 5e-2)
-    shape = "experiments/configs/small.py"
+    config_file = "experiments/configs/small.py"
     points = []
     for num_sublayers in SUBLAYERS:
         for topology in config.TOPOLOGIES if num_sublayers == 64 else TABLE_1:
-            points += _fixed(topology, num_sublayers, shape, rates, range(3), {})
+            points += _fixed(topology, num_sublayers, config_file, rates, range(3), {})
             points += _ramp(
                 topology,
                 num_sublayers,
-                shape,
+                config_file,
                 5e-2,
                 range(3),
-                {
-                    "train.num_steps": 5000,
-                },
+                {"train.num_steps": 5000},
             )
     return experiment.Preset(points=points, stdlib_vocab_size=1024, max_trials=8)
 
@@ -73,8 +71,8 @@ def paper() -> experiment.Preset:
                 num_sublayers,
                 f"experiments/configs/keel_L{num_sublayers}.py",
                 5e-2,
-                # The files' cosine ends at 0; a ramp has no end to set.
                 (0,),
+                # The files set the cosine's end to 0; a ramp has none, so it must be the default.
                 {"train.num_steps": 5000, "train.num_tokens": 0, "optim.final_lr_fraction": 0.1},
             )
     return experiment.Preset(points=points, max_trials=1)
@@ -83,20 +81,34 @@ def paper() -> experiment.Preset:
 PRESETS = {"micro": micro, "small": small, "paper": paper}
 
 
-def _fixed(topology, num_sublayers, shape, rates, seeds, overrides) -> list[point.Point]:
+def _fixed(
+    topology: str,
+    num_sublayers: int,
+    config_file: str,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    overrides: Mapping[str, object],
+) -> list[point.Point]:
     return point.grid(
         series(topology, num_sublayers, FIXED),
-        shape,
+        config_file,
         {"model.topology": topology, "model.num_blocks": num_sublayers // 2, **overrides},
         rates,
         seeds,
     )
 
 
-def _ramp(topology, num_sublayers, shape, peak_lr, seeds, overrides) -> list[point.Point]:
+def _ramp(
+    topology: str,
+    num_sublayers: int,
+    config_file: str,
+    peak_lr: float,
+    seeds: Sequence[int],
+    overrides: Mapping[str, object],
+) -> list[point.Point]:
     return point.grid(
         series(topology, num_sublayers, RAMP),
-        shape,
+        config_file,
         {
             "model.topology": topology,
             "model.num_blocks": num_sublayers // 2,

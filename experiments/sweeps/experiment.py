@@ -1,17 +1,18 @@
-"""The command of an experiment that is a sweep: `python -m experiments.NAME.run --preset=…`.
+"""What `python -m experiments.run NAME` needs of an experiment, and that of one which is a sweep.
 
-It prepares the data, runs what has no result yet, and analyses what there is.
+A sweep prepares its data, runs what has no result yet, and analyses the outcomes.
 """
 
 import dataclasses
+import functools
 import pathlib
 import shlex
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from absl import flags
 
-from experiments.sweeps import corpus, results
+from experiments.sweeps import datasets, results
 from experiments.sweeps import outcome as outcome_lib
 from experiments.sweeps import point as point_lib
 from experiments.sweeps import sweep as sweep_lib
@@ -19,70 +20,93 @@ from keel_jax import errors
 from keel_jax.data import shards
 from keel_jax.runtime import exit_codes
 
+# --help lists the flags that are defined here as those of experiments.run.
+flags.disclaim_key_flags()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the flags that all experiments share ask for."""
+
+    # Package under experiments/.
+    name: str
+    preset: str
+    # Directory of results.json and figures/; None: the experiment's default.
+    out: pathlib.Path | None = None
+    # Directory of token shards; None: the experiment's default.
+    data: str | None = None
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """Where the experiment writes by default."""
+        return pathlib.Path("runs") / self.name / self.preset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What can be run by its name, once it is in `experiments.registry`."""
+
+    # Names of its sizes, the values of --preset.
+    presets: Collection[str]
+    # Defines the flags that it has beside --preset, --out and --data.
+    define_flags: Callable[[], None]
+    # Measures, writes results.json and figures/, and returns the exit code.
+    run: Callable[[Request], int]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One size of an experiment."""
+    """One size of a sweep."""
 
     points: Sequence[point_lib.Point]
-    # Ids of the tokenizer with which the embedded corpus is prepared; None: --data must be there.
+    # Vocabulary of the embedded corpus that is prepared for it; None: it needs --data.
     stdlib_vocab_size: int | None = None
-    # Points side by side in one program, at most.
+    # Most points side by side in one program.
     max_trials: int = 32
 
 
-# The flags are those of the experiment's own module, whose --help is to list them.
-flags.disclaim_key_flags()
-
-# (outcomes of all points, directory of results, data) -> the numbers of results.json.
+Presets = Mapping[str, Callable[[], Preset]]
+# (outcomes of all points, directory of results, token shards) -> the numbers of results.json.
 Analysis = Callable[[Sequence[outcome_lib.Outcome], pathlib.Path, str], dict]
 
 
-def define_flags(experiment: str, presets: Mapping[str, Callable[[], Preset]]):
-    """The flags that all sweeps have."""
-    flags.DEFINE_enum("preset", None, list(presets), "Size: micro is for two cores.")
-    flags.DEFINE_string(
-        "out",
-        None,
-        "Directory of results.json and figures/; committed ones lie in "
-        f"experiments/{experiment}/results/PRESET [runs/{experiment}/PRESET].",
+def of_sweep(presets: Presets, analyse: Analysis) -> Experiment:
+    """The experiment that runs the points of a preset and analyses their outcomes."""
+    return Experiment(
+        presets=list(presets),
+        define_flags=define_sweep_flags,
+        run=functools.partial(run_sweep, presets=presets, analyse=analyse),
     )
+
+
+def define_sweep_flags() -> None:
+    """The flags that all sweeps have beside those of all experiments."""
     flags.DEFINE_string(
-        "runs",
-        None,
-        f"Directory of the runs, which every shard sees [runs/{experiment}/PRESET/runs].",
-    )
-    flags.DEFINE_string(
-        "data",
-        None,
-        "Token shards; micro prepares the embedded corpus there if need be "
-        "[runs/data/stdlib_VOCABULARY].",
+        "runs", None, "Directory of the runs, which every shard sees [runs/NAME/PRESET/runs]."
     )
     flags.DEFINE_string(
         "shard",
         "0/1",
-        "i/n: run every n-th group of trials from the i-th on. The shards are "
-        "processes or machines that share --runs.",
+        "i/n: run every n-th group of trials from the i-th on. The shards are processes or "
+        "machines that share --runs.",
     )
     flags.DEFINE_string(
         "launcher",
         "keel_jax.train",
-        "Module that trains a group, with its own flags: "
-        "keel_jax.train, or a launcher, as in 'launch.local --num_processes=2'.",
+        "Module that trains a group, with its own flags: keel_jax.train, or a launcher, as in "
+        "'launch.local --num_processes=2'.",
     )
-    flags.DEFINE_bool("dry_run", False, "Print the commands of what is to be run, and leave.")
-    flags.mark_flag_as_required("preset")
+    flags.DEFINE_bool("dry_run", False, "Print the commands of what would be run, and exit.")
 
 
-def run(experiment: str, presets: Mapping[str, Callable[[], Preset]], analyse: Analysis) -> int:
-    """What the flags say; the exit code."""
+def run_sweep(request: Request, presets: Presets, analyse: Analysis) -> int:
+    """Runs a preset as the flags say and analyses it; the exit code."""
     values = flags.FLAGS
-    results.source()  # what runs is what is there now
-    preset = presets[values.preset]()
-    home = pathlib.Path("runs") / experiment / values.preset
+    results.source()  # the state of the tree that this process was started from
+    preset = presets[request.preset]()
     sweep = sweep_lib.Sweep(
-        runs=pathlib.Path(values.runs or home / "runs"),
-        data=_data(values.data, preset),
+        runs=pathlib.Path(values.runs or request.directory / "runs"),
+        data=_prepared_data(request.data, preset),
         max_trials=preset.max_trials,
         shard=parse_shard(values.shard),
         launcher=values.launcher,
@@ -91,48 +115,42 @@ def run(experiment: str, presets: Mapping[str, Callable[[], Preset]], analyse: A
         for command in sweep.commands(preset.points):
             print(shlex.join(command))
         return exit_codes.DONE
-    # As Ctrl-C does.
+    # SIGTERM stops the sweep as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if (code := sweep.run(preset.points)) != exit_codes.DONE:
         return code
-    return finish(
-        experiment, values.preset, sweep, preset, analyse, pathlib.Path(values.out or home)
-    )
+    return analyse_sweep(request, sweep, preset, analyse)
 
 
-def finish(
-    experiment: str,
-    preset_name: str,
-    sweep: sweep_lib.Sweep,
-    preset: Preset,
-    analyse: Analysis,
-    out: pathlib.Path,
+def analyse_sweep(
+    request: Request, sweep: sweep_lib.Sweep, preset: Preset, analyse: Analysis
 ) -> int:
-    """Analyses a sweep if no point is pending; says so otherwise."""
+    """Writes the results of a sweep if no point is pending, and says so otherwise."""
     outcomes = sweep.outcomes(preset.points)
     pending = [outcome for outcome in outcomes if outcome.state == outcome_lib.PENDING]
     if pending:
         print(
-            f"{len(pending)} of {len(outcomes)} points are with other shards; results follow "
-            "from the same command once they are there."
+            f"{len(pending)} of {len(outcomes)} points are with other shards. Once they have run, "
+            "the same command writes the results."
         )
         return exit_codes.DONE
+    out = request.out or request.directory
     missing = [o.point.name for o in outcomes if o.state == outcome_lib.MISSING]
-    # Where nothing came to a result there is nothing to analyse.
+    # Without any result there is nothing to analyse.
     has_any = len(missing) < len(outcomes)
     numbers = (analyse(outcomes, out, sweep.data) if has_any else {}) | {"missing": missing}
-    groups = {
+    group_seconds = {
         o.record["workdir"].split("/")[1]: o.record["group_seconds"]
         for o in outcomes
         if o.has_result
     }
     results.write(
         out,
-        experiment,
-        preset_name,
+        request.name,
+        request.preset,
         numbers=numbers,
         points=[outcome.summary() for outcome in outcomes],
-        seconds=sum(groups.values()),
+        seconds=sum(group_seconds.values()),
     )
     print(
         f"{out / results.FILE}: {len(outcomes) - len(missing)} points"
@@ -145,7 +163,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of "i/n".
 
     Raises:
-      UserError: it is none.
+      UserError: the text is something else.
     """
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
@@ -153,8 +171,8 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _data(path: str | None, preset: Preset) -> str:
-    """The directory of token shards, prepared if it can be."""
+def _prepared_data(path: str | None, preset: Preset) -> str:
+    """The directory of token shards; the embedded corpus is prepared there if need be."""
     vocab_size = preset.stdlib_vocab_size
     if path is None and vocab_size is None:
         raise errors.UserError(
@@ -163,6 +181,6 @@ def _data(path: str | None, preset: Preset) -> str:
         )
     path = path or f"runs/data/stdlib_{vocab_size}"
     if vocab_size is not None and not (pathlib.Path(path) / shards.INDEX_FILE).exists():
-        corpus.ensure_stdlib(pathlib.Path(path), vocab_size)
+        datasets.ensure_stdlib(pathlib.Path(path), vocab_size)
     shards.open_set(path)
     return path

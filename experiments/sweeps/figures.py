@@ -2,9 +2,12 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import axes as axes_lib
+from matplotlib import figure as figure_lib
 
 from experiments.sweeps import results
 from keel_jax.runtime import files
@@ -22,7 +25,7 @@ COLOURS = {
     "mix_ln": "C5",
     "complete_p": "C6",
 }
-NAMES = {
+DISPLAY_NAMES = {
     "keel": "Keel",
     "pre_ln": "Pre-LN",
     "post_ln": "Post-LN",
@@ -32,7 +35,7 @@ NAMES = {
     "complete_p": "Pre-LN, branch / L",
 }
 # Identifiers in an SVG are hashes with this salt, so that the same data give the same file.
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "keel_jax",
     "svg.fonttype": "path",
     "axes.spines.top": False,
@@ -43,16 +46,24 @@ _STYLE = {
 _DPI = 110
 
 
-def new(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (6.0, 3.8), **options):
-    """A figure and its axes, in the experiments' style; `size` in inches."""
+def new(size: tuple[float, float] = (6.0, 3.8)) -> tuple[figure_lib.Figure, axes_lib.Axes]:
+    """A figure in the experiments' style, with one panel; `size` in inches."""
     with matplotlib.rc_context(_STYLE):
-        return pyplot.subplots(rows, columns, figsize=size, layout="constrained", **options)
+        return pyplot.subplots(figsize=size, layout="constrained")
 
 
-def save(figure, out: pathlib.Path, stem: str, data: dict) -> None:
+def new_row(
+    num_panels: int, size: tuple[float, float], *, sharey: bool = False
+) -> tuple[figure_lib.Figure, Sequence[axes_lib.Axes]]:
+    """A figure in the experiments' style, with panels side by side; `size` in inches."""
+    with matplotlib.rc_context(_STYLE):
+        return pyplot.subplots(1, num_panels, figsize=size, layout="constrained", sharey=sharey)
+
+
+def save(figure: figure_lib.Figure, out: pathlib.Path, stem: str, data: Mapping | Sequence) -> None:
     """Writes `out`/figures/`stem`.png and .svg, and .json with `data`, what was drawn.
 
-    The same figure gives the same bytes: no date, no random identifiers.
+    The same figure gives the same bytes, as it holds no date and no random identifiers.
     """
     directory = files.make_writable_directory(pathlib.Path(out) / "figures")
     with matplotlib.rc_context(_STYLE):
@@ -62,24 +73,30 @@ def save(figure, out: pathlib.Path, stem: str, data: dict) -> None:
     pyplot.close(figure)
 
 
-def name(topology: str) -> str:
+def display_name(topology: str) -> str:
     """The topology's name as the papers write it."""
-    return NAMES.get(topology, topology)
+    return DISPLAY_NAMES.get(topology, topology)
 
 
-def draw(axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str, **style) -> dict:
+def draw_over_seeds(
+    axes: axes_lib.Axes,
+    x: Sequence[float],
+    values: Sequence[Sequence[float | None]] | np.ndarray,
+    label: str,
+    **style: Any,
+) -> dict:
     """Draws the median of `values` [X, seeds] against `x` [X], and their range as a band.
 
-    Where some of a point's values are None or not finite it is of the others, and crossed out;
-    where all are, nothing is drawn. Returns what was drawn, for `save`.
+    Where some of a point's values are None or not finite, the point is of the others and is crossed
+    out; where all are, nothing is drawn. Returns what was drawn, for `save`.
     """
     band = np.array([_range(row) for row in values], float).reshape(-1, 3)
     low, median, high = band.T
-    lacking = np.array([sum(not _is_finite(value) for value in row) for row in values], int)
+    lacking = np.array([len(row) - len(_finite(row)) for row in values], int)
     [line] = axes.plot(x, median, label=label, **{"marker": "o", "markersize": 3, **style})
     axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    crossed = lacking > 0
-    axes.plot(np.array(x, float)[crossed], median[crossed], "x", color=line.get_color())
+    is_crossed = lacking > 0
+    axes.plot(np.array(x, float)[is_crossed], median[is_crossed], "x", color=line.get_color())
     return {
         "label": label,
         "x": list(x),
@@ -90,14 +107,14 @@ def draw(axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str
     }
 
 
-def unigram_line(axes, nats: float = 0.0) -> None:
-    """The line on which a run stands that has learned token frequencies alone."""
+def draw_unigram_line(axes: axes_lib.Axes, nats: float = 0.0) -> None:
+    """Draws the loss of a run that has learned token frequencies alone."""
     axes.axhline(nats, color="0.5", linewidth=0.8, linestyle="--", label="unigram model")
 
 
-def best_losses(
+def draw_best_losses(
     x: Sequence[int],
-    found: Mapping[str, Sequence[Sequence[float]]],
+    losses: Mapping[str, Sequence[Sequence[float]]],
     unigram_nats: float,
     xlabel: str,
     out: pathlib.Path,
@@ -106,10 +123,10 @@ def best_losses(
     """Draws and saves each topology's losses at its best rate, [X, seeds], against `x`."""
     figure, axes = new()
     lines = [
-        draw(axes, x, values, name(topology), color=COLOURS[topology])
-        for topology, values in found.items()
+        draw_over_seeds(axes, x, values, display_name(topology), color=COLOURS[topology])
+        for topology, values in losses.items()
     ]
-    unigram_line(axes, unigram_nats)
+    draw_unigram_line(axes, unigram_nats)
     axes.set(xscale="log", xlabel=xlabel, ylabel="validation loss at the best rate, nats/token")
     axes.set_xticks(x, [str(value) for value in x])
     axes.minorticks_off()
@@ -117,13 +134,13 @@ def best_losses(
     save(figure, out, stem, {"lines": lines, "unigram_nats": unigram_nats})
 
 
-def _is_finite(value: float | None) -> bool:
-    return value is not None and bool(np.isfinite(value))
+def _finite(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and np.isfinite(value)]
 
 
 def _range(values: Sequence[float | None]) -> tuple[float, float, float]:
     """Least, median and greatest of the finite values; NaN if there is none."""
-    finite = [value for value in values if _is_finite(value)]
+    finite = _finite(values)
     if not finite:
         return np.nan, np.nan, np.nan
     return float(min(finite)), float(np.median(finite)), float(max(finite))

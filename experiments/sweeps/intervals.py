@@ -1,7 +1,7 @@
-"""Intervals over seeds, and what they allow to be said of an ordering."""
+"""Confidence intervals over seeds, and what they decide about an ordering."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.stats
@@ -17,7 +17,6 @@ def mean(values: Sequence[float]) -> dict:
     Returns:
       "mean", "low", "high", "least", "greatest" and "num_seeds".
     """
-    values = np.array(values, float)
     if not len(values):
         return {
             "mean": None,
@@ -27,36 +26,37 @@ def mean(values: Sequence[float]) -> dict:
             "greatest": None,
             "num_seeds": 0,
         }
-    centre, half = float(values.mean()), None
-    if len(values) > 1:
-        quantile = scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)
-        half = float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
+    array = np.array(values, float)
+    centre, half = float(array.mean()), None
+    if len(array) > 1:
+        quantile = scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, len(array) - 1)
+        half = float(quantile * array.std(ddof=1) / math.sqrt(len(array)))
     return {
         "mean": centre,
         "low": None if half is None else centre - half,
         "high": None if half is None else centre + half,
-        "least": float(values.min()),
-        "greatest": float(values.max()),
-        "num_seeds": len(values),
+        "least": float(array.min()),
+        "greatest": float(array.max()),
+        "num_seeds": len(array),
     }
 
 
 def ordering(first: Sequence[float], second: Sequence[float]) -> dict:
-    """Whether `first` is above `second`, pairs of the same seed.
+    """Whether `first` is above `second`, which are paired by seed.
 
     Returns:
       `mean` of the differences, and "verdict": "holds" (the interval lies above 0), "reversed"
-      (below) or "undecided" (it holds 0, or there are fewer than two pairs).
+      (below) or "undecided" (it contains 0, or there are fewer than two pairs).
     """
-    found = mean([a - b for a, b in zip(first, second, strict=True)])
-    return found | {"verdict": sign(found)}
+    difference = mean([a - b for a, b in zip(first, second, strict=True)])
+    return difference | {"verdict": sign(difference)}
 
 
-def sign(found: dict) -> str:
+def sign(interval: Mapping) -> str:
     """Whether a `mean`'s interval lies above 0 ("holds"), below ("reversed"), or "undecided"."""
-    if found["low"] is None:
+    if interval["low"] is None:
         return "undecided"
-    return "holds" if found["low"] > 0 else "reversed" if found["high"] < 0 else "undecided"
+    return "holds" if interval["low"] > 0 else "reversed" if interval["high"] < 0 else "undecided"
 
 
 def chain(verdicts: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
-"""An experiment's NOTES.md: its sections, and which of the figures that it quotes nothing supports.
+"""An experiment's NOTES.md: its sections, and which numbers it quotes without support.
 
 Sections whose heading says "Numbers" or "Verdict" may quote what results.json holds under
 "numbers", rounded as they like, and what the paper says where that is marked: in a table's column
 whose head says "paper", or in parentheses that begin with "paper". Everything else is unsupported:
-also a ratio of two supported figures, which belongs into results.json first.
+also a ratio of two supported numbers, which must be put into results.json first.
 """
 
 import re
@@ -19,8 +19,8 @@ _NAMES = re.compile(
 )
 _NUMBER = re.compile(r"(?<![\w.])([-−+]?\d+(?:\.\d+)?(?:e[-−+]?\d+)?)(?![\w.]*\w)\s?(%)?")
 _IN_KEYS = re.compile(r"(?<![\d.])\d+(?:\.\d+)?(?:e[-+]?\d+)?$")
-# Below it a whole number is a count, and must be met exactly.
-_COUNTS = 10
+# A whole number below this is a count, and must be met exactly.
+_COUNTS_BELOW = 10
 
 
 def sections(text: str) -> dict[str, str]:
@@ -35,7 +35,7 @@ def quoting(text: str) -> str:
 
 
 def unsupported(text: str, numbers: Mapping) -> list[str]:
-    """The figures in the quoting sections of `text` that `numbers` does not hold, as quoted."""
+    """The numbers in the quoting sections of `text` that `numbers` does not hold, as quoted."""
     values = set(_values(numbers))
     bare = _NAMES.sub(" ", _without_papers_columns(quoting(text)))
     return [
@@ -55,18 +55,18 @@ def _is_quoted(quoted: str, is_percentage: bool, value: float) -> bool:
         half, wanted = half / 100, float(quoted) / 100
     else:
         wanted = float(quoted)
-        if not decimals and not exponent and abs(wanted) < _COUNTS:
+        if not decimals and not exponent and abs(wanted) < _COUNTS_BELOW:
             return abs(value) == abs(wanted)
     if quoted[0] not in "+-":
         value = abs(value)
     return abs(value - wanted) <= half * (1 + 1e-9)
 
 
-def _values(tree) -> Iterator[float]:
+def _values(tree: object) -> Iterator[float]:
     """Every number in nested data, and those that keys end with: a depth, "removable_at_1.1"."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from map(float, _IN_KEYS.findall(key))
+            yield from map(float, _IN_KEYS.findall(str(key)))
             yield from _values(value)
     elif isinstance(tree, str):
         return

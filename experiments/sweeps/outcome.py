@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from experiments.sweeps import point as point_lib
 from keel_jax.runtime import files
 from keel_jax.training import logs
 
-# What a record may say. A missing point has failed twice; a pending one has not been run.
+# The states of a point. A missing one has failed twice; a pending one has not been run.
 DONE, DIVERGED, MISSING, PENDING = "done", "diverged", "missing", "pending"
 
 
@@ -19,18 +19,18 @@ class Outcome:
     """One point of a sweep, and how it ended."""
 
     point: point_lib.Point
-    # One of the above.
+    # One of the states above.
     state: str
     # The trial's directory; None without a result.
     workdir: pathlib.Path | None = None
-    # Steps that it took: of a diverged one, up to its last good state.
+    # Optimizer steps that it took; of a diverged run, up to its last good state.
     step: int = 0
     # The record as it was written: commit, device, compilations.
     record: dict = dataclasses.field(default_factory=dict)
 
     @property
     def has_result(self) -> bool:
-        """Whether it ended, well or in a divergence."""
+        """Whether the run ended, by completing or by diverging."""
         return self.state in (DONE, DIVERGED)
 
     def curve(self, name: str = "train/loss_nats_per_token") -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ class Outcome:
         return np.array([row["step"] for row in rows], int), np.array(values, float)
 
     def final(self, name: str) -> float | None:
-        """A validation metric at the end; None unless the run came to its end."""
+        """A validation metric at the end; None unless the run completed."""
         if self.state != DONE:
             return None
         values = [row[name] for row in self._rows() if name in row and row["step"] == self.step]
@@ -52,7 +52,7 @@ class Outcome:
         return self.final("eval/loss_nats_per_token")
 
     def summary(self) -> dict:
-        """For results.json."""
+        """The point's entry in results.json."""
         return {
             "series": self.point.series,
             "peak_lr": self.point.peak_lr,
@@ -61,7 +61,7 @@ class Outcome:
             "step": self.step,
             "eval_loss_nats_per_token": self.eval_loss,
             "commit": self.record.get("commit"),
-            "devices": _device(self.record.get("devices")),
+            "devices": _describe_devices(self.record.get("devices")),
         }
 
     def _rows(self) -> list[dict]:
@@ -69,21 +69,21 @@ class Outcome:
 
 
 def all_done(outcomes: Sequence[Outcome]) -> bool:
-    """Whether every run came to its end: what predictions are held against."""
+    """Whether every run completed; only then are predictions held against the numbers."""
     return all(outcome.state == DONE for outcome in outcomes)
 
 
-def _device(devices: dict | None) -> str | None:
-    """What a run was on, in a word: "4 x TPU v5e"."""
+def _describe_devices(devices: Mapping | None) -> str | None:
+    """A run's devices in a word: "4 x TPU v5e"."""
     return f"{devices['count']} x {devices['kind']}" if devices else None
 
 
 def record_file(runs: pathlib.Path, point: point_lib.Point) -> pathlib.Path:
-    """Where the sweep under `runs` notes what became of `point`."""
+    """Where the sweep under `runs` records what became of `point`."""
     return runs / "points" / f"{point.name}.json"
 
 
-def read(runs: pathlib.Path, point: point_lib.Point, digest: str) -> Outcome:
+def load_outcome(runs: pathlib.Path, point: point_lib.Point, digest: str) -> Outcome:
     """What became of `point`; pending if its record is of other options or other data."""
     record = files.read_json(record_file(runs, point))
     if record is None or record["digest"] != digest:

@@ -19,7 +19,7 @@ class Point:
 
     # Names what the points of a series have in common, as in "keel-64".
     series: str
-    # Config file, from the root of the source.
+    # Config file, relative to the root of the repository.
     config: str
     # Options that differ from it, by their dotted names.
     overrides: Mapping[str, object]
@@ -62,16 +62,16 @@ def grid(
     ]
 
 
-def by_series(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """Points by their series, in order.
+def group_by_series(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points of each series, in order.
 
     Raises:
-      UserError: a name is there twice, or a series holds points of different options.
+      UserError: two points have one name, or a series holds points of different options.
     """
-    found: dict[str, list[Point]] = {}
+    groups: dict[str, list[Point]] = {}
     for point in points:
-        found.setdefault(point.series, []).append(point)
-    for series, members in found.items():
+        groups.setdefault(point.series, []).append(point)
+    for series, members in groups.items():
         different = {
             (p.config, json.dumps(dict(p.overrides), sort_keys=True), p.num_train_tokens)
             for p in members
@@ -79,18 +79,18 @@ def by_series(points: Sequence[Point]) -> dict[str, list[Point]]:
         if len(different) > 1:
             raise errors.UserError(
                 f"Series {series!r} holds points of {len(different)} different sets of options: "
-                "what differs beside learning rate and seed needs a series of its own."
+                "points that differ in more than learning rate and seed need a series of their own."
             )
         names = [point.name for point in members]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise errors.UserError(f"The point {twice} is there twice.")
-    return found
+            raise errors.UserError(f"The sweep has the point {twice} twice.")
+    return groups
 
 
-def options(points: Sequence[Point]) -> dict[str, object]:
+def changed_options(points: Sequence[Point]) -> dict[str, object]:
     """What the points of one series, run as trials of one program, change in their config file."""
-    trials = {"optim.peak_lr": points[0].peak_lr, "seed": points[0].seed}
+    trials: dict[str, object] = {"optim.peak_lr": points[0].peak_lr, "seed": points[0].seed}
     if len(points) > 1:
         trials = {
             "trials.peak_lr": tuple(point.peak_lr for point in points),
@@ -99,14 +99,14 @@ def options(points: Sequence[Point]) -> dict[str, object]:
     return {**points[0].overrides, **trials}
 
 
-def build(points: Sequence[Point], data_path: str) -> config.Config:
+def build_config(points: Sequence[Point], data_path: str) -> config.Config:
     """The config of the one program that runs `points`, all of one series.
 
     Raises:
-      UserError: an option that is not there, or of a value that it cannot have.
+      UserError: an unknown option, or a value that an option cannot have.
     """
     values = runpy.run_path(str(ROOT / points[0].config))["get_config"]().to_dict()
-    for name, value in {**options(points), "data.path": data_path}.items():
+    for name, value in {**changed_options(points), "data.path": data_path}.items():
         *sections, last = name.split(".")
         section = values
         for part in sections:
@@ -115,9 +115,9 @@ def build(points: Sequence[Point], data_path: str) -> config.Config:
     return config.from_config_dict(values)
 
 
-def arguments(points: Sequence[Point], data_path: str, workdir: pathlib.Path) -> list[str]:
-    """The same as flags of `python -m keel_jax.train` and of the launchers."""
-    changed = {**options(points), "data.path": data_path}
+def driver_flags(points: Sequence[Point], data_path: str, workdir: pathlib.Path) -> list[str]:
+    """The same config as flags of `python -m keel_jax.train` and of the launchers."""
+    changed = {**changed_options(points), "data.path": data_path}
     return [
         f"--config={points[0].config}",
         f"--workdir={workdir}",
@@ -126,8 +126,11 @@ def arguments(points: Sequence[Point], data_path: str, workdir: pathlib.Path) ->
 
 
 def digest(cfg: config.Config, data_fingerprint: str) -> str:
-    """What decides a run's numbers: its options, and its data rather than their place."""
-    values = config.to_dict(cfg)
-    del values["runtime"], values["data"]["path"]
-    text = json.dumps([values, data_fingerprint], sort_keys=True)
+    """Identifies a run by what decides its results.
+
+    These are the options of `config.results_options` and the data, which are known by their
+    fingerprint and not by their place. So a finished run stays finished when an option that changes
+    no results is set otherwise, and when the framework gains an option that is at its default.
+    """
+    text = json.dumps([config.results_options(cfg), data_fingerprint], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

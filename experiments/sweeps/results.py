@@ -1,10 +1,11 @@
-"""results.json: every figure that an experiment's NOTES.md may quote, and where it comes from."""
+"""results.json: every number that an experiment's NOTES.md may quote, and where it comes from."""
 
 import functools
 import math
 import pathlib
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from keel_jax import errors
 from keel_jax.runtime import files, versions
@@ -26,29 +27,29 @@ def write(
 ) -> None:
     """Writes `out`/results.json.
 
-    "commit", "versions" and "hardware" are of the process that analyses; those of the runs, which
-    may have been made before and elsewhere, are under "runs".
+    "commit", "versions" and "hardware" are those of the analysing process. Those of the runs, which
+    may be from earlier and from other machines, are under "runs".
 
     Args:
-      out: directory, made if it is not there.
+      out: directory, made if need be.
       experiment: package under experiments/.
       preset: "micro", "small" or "paper".
       numbers: nested plain data; None where there is no number.
-      points: one mapping a run, or whatever else the numbers were made from.
+      points: one mapping a run, or whatever else the numbers were computed from.
       seconds: wall-clock time of the measurements.
     """
-    found = versions.describe()
+    environment = versions.describe()
     files.make_writable_directory(out)
     files.write_json(
         pathlib.Path(out) / FILE,
         {
             "experiment": experiment,
             "preset": preset,
-            "command": f"python -m experiments.{experiment}.run --preset={preset}",
+            "command": f"python -m experiments.run {experiment} --preset={preset}",
             **source(),
-            "versions": found["packages"],
-            "hardware": found["devices"] | {"cpu": _cpu()},
-            "runs": ran(points),
+            "versions": environment["packages"],
+            "hardware": environment["devices"] | {"cpu": _cpu()},
+            "runs": _origins(points),
             "seconds": round(seconds, 1),
             "numbers": plain(numbers),
             "points": plain(points),
@@ -56,22 +57,20 @@ def write(
     )
 
 
-def read(out: pathlib.Path) -> dict:
-    """What `write` has written.
+def load(out: pathlib.Path) -> dict:
+    """The content of `out`/results.json.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such file.
     """
-    found = files.read_json(pathlib.Path(out) / FILE)
-    if found is None:
-        raise errors.UserError(
-            f"{pathlib.Path(out) / FILE} is not there: run the experiment first."
-        )
-    return found
+    content = files.read_json(pathlib.Path(out) / FILE)
+    if content is None:
+        raise errors.UserError(f"{pathlib.Path(out) / FILE} does not exist: run the experiment.")
+    return content
 
 
-def ran(points: Sequence[Mapping]) -> dict[str, list]:
-    """The commits and the devices of the runs, each once, of points that tell them."""
+def _origins(points: Sequence[Mapping]) -> dict[str, list]:
+    """The commits and the devices of the runs, each once, of those points that hold them."""
     return {
         "commits": sorted({point["commit"] for point in points if point.get("commit")}),
         "devices": sorted({point["devices"] for point in points if point.get("devices")}),
@@ -82,8 +81,8 @@ def ran(points: Sequence[Mapping]) -> dict[str, list]:
 def source() -> dict:
     """The commit of the tree, and whether it is clean.
 
-    Told once a process, at its first call: what is running is what was there then. Results lie in
-    the tree too and are being written: they do not count.
+    Determined once a process, at its first call, as the process runs the code of that moment.
+    Results do not count: they lie in the tree, too, and are written meanwhile.
     """
     commit = _git("rev-parse", "HEAD")
     changed = _git(
@@ -97,7 +96,7 @@ def source() -> dict:
     return {"commit": commit or None, "is_clean": bool(commit) and not changed}
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """`value` as JSON holds it: arrays as lists, few digits, null where a number is not finite."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

@@ -76,7 +76,7 @@ def test_ratios_are_to_keel_jax_and_a_stopped_contender_has_none():
 def test_a_contender_that_fails_says_what_it_wrote():
     worker = step.Worker("plain scan", SHAPE | {"num_heads": 3})
     with pytest.raises(RuntimeError, match="(?s)plain scan ended.*num_heads=3 is not a multiple"):
-        worker.answer()
+        worker.next_message()
     worker.stop()
 
 

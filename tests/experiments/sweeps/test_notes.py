@@ -13,7 +13,7 @@ NOTES = sorted((ROOT / "experiments").glob("*/NOTES.md"))
 def _numbers(directory: pathlib.Path) -> list[dict]:
     """The numbers of every preset that has committed results."""
     return [
-        results.read(path.parent)["numbers"]
+        results.load(path.parent)["numbers"]
         for path in sorted(directory.glob(f"results/*/{results.FILE}"))
     ]
 

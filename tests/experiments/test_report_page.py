@@ -1,4 +1,4 @@
-"""The report: what is in it, that it needs nothing else, and that it says what is not there."""
+"""The report: what is in it, that it needs no other file, and that it says what was not run."""
 
 import html.parser
 import pathlib
@@ -7,21 +7,22 @@ import sys
 
 import pytest
 
-from experiments import report
+from experiments import registry, report, report_page, result_sets
 from experiments.sweeps import figures, results
 
 ROOT = pathlib.Path(__file__).parents[2]
+NAMES = ("alpha", "beta")
 
 
 @pytest.fixture
 def world(tmp_path):
     """Two experiments in a tree of their own: one with results of one preset, one without."""
     root = tmp_path / "experiments"
-    for name in ("alpha", "beta"):
+    for name in NAMES:
         (root / name).mkdir(parents=True)
-        (root / name / "run.py").write_text("")
         (root / name / "NOTES.md").write_text(
-            f"# {name}\n\n## Question\n\nIs <{name}> so? See [the code](run.py).\n\n## Numbers\n\n"
+            f"# {name}\n\n## Question\n\nIs <{name}> so? See [the code](points.py).\n\n"
+            "## Numbers\n\n"
             "| | ours | paper |\n|---|---|---|\n| gain | 0.99 | 0.992 |\n"
         )
     _write(
@@ -56,7 +57,7 @@ def _write(directory, experiment, preset, numbers):
 
 
 class _Page(html.parser.HTMLParser):
-    """Collects text, images and links, and fails on what is not closed."""
+    """Collects text, images, links and rows; fails on a tag that is not closed."""
 
     def __init__(self, content: str):
         super().__init__()
@@ -90,7 +91,7 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_the_page_holds_results_notes_and_figures(world):
-    page = _Page(report.page(report.gather([], world), world))
+    page = _Page(report_page.page(result_sets.gather([], world), NAMES, world))
     assert page.images["loss curve"].startswith("data:image/svg+xml;base64,")
     assert "Is <alpha> so?" in page.text and "Is <beta> so?" in page.text
     [overview] = [row for row in page.rows if row[:2] == ["alpha", "micro"] and len(row) == 8]
@@ -102,7 +103,7 @@ def test_the_page_holds_results_notes_and_figures(world):
 
 
 def test_it_needs_nothing_else(world):
-    text = report.page(report.gather([], world), world)
+    text = report_page.page(result_sets.gather([], world), NAMES, world)
     page = _Page(text)
     assert all(src.startswith("data:") for src in page.images.values())
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
@@ -111,7 +112,7 @@ def test_it_needs_nothing_else(world):
 
 
 def test_what_was_not_run_is_said(world):
-    page = _Page(report.page(report.gather([], world), world))
+    page = _Page(report_page.page(result_sets.gather([], world), NAMES, world))
     last = page.text.split("What was not run")[-1]
     rows = [row for row in page.rows if len(row) == 3]
     for row in (
@@ -128,19 +129,18 @@ def test_ones_own_results_take_the_committed_ones_place(world, tmp_path):
     own = tmp_path / "own"
     _write(own / "a", "alpha", "micro", {"gain": 0.5})
     _write(own / "b", "beta", "small", {"gain": 0.7})
-    found = report.gather([own], world)
+    found = result_sets.gather([own], world)
     assert [one.key for one in found] == [("alpha", "micro"), ("beta", "small")]
     assert found[0].values["numbers"] == {"gain": 0.5}
-    rows = report.not_run(found, ["alpha", "beta"])
+    rows = result_sets.not_run(found, NAMES)
     assert ("beta", "small", "everything") not in rows and len(rows) == 4
     with pytest.raises(ValueError, match="no results.json"):
-        report.gather([world / "beta"], world)
+        result_sets.gather([world / "beta"], world)
 
 
 def test_a_tree_without_results_gives_a_page_that_says_so(tmp_path):
     (tmp_path / "alpha").mkdir()
-    (tmp_path / "alpha/run.py").write_text("")
-    page = _Page(report.page(report.gather([], tmp_path), tmp_path))
+    page = _Page(report_page.page(result_sets.gather([], tmp_path), ["alpha"], tmp_path))
     assert "No results." in page.text and ["alpha", "micro", "everything"] in page.rows
 
 
@@ -155,6 +155,6 @@ def test_the_command_gathers_what_is_committed(tmp_path):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / report.FILE).read_text()
     page = _Page(text)
-    assert set(report.experiments()) <= page.ids
+    assert set(registry.MODULES) <= page.ids
     committed = list((ROOT / "experiments").glob("*/results/*/results.json"))
     assert f"from {len(committed)} results" in page.text

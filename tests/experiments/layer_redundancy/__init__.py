@@ -1,0 +1,2 @@
+# Of the trained model.
+NUM_BLOCKS = 3
