@@ -54,8 +54,8 @@ def define_flags(name: str, experiment: experiment_lib.Experiment) -> None:
     flags.DEFINE_string(
         "data",
         None,
-        "Token shards; micro prepares the embedded corpus there if need be "
-        "[runs/data/stdlib_VOCABULARY].",
+        "Directory of token shards. Presets of sweeps that read the embedded corpus prepare it "
+        "there if need be [runs/data/stdlib_VOCABULARY].",
     )
     flags.mark_flag_as_required("preset")
     experiment.define_flags()

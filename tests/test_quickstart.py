@@ -1,4 +1,4 @@
-"""The quickstart: from nothing to samples; killed, it goes on; done, it says so."""
+"""The quickstart: from nothing to samples; it goes on after a kill, and says when it is done."""
 
 import os
 import pathlib
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_quickstart_survives_a_kill_and_ends(tmp_path):
         "--num_steps=30",
     ]
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    options = dict(cwd=ROOT, env=env, text=True)
+    options: dict[str, Any] = dict(cwd=ROOT, env=env, text=True)
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, **options)
         deadline = time.monotonic() + 400
@@ -56,13 +57,14 @@ def test_quickstart_survives_a_kill_and_ends(tmp_path):
             time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert files.read_json(output / "run/status.json")["state"] == "running"
+    status = files.read_json(output / "run/status.json")
+    assert status is not None and status["state"] == "running"
     again = subprocess.run(command, capture_output=True, timeout=900, **options)
     assert again.returncode == 0, again.stderr
     rows = [row["step"] for row in logs.read(output / "run") if "tokens" in row]
     assert rows == [1, 10, 20, 30]
     result = files.read_json(output / "result.json")
-    assert result["step"] == 30
+    assert result is not None and result["step"] == 30
     assert 0 < result["lzma_bits_per_byte"] < result["gzip_bits_per_byte"] < 3
     assert 0 <= result["tokenizable_lines_fraction"] <= 1
     assert (output / "loss.png").stat().st_size > 10_000

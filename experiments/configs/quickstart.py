@@ -5,9 +5,9 @@
         --config.data.path=runs/quickstart/data
 
 The learning rate of 1e-2 is deliberate: a Post-LN model of this depth does not learn at it. The
-schedule is warm-up-stable-decay, so a longer run has a longer plateau. If a finished run is lengthened,
-its rate goes back up to the plateau after the decay, so it differs from a run that was planned to
-have that length.
+schedule is warm-up-stable-decay, so a longer run has a longer plateau. If a finished run is
+lengthened, its rate goes back up to the plateau after the decay, so it differs from a run that was
+planned to have that length.
 """
 
 from keel_jax import config

@@ -78,7 +78,7 @@ def checks(by_kind: Mapping) -> dict:
 
 def _unit_path_checks(by_kind: Mapping) -> dict[str, Check]:
     """With branches of the stream's size, the path's gain is the closed form's."""
-    found = {}
+    predictions = {}
     for name, low, high in (("keel", 0.95, 1.05), ("keel, alpha = sqrt(L)", 0.9, 1.1)):
         depths = [int(depth) for depth in by_kind.get("unit", {}).get(name, {})]
         ratios = [
@@ -88,14 +88,14 @@ def _unit_path_checks(by_kind: Mapping) -> dict[str, Check]:
         worst = max(ratios, key=lambda ratio: abs(np.log(ratio)), default=None)
         if worst:
             says = "measured / theory, at the worst depth"
-            found[f"unit path, {name}"] = Check(says, worst, low, high)
+            predictions[f"unit path, {name}"] = Check(says, worst, low, high)
     for name, num_sublayers in (("keel, alpha = 10", 1024), ("deepnorm", 512), ("post_ln", 64)):
         if _has(by_kind, "unit", name, num_sublayers):
             value = np.log(_median(by_kind, "unit", name, num_sublayers))
             value /= np.log(_theory(by_kind, name, num_sublayers))
             says = f"ln measured / ln theory, L = {num_sublayers}"
-            found[f"unit path, {name}"] = Check(says, value, 0.9, 1.1)
-    return found
+            predictions[f"unit path, {name}"] = Check(says, value, 0.9, 1.1)
+    return predictions
 
 
 def _initial_path_checks(by_kind: Mapping) -> dict[str, Check]:
@@ -120,15 +120,15 @@ def _initial_path_checks(by_kind: Mapping) -> dict[str, Check]:
 
 def _branch_gradient_checks(by_kind: Mapping) -> dict[str, Check]:
     """Keel's branches get gradients in proportion to 1 / alpha."""
-    found = {}
+    predictions = {}
     for deep, factor in ((512, 8), (1024, 16)):
         if _has(by_kind, "initial", "keel", 64) and _has(by_kind, "initial", "keel", deep):
             ratio = _median(by_kind, "initial", "keel", 64, "branch_gradient_rms")
             ratio /= _median(by_kind, "initial", "keel", deep, "branch_gradient_rms")
             says = f"RMS at L = 64 / RMS at L = {deep}: 1/alpha says {factor}"
             check = Check(says, ratio, 0.85 * factor, 1.15 * factor)
-            found[f"branch gradients, keel, {deep}"] = check
-    return found
+            predictions[f"branch gradients, keel, {deep}"] = check
+    return predictions
 
 
 def _has(by_kind: Mapping, kind: str, name: str, num_sublayers: int) -> bool:

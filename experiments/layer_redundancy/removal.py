@@ -19,6 +19,7 @@ Dimension letters: N blocks, B batch, T time.
 import dataclasses
 import functools
 import pathlib
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,17 @@ BRANCH, IDENTITY = "branch", "identity"
 KINDS = (BRANCH, IDENTITY)
 # Some of their sub-layers store earlier outputs in the carry, which the identity would lose.
 _NO_IDENTITY = ("attention_residuals",)
+
+
+class Removable(Protocol):
+    """A model whose loss without some of its parts can be computed."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    def loss(self, removed_N2: np.ndarray, kind: str = BRANCH) -> float:
+        """Nats a token without the sub-layers that `removed` [N, 2] marks."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +182,7 @@ def without_each_sublayer(model: Model, kind: str = BRANCH) -> np.ndarray:
     return np.array([model.loss(mask, kind) for mask in masks])
 
 
-def without_each_block(model: Model) -> np.ndarray:
+def without_each_block(model: Removable) -> np.ndarray:
     """The loss without both branches of each block, one block at a time; [N]."""
     return np.array(
         [model.loss(_blocks([block], model.num_blocks)) for block in range(model.num_blocks)]
@@ -178,7 +190,7 @@ def without_each_block(model: Model) -> np.ndarray:
 
 
 def greedy(
-    model: Model, single_N: np.ndarray, num_candidates: int, most_loss: float
+    model: Removable, single_N: np.ndarray, num_candidates: int, most_loss: float
 ) -> tuple[list[int], list[float]]:
     """Removes block after block, each time the one whose removal leaves the lowest loss.
 

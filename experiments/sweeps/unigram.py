@@ -69,7 +69,7 @@ def _nats_and_weights(
 
 @functools.cache
 def _log_probabilities(path: str) -> np.ndarray:
-    """log p(token) [V] in the training split; a token that is not in it counts as once there."""
+    """log p(token) [V] in the training split, where an absent token counts as present once."""
     token_set = shards.open_set(path)
     split = token_set.split("train")
     tokens = split.tokens(0, min(split.num_tokens, _MAX_COUNTED))

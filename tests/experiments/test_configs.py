@@ -36,10 +36,22 @@ def _config(name: str) -> config.Config:
     return config.from_config_dict(_module(name).get_config())
 
 
+def _doc(name: str) -> str:
+    doc = _module(name).__doc__
+    assert doc is not None
+    return doc
+
+
+def _search(pattern: str, text: str) -> re.Match[str]:
+    match = re.search(pattern, text)
+    assert match is not None, f"{pattern} is not in:\n{text}"
+    return match
+
+
 def _topology(name: str) -> str:
     """The topology of the plan that the docstring gives the command of."""
     command = rf"keel_jax\.plan --config=experiments/configs/{name}\.py\s+--topology=(\S+)"
-    return re.search(command, _module(name).__doc__)[1]
+    return _search(command, _doc(name))[1]
 
 
 @functools.cache
@@ -65,15 +77,15 @@ def test_the_step_of_every_paper_config(name):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_docstrings_table_is_the_configs(name):
-    cfg, text = _config(name), _module(name).__doc__
+    cfg, text = _config(name), _doc(name)
     m = cfg.model
     row = [m.num_blocks, m.num_sublayers, m.d_model, m.d_ffn, m.num_heads, m.num_kv_heads]
     if "x" in (batch := re.search(r"batch +peak LR\n.*?(\d+ x \d+)", text) or [""])[0]:
         assert batch[1] == f"{cfg.train.batch_size} x {cfg.train.seq_len}"
     pattern = r"\s+".join(map(str, row)) + r"\b.*\s(\S+)\n"
-    assert float(re.search(pattern, text)[1]) == cfg.optim.peak_lr
+    assert float(_search(pattern, text)[1]) == cfg.optim.peak_lr
     assert "Expected" in text or "average" in text
-    assert re.search(r"The plan's verdict: fits v\w+:[\dx]+, [\d.]+ of [\d.]+ GiB a chip", text)
+    assert _search(r"The plan's verdict: fits v\w+:[\dx]+, [\d.]+ of [\d.]+ GiB a chip", text)
     assert m.topology == ("pre_ln" if name.startswith("pre_ln") else "keel")
 
 

@@ -129,10 +129,10 @@ def test_ones_own_results_take_the_committed_ones_place(world, tmp_path):
     own = tmp_path / "own"
     _write(own / "a", "alpha", "micro", {"gain": 0.5})
     _write(own / "b", "beta", "small", {"gain": 0.7})
-    found = result_sets.gather([own], world)
-    assert [one.key for one in found] == [("alpha", "micro"), ("beta", "small")]
-    assert found[0].values["numbers"] == {"gain": 0.5}
-    rows = result_sets.not_run(found, NAMES)
+    gathered = result_sets.gather([own], world)
+    assert [one.key for one in gathered] == [("alpha", "micro"), ("beta", "small")]
+    assert gathered[0].values["numbers"] == {"gain": 0.5}
+    rows = result_sets.not_run(gathered, NAMES)
     assert ("beta", "small", "everything") not in rows and len(rows) == 4
     with pytest.raises(ValueError, match="no results.json"):
         result_sets.gather([world / "beta"], world)

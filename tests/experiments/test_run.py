@@ -44,25 +44,25 @@ def _run(name, tmp_path, token_dir, *flags):
 def _numbers(name, tmp_path, token_dir):
     done = _run(name, tmp_path, token_dir)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = results.load(tmp_path / "out")
-    assert found["experiment"] == name and found["numbers"]["missing"] == []
+    content = results.load(tmp_path / "out")
+    assert content["experiment"] == name and content["numbers"]["missing"] == []
     figures = tmp_path / "out/figures"
     stems = {path.stem for path in figures.iterdir()}
     assert stems and len(list(figures.iterdir())) == 3 * len(stems)
     sizes = [path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert max(sizes) < 300_000
-    return found["numbers"]
+    return content["numbers"]
 
 
 def test_lr_robustness_finds_the_tolerance_that_was_put_in(tmp_path, token_dir):
     numbers = _numbers("lr_robustness", tmp_path, token_dir)["L64"]
     ramp = numbers["ramp"]
     for topology, limit in fake_train.LIMITS.items():
-        found = ramp["topologies"][topology]
+        tolerated = ramp["topologies"][topology]
         # The trailing mean sees a spike within its window.
         lag = ramp["thresholds"]["window_steps"] * ramp["slope_per_step"]
-        assert limit * 0.999 <= found["median"] <= limit + lag, topology
-        assert found["num_never_diverged"] == 0
+        assert limit * 0.999 <= tolerated["median"] <= limit + lag, topology
+        assert tolerated["num_never_diverged"] == 0
     assert ramp["ordering"]["verdict"] == "holds"
     medians = [ramp["topologies"][name]["median"] for name in ("keel", "pre_ln")]
     ratio = ramp["ordering"]["keel > pre_ln"]["ratio"]
@@ -78,10 +78,10 @@ def test_lr_robustness_finds_the_tolerance_that_was_put_in(tmp_path, token_dir):
 def test_alpha_compares_with_the_reference(tmp_path, token_dir):
     numbers = _numbers("alpha", tmp_path, token_dir)["losses"]
     assert len(numbers["series"]) == 13 and len(numbers["advantage_over_reference"]) == 12
-    found = numbers["advantage_over_reference"]["keel-no_inner_norm"]
+    advantage = numbers["advantage_over_reference"]["keel-no_inner_norm"]
     # The stand-in for the driver lets it tolerate 5e-3 only.
-    assert found["at 0.01"]["mean"] == pytest.approx(fake_train.END - fake_train.BEGIN)
-    assert found["at 0.01"]["verdict"] == "reversed"
+    assert advantage["at 0.01"]["mean"] == pytest.approx(fake_train.END - fake_train.BEGIN)
+    assert advantage["at 0.01"]["verdict"] == "reversed"
     assert numbers["advantage_over_reference"]["keel-4N"]["at_best"]["mean"] == 0
 
 
@@ -117,11 +117,11 @@ def test_what_is_missing_is_said_and_no_number(name, failures, tmp_path, token_d
     (tmp_path / "runs/FAILURES").write_text(str(failures))
     done = _run(name, tmp_path, token_dir)
     assert done.returncode == 1 and "missing: " in done.stdout, done.stdout + done.stderr
-    found = results.load(tmp_path / "out")
-    states = [point["state"] for point in found["points"]]
-    assert len(found["numbers"]["missing"]) == states.count("missing") > 0
+    content = results.load(tmp_path / "out")
+    states = [point["state"] for point in content["points"]]
+    assert len(content["numbers"]["missing"]) == states.count("missing") > 0
     if name == "lr_robustness" and failures == 2:
-        fixed = found["numbers"]["L64"]["fixed"]
+        fixed = content["numbers"]["L64"]["fixed"]
         ordering = fixed["largest_stable_rate_ordering"]
         assert ordering["keel > pre_ln"]["verdict"] == ordering["verdict"] == "undecided"
         assert fixed["topologies"]["keel"]["incomplete_seeds"] == [0, 1, 2]

@@ -22,25 +22,27 @@ def _bench(corpus_dir, output, *flags):
         [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    return result.stdout, files.read_json(output)
+    content = files.read_json(output)
+    assert content is not None
+    return result.stdout, content
 
 
 def test_without_a_step_the_need_is_the_flags(corpus_dir, tmp_path):
     flags = ("--seq_len=32", "--batch_size=4", "--need_tokens_per_second=1000")
-    printed, found = _bench(corpus_dir, tmp_path / "bench.json", *flags)
-    assert "times the need of 1,000 tokens/s" in printed and "step" not in found
-    rates = found["preparation"]["tokens_per_second"]
+    printed, content = _bench(corpus_dir, tmp_path / "bench.json", *flags)
+    assert "times the need of 1,000 tokens/s" in printed and "step" not in content
+    rates = content["preparation"]["tokens_per_second"]
     assert rates.keys() == {"sentencepiece", "workers_1", "workers_2"}
-    assert min(rates.values()) > 0 and found["preparation"]["num_tokens"] > 1000
-    loading = found["loading"]
+    assert min(rates.values()) > 0 and content["preparation"]["num_tokens"] > 1000
+    loading = content["loading"]
     assert loading["ratio_to_need"] == loading["tokens_per_second"] / 1000
 
 
 @pytest.mark.slow
 def test_the_need_is_a_measured_step(corpus_dir, tmp_path):
-    printed, found = _bench(corpus_dir, tmp_path / "bench.json", "--num_steps=1")
+    printed, content = _bench(corpus_dir, tmp_path / "bench.json", "--num_steps=1")
     assert "64 sub-layers" in printed
-    step, loading = found["step"], found["loading"]
+    step, loading = content["step"], content["loading"]
     assert step["tokens_per_second"] == 16 * 128 / step["step_seconds"]
     assert loading["need_tokens_per_second"] == step["tokens_per_second"]
     assert (loading["batch_size"], loading["seq_len"]) == (step["batch_size"], step["seq_len"])

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from experiments.benchmarks import step, step_contenders
 from keel_jax.model import lm
 from tests import reference
 
-SHAPE = dict(
+SHAPE: dict[str, Any] = dict(
     num_blocks=2,
     d_model=16,
     d_ffn=24,
@@ -90,11 +91,11 @@ def test_memory_is_a_process_s_own_and_not_that_of_the_one_that_started_it():
             "print(step_worker.peak_bytes() - before)",
         ]
     )
-    told = subprocess.run(
+    grown_bytes = subprocess.run(
         [sys.executable, "-c", grown], capture_output=True, text=True, check=True
     ).stdout
     del large
-    assert int(told) > 48 << 20
+    assert int(grown_bytes) > 48 << 20
 
 
 @pytest.mark.slow

@@ -50,18 +50,18 @@ def test_the_verdicts_follow_the_models():
 
 def test_pairs_are_of_the_same_seed():
     """Where each lacks another one, one pair is left, which decides nothing."""
-    found = _world(0.3, [1.02, 2])
-    lacking = [m for m in found if (m["topology"], m["seed"]) not in {("keel", 0), ("pre_ln", 2)}]
+    models = _world(0.3, [1.02, 2])
+    lacking = [m for m in models if (m["topology"], m["seed"]) not in {("keel", 0), ("pre_ln", 2)}]
     pair = analysis.checks(lacking)["shallow blocks, keel above pre_ln"]
     assert pair["num_seeds"] == 1 and pair["verdict"] == "undecided"
-    assert analysis.checks(found)["shallow blocks, keel above pre_ln"]["num_seeds"] == 3
+    assert analysis.checks(models)["shallow blocks, keel above pre_ln"]["num_seeds"] == 3
 
 
 @pytest.mark.parametrize("other", [dict(peak_lr=3e-2), dict(step=2), dict(num_blocks=5)], ids=str)
 def test_models_that_differ_in_more_than_their_seed_are_refused(other):
-    found = [_made_up("keel", seed, [1.0, 0.1], [2]) for seed in range(2)]
+    models = [_made_up("keel", seed, [1.0, 0.1], [2]) for seed in range(2)]
     with pytest.raises(ValueError, match="no seeds of one run.*Give work directories of one kind"):
-        analysis.checks([*found, _made_up("keel", 2, [1.0, 0.1], [2]) | other])
+        analysis.checks([*models, _made_up("keel", 2, [1.0, 0.1], [2]) | other])
 
 
 def test_removable_counts_blocks_within_the_budget():

@@ -34,9 +34,9 @@ def test_of_a_sweep_the_completed_runs_are_measured(trials, token_dir, tmp_path)
 def test_results_of_given_runs_are_written(trials, tmp_path, capsys):
     request = experiment_lib.Request(name="layer_redundancy", preset="micro", out=tmp_path)
     assert experiment.analyse_workdirs(trials, request, SIZES) == 0
-    found = results.load(tmp_path)
-    assert [point["seed"] for point in found["points"]] == [3, 4]
-    assert len(found["numbers"]["keel"]["delta_ppl_sublayer"]) == 2 * NUM_BLOCKS
+    content = results.load(tmp_path)
+    assert [point["seed"] for point in content["points"]] == [3, 4]
+    assert len(content["numbers"]["keel"]["delta_ppl_sublayer"]) == 2 * NUM_BLOCKS
     stems = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert stems == {"block", "sublayer", "rotation", "greedy"}
     assert "results.json" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Losses without parts of a model, by hand; the greedy search."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,7 @@ def test_removal_is_of_the_right_part(model):
 
 
 def test_one_program_serves_all_masks_and_all_seeds(model, run_dir):
-    program = removal.loss_program(model.cfg)
+    program: Any = removal.loss_program(model.cfg)
     removal.without_each_block(model)
     before = program._cache_size()
     other = removal.load(run_dir / "trials/001", num_sequences=8)
@@ -76,11 +77,10 @@ class _Additive:
     """A model where each block's removal costs its own, and 1 more for each pair of neighbours."""
 
     def __init__(self, costs):
-        self.costs, self.num_blocks, self.calls = np.array(costs), len(costs), 0
+        self.costs, self.num_blocks = np.array(costs), len(costs)
 
     def loss(self, removed_N2, kind=removal.BRANCH):
         del kind
-        self.calls += 1
         gone = removed_N2.all(axis=1)
         return float(self.costs[gone].sum() + (gone[1:] & gone[:-1]).sum())
 

@@ -22,9 +22,9 @@ def test_a_run_that_learns_does_not_diverge():
 
 def test_stagnation_begins_where_the_unigram_line_is_reached():
     loss = np.maximum(4.0, curves.learning())
-    found = _onset(loss)
+    onsets = _onset(loss)
     arrival = int(np.argmax(loss < 4.3))
-    assert found["stagnation"] == found["first"] == arrival
+    assert onsets["stagnation"] == onsets["first"] == arrival
     # Not where it is only passed, nor where the run has not come down to it yet.
     assert _onset(curves.learning(end=3.8))["stagnation"] is None
     assert _onset(curves.learning(end=4.5))["stagnation"] is None
@@ -35,8 +35,8 @@ def test_stagnation_begins_where_the_unigram_line_is_reached():
 def test_a_run_that_falls_back_to_the_line_stagnates_there_if_it_stays():
     loss = curves.learning()
     loss[150:] = 4.1
-    found = _onset(loss)
-    assert found["stagnation"] == found["spike"] == 150
+    onsets = _onset(loss)
+    assert onsets["stagnation"] == onsets["spike"] == 150
     loss[190:] = 3.0
     assert _onset(loss)["first"] is None
 
@@ -69,8 +69,8 @@ def test_a_run_that_was_stopped_as_diverged_spikes_at_its_end():
 def test_degradation_is_judged_beside_the_healthy_run_and_after_its_rate():
     healthy = curves.learning()[:120] - 4.0
     slow = 6.0 - 2.5 * np.minimum(1.0, np.arange(200) / 150)
-    found = _onset(slow, healthy, first_step=30)
-    assert found["degradation"] == 30  # slow from before on
+    onsets = _onset(slow, healthy, first_step=30)
+    assert onsets["degradation"] == 30  # slow from before on
     assert _onset(curves.learning() + 0.29, healthy, first_step=30)["degradation"] is None
     unsteady = healthy.copy()
     unsteady[100:] += 1.0  # its lowest stands
@@ -82,7 +82,7 @@ def test_degradation_is_judged_beside_the_healthy_run_and_after_its_rate():
 
 def test_the_batchs_own_difficulty_cancels():
     hard = 0.5 * np.sin(np.arange(200))
-    found = divergence.excess(curves.learning() + hard, curves.UNIGRAM + hard, 1)
-    assert np.allclose(found, curves.learning() - 4.0)
+    excess = divergence.excess(curves.learning() + hard, curves.UNIGRAM + hard, 1)
+    assert np.allclose(excess, curves.learning() - 4.0)
     smooth = divergence.excess(np.arange(200.0), np.zeros(200), 4)
     assert smooth[:4].tolist() == [0.0, 0.5, 1.0, 1.5] and smooth[10] == 8.5

@@ -12,9 +12,9 @@ from tests.experiments.lr_robustness import curves
 def test_an_ordering_without_a_rate_has_no_size():
     """None tolerated is below every rate: a verdict of three seeds, and no ratio."""
     some, none = {0: 1e-2, 1: 2e-2, 2: 1e-2}, {0: None, 1: None, 2: 0.0}
-    found = ramps.orderings({"a": some, "b": none})["a > b"]
-    assert found["verdict"] == "holds" and found["num_only_first"] == 3
-    assert found["ratio"] is None and found["mean"] is None
+    result = ramps.orderings({"a": some, "b": none})["a > b"]
+    assert result["verdict"] == "holds" and result["num_only_first"] == 3
+    assert result["ratio"] is None and result["mean"] is None
     assert ramps.orderings({"a": none, "b": some})["verdict"] == "reversed"
     assert ramps.orderings({"a": {0: 1e-2}, "b": {0: None}})["verdict"] == "undecided"
     mixed = ramps.orderings({"a": some, "b": {0: 1e-3, 1: 1e-3, 2: None}})["a > b"]
@@ -42,11 +42,11 @@ def test_variants_change_one_threshold_each_and_can_leave_one_out():
     loss = np.maximum(4.0, curves.learning())
     loss[150:] += 1.0
     curve = ramps.Ramps((ramps.Curve(loss, curves.UNIGRAM, np.arange(200.0), 0),))
-    found = {
+    result = {
         name: curve.tolerated(thresholds)[0]
         for name, thresholds in ramps.variants(curves.THRESHOLDS).items()
     }
-    assert len(found) == 1 + 2 * len(dataclasses.fields(curves.THRESHOLDS)) + len(ramps.CRITERIA)
-    assert found["as chosen"]["criterion"] == "stagnation"
-    assert found["without stagnation"]["criterion"] == "spike"
-    assert found["without spike"]["criterion"] == "stagnation"
+    assert len(result) == 1 + 2 * len(dataclasses.fields(curves.THRESHOLDS)) + len(ramps.CRITERIA)
+    assert result["as chosen"]["criterion"] == "stagnation"
+    assert result["without stagnation"]["criterion"] == "spike"
+    assert result["without spike"]["criterion"] == "stagnation"

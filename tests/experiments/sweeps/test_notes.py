@@ -20,8 +20,8 @@ def _numbers(directory: pathlib.Path) -> list[dict]:
 
 @pytest.mark.parametrize("path", NOTES, ids=lambda path: path.parent.name)
 def test_what_is_quoted_is_in_the_results(path):
-    found = notes.unsupported(path.read_text(), {"presets": _numbers(path.parent)})
-    assert not found, f"{path}: not in results.json: {found}"
+    unsupported = notes.unsupported(path.read_text(), {"presets": _numbers(path.parent)})
+    assert not unsupported, f"{path}: not in results.json: {unsupported}"
 
 
 @pytest.mark.parametrize("path", NOTES, ids=lambda path: path.parent.name)

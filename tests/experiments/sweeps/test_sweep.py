@@ -63,9 +63,9 @@ def test_a_failure_is_tried_once_more_and_then_missing(faked, failures, state):
     points = points_of_tiny.grid()
     assert faked.run(points) == exit_codes.DONE
     assert _starts(faked.runs) == 2
-    found = faked.outcomes(points)
-    assert {o.state for o in found} == {state}
-    assert all((o.eval_loss is None) == (state == "missing") for o in found)
+    outcomes = faked.outcomes(points)
+    assert {o.state for o in outcomes} == {state}
+    assert all((o.eval_loss is None) == (state == "missing") for o in outcomes)
     assert faked.run(points) == exit_codes.DONE  # a missing one has another chance
     assert {o.state for o in faked.outcomes(points)} == {"done"}
 
@@ -169,8 +169,8 @@ def test_one_executable_serves_every_learning_rate(tmp_path, token_dir, cache_di
     other = points_of_tiny.grid("other", (2e-3, 3e-2), (2, 3), tiny)
     real = sweep.Sweep(runs=tmp_path / "runs", data=str(token_dir))
     assert real.run(first + other) == exit_codes.DONE
-    found = real.outcomes(first + other)
-    assert [o.state for o in found] == [outcome.DONE] * 8
+    outcomes = real.outcomes(first + other)
+    assert [o.state for o in outcomes] == [outcome.DONE] * 8
     logs = {
         series: next((tmp_path / "runs/groups").glob(f"{series}-*/log.txt")).read_text()
         for series in ("first", "other")
@@ -179,9 +179,9 @@ def test_one_executable_serves_every_learning_rate(tmp_path, token_dir, cache_di
     assert "compiled step: compiled anew" in logs["first"]
     assert "compiled step: from the cache" in logs["other"]
     # What is new is the initializer, which has seeds and rates for constants.
-    new = [outcome.record["compilations"]["new"] for outcome in (found[0], found[-1])]
+    new = [outcome.record["compilations"]["new"] for outcome in (outcomes[0], outcomes[-1])]
     assert new[0] > 1 and new[1] == 1
-    losses = {o.eval_loss for o in found if o.eval_loss is not None}
+    losses = {o.eval_loss for o in outcomes if o.eval_loss is not None}
     assert len(losses) == 8 and all(0 < loss < 10 for loss in losses)
-    steps, values = found[0].curve()
+    steps, values = outcomes[0].curve()
     assert steps[0] == 1 and steps[-1] == 3 and len(values) == len(steps)
