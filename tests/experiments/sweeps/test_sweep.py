@@ -139,7 +139,7 @@ def test_mistakes_are_found_before_anything_runs(faked):
         )
     with pytest.raises(ValueError, match="its own fields"):
         points_of_tiny.grid(overrides={"seed": 1})
-    with pytest.raises(ValueError, match="a series of its own"):
+    with pytest.raises(ValueError, match="a series of their own"):
         faked.run(
             points_of_tiny.grid("a")
             + points_of_tiny.grid("a", overrides={"model.topology": "pre_ln"})
