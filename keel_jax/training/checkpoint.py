@@ -7,19 +7,21 @@ the data and the tokenizer were).
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from keel_jax import config, errors
+from keel_jax.config import renamed
 from keel_jax.runtime import files
 from keel_jax.training import state as state_lib
+from keel_jax.training import trials
 
 DIRECTORY = "checkpoints"
-# A trial's work directory points to the run that holds its checkpoints.
-TRIAL_FILE = "trial.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,19 +215,28 @@ def load_config(workdir: epath.PathLike) -> config.Config:
     Raises:
       UserError: no run has been there.
     """
-    saved = files.read_json(epath.Path(workdir) / "config.json")
+    path = epath.Path(workdir) / "config.json"
+    saved = files.read_json(path)
     if saved is None:
         raise errors.UserError(
             f"{workdir} is not a work directory of a run: it has no config.json."
         )
+    if old_names := renamed.names_in(saved):
+        _say_renamed(str(path), tuple(old_names.items()))
     return config.from_dict(saved)
+
+
+@functools.cache  # once a file
+def _say_renamed(path: str, old_names: tuple[tuple[str, str], ...]) -> None:
+    changes = "; ".join(f"{old} is called {new} now" for old, new in old_names)
+    logging.warning("%s was written under old names: %s.", path, changes)
 
 
 def holder(workdir: epath.PathLike) -> epath.Path:
     """The directory that holds the checkpoints of `workdir`: another one's if that is a trial."""
     workdir = epath.Path(workdir)
-    trial = files.read_json(workdir / TRIAL_FILE)
-    return workdir / trial["checkpoints_in"] if trial else workdir
+    pointer = trials.pointer(workdir)
+    return workdir / pointer.checkpoints_in if pointer else workdir
 
 
 def load_params(
@@ -237,9 +248,9 @@ def load_params(
       UserError: `workdir` holds several trials, no run, or no such checkpoint.
     """
     workdir = epath.Path(workdir)
-    trial = files.read_json(workdir / TRIAL_FILE)
+    pointer = trials.pointer(workdir)
     cfg = load_config(holder(workdir))
-    if cfg.num_trials > 1 and trial is None:
+    if cfg.num_trials > 1 and pointer is None:
         raise errors.UserError(
             f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
         )
@@ -247,8 +258,8 @@ def load_params(
         raise errors.UserError(f"{workdir} holds no checkpoint yet.")
     with Checkpoints(holder(workdir)) as checkpoints:
         params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
-    if trial:
-        params = state_lib.trial_of(params, trial["trial"], cfg.num_trials)
+    if pointer:
+        params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
     return params, meta
 
 
