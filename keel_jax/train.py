@@ -12,7 +12,6 @@ import dataclasses
 import jax
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
@@ -109,17 +108,14 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         return status.end(code, step, state)
 
 
-def main(_):
+def main(_) -> int:
     cfg = config.from_config_dict(_CONFIG.value)
     with distributed.program(distributed.from_flags()):
         return train(cfg, _WORKDIR.value)
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file(
-        "config", None, "Python file with get_config() (see experiments/configs).", lock_config=True
-    )
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+    _CONFIG = cli.define_config()
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
     distributed.define_flags()
-    flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

@@ -11,8 +11,15 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import jaxtyping
 import pytest
 
+from tests import shape_checks
+
+# Before anything of the package is imported, hence below.
+jaxtyping.install_import_hook(list(shape_checks.MODULES), "tests.shape_checks.check")
+
+# ruff: noqa: E402
 from keel_jax import config
 from keel_jax.config import topologies as topology_table
 from keel_jax.data.preparing import preparation
@@ -20,9 +27,8 @@ from keel_jax.runtime import platforms
 
 platforms.give_threads()
 
-# Not "raise" yet: five places of the model promote ranks (residual: rms_norm and beta; attention:
-# the causal mask and rotary angles; lm.decode: positions). No library and no test of ours does.
-jax.config.update("jax_numpy_rank_promotion", "allow")
+# A vector meets a matrix only where the code says along which axis.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def tiny_config(**sections) -> config.Config:

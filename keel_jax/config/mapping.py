@@ -65,10 +65,8 @@ def flat(tree: typing.Mapping, prefix: str = "") -> dict:
 
 def _coerce(value, kind, name: str):
     """`value` as `kind`; integers pass as floats, lists as tuples, nothing else changes type."""
-    if _optional(kind):
-        if value is None:
-            return None
-        kind = _optional(kind)
+    if (inner := _optional(kind)) is not None:
+        return None if value is None else _coerce(value, inner, name)
     if typing.get_origin(kind) is tuple:
         if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
             raise errors.UserError(f"{name}={value!r}: expected a tuple, as in (1, 2).")

@@ -12,6 +12,7 @@ equal size average, and trials are vmapped. Squares leave float32 below an RMS o
 Dimension letters: N blocks, B batch, T time, D model.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -135,7 +136,8 @@ def rms(x: jax.Array, num_kept: int) -> jax.Array:
 def _mean_square(tree) -> jax.Array:
     """Mean square over all entries of a tree of arrays, a float32 scalar."""
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
-    return sum(jnp.sum(leaf * leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    square = functools.reduce(jnp.add, [jnp.sum(leaf * leaf) for leaf in leaves])
+    return square / sum(leaf.size for leaf in leaves)
 
 
 def _angles(before, after) -> jax.Array:

@@ -86,7 +86,7 @@ class Store:
         directory = self._workdir / DIRECTORY
         directory.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
-        np.savez(content, **self._chunk)
+        np.savez(content, allow_pickle=False, **self._chunk)
         path = directory / f"{self._chunk['step'][0]:010}.npz"
         files.write_bytes(path, content.getvalue())
 
@@ -158,7 +158,7 @@ class Recorder:
             return
         directory = self._directories[trial]
         loss = sums["nats"] / (sums["weight"] or math.nan)
-        report = divergence.report(load(directory), loss, sums["grad_norm"])
+        report = divergence.make_report(load(directory), loss, sums["grad_norm"])
         assert report["step"] == step, (report["step"], step)
         files.write_json(directory / DIVERGENCE, report)
         name = f"trial {trial}: " if self._cfg.num_trials > 1 else ""
