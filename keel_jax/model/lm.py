@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from keel_jax import config
 from keel_jax.model import attention, depth, instruments, layers, residual
@@ -41,7 +41,7 @@ class LanguageModel(nn.Module):
         self.output = Output(self.model)
 
     def __call__(
-        self, tokens_BT: Int[Array, "B T"], segment_ids_BT: Int[Array, "B T"] | None = None
+        self, tokens_BT: Int[ArrayLike, "B T"], segment_ids_BT: Int[ArrayLike, "B T"] | None = None
     ) -> Float[Array, "B T V"]:
         """Logits of every next token, float32 [B, T, V]."""
         h_BTD = self.hidden(tokens_BT, segment_ids_BT)
@@ -49,8 +49,8 @@ class LanguageModel(nn.Module):
 
     def hidden(
         self,
-        tokens_BT: Int[Array, "B T"],
-        segment_ids_BT: Int[Array, "B T"] | None = None,
+        tokens_BT: Int[ArrayLike, "B T"],
+        segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
         num_microbatches: int = 0,
         context: layers.Context | None = None,
     ) -> Float[Array, "B T D"]:
@@ -67,17 +67,17 @@ class LanguageModel(nn.Module):
 
     def hidden_and_stats(
         self,
-        tokens_BT: Int[Array, "B T"],
-        segment_ids_BT: Int[Array, "B T"] | None = None,
+        tokens_BT: Int[ArrayLike, "B T"],
+        segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
         num_microbatches: int = 0,
         context: layers.Context | None = None,
         measured: instruments.Instruments = instruments.NONE,
     ) -> tuple[Float[Array, "B T D"], dict | None]:
         """`hidden`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
+        tokens_BT = jnp.asarray(tokens_BT)
         if context is None:
-            if segment_ids_BT is None:
-                segment_ids_BT = jnp.zeros_like(tokens_BT)
-            context = ordered_context(segment_ids_BT)
+            segments = jnp.zeros_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
+            context = ordered_context(jnp.asarray(segments))
         h_BTD, _, stats = self.depth(
             self.embedding(tokens_BT),
             context,
@@ -87,13 +87,14 @@ class LanguageModel(nn.Module):
         return self.output(h_BTD), stats
 
     def decode(
-        self, tokens_BT: Int[Array, "B T"], start_B: Int[Array, " B"], cache: layers.Cache
+        self, tokens_BT: Int[ArrayLike, "B T"], start_B: Int[ArrayLike, " B"], cache: layers.Cache
     ) -> tuple[Float[Array, "B T V"], layers.Cache]:
         """Logits [B, T, V] of tokens that stand at positions start_B onwards, and the cache.
 
         Row b's slots before start_B[b] must have been written by earlier calls.
         """
-        index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
+        tokens_BT = jnp.asarray(tokens_BT)
+        index_BT = jnp.asarray(start_B)[:, None] + jnp.arange(tokens_BT.shape[1])[None]
         context = layers.Context(
             positions_BT=index_BT, segment_ids_BT=jnp.zeros_like(tokens_BT), index_BT=index_BT
         )

@@ -1,5 +1,6 @@
 """What a run ran on, and what differs between the versions of JAX that we support."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -28,14 +29,8 @@ _PACKAGES = (
 
 def describe() -> dict:
     """Versions, devices and the source's commit, for the work directory and for results."""
-    found = {"keel_jax": keel_jax.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
-        "packages": found,
+        "packages": packages(),
         "devices": {
             "platform": jax.default_backend(),
             "kind": jax.devices()[0].device_kind,
@@ -45,6 +40,15 @@ def describe() -> dict:
         },
         "commit": _commit(),
     }
+
+
+def packages() -> dict[str, str]:
+    """Versions of Python, of this project and of the packages whose release matters to a run."""
+    versions = {"keel_jax": keel_jax.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 class Processes(NamedTuple):
@@ -92,3 +96,7 @@ def _commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+if __name__ == "__main__":
+    print(", ".join(f"{package} {version}" for package, version in packages().items()))
