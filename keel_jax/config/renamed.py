@@ -26,16 +26,16 @@ def value(name: str, old: object) -> object | None:
 
 def names_in(values: Mapping) -> dict[str, str]:
     """The old names in nested options, of options and "name=value", each with what it is now."""
-    found = {}
+    names = {}
     for old, new in _OPTIONS.items():
         section, key = _section(values, old)
         if section is not None and key in section:
-            found[old] = new
+            names[old] = new
     for (name, old), new in _VALUES.items():
         section, key = _section(values, name)
         if section is not None and section.get(key) == old:
-            found[f"{name}={old}"] = f"{name}={new}"
-    return found
+            names[f"{name}={old}"] = f"{name}={new}"
+    return names
 
 
 def translate(values: Mapping) -> dict:

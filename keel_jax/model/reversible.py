@@ -37,7 +37,7 @@ from keel_jax.model import recompute
 
 # In the names of what a stretch computes only where its reconstruction failed.
 FALLBACK = "reversal_fallback"
-# What a stretch tells: the error at its anchor, and the largest last step of the iteration.
+# Errors of a stretch: at its anchor, and the largest last step of the iteration.
 NUM_ERRORS = 2
 
 
@@ -74,7 +74,7 @@ def scan(
       rows: (learned, inputs), trees of arrays [N, …]; `learned` is a tuple, one entry for each
         sub-layer, and alone has gradients.
       context: read by every block; it has no gradient.
-      probe_A2: `probe(…)`, whose cotangent is what the stretches tell, [A, 2].
+      probe_A2: `probe(…)`, whose cotangent holds the stretches' errors, [A, 2].
     """
     num_blocks = len(jax.tree.leaves(rows)[0])
     depth = _Depth(
@@ -192,7 +192,7 @@ class _Depth:
         """One stretch backwards, from the z above it, which is exact.
 
         Returns:
-          The cotangent of its anchor, its gradients [blocks, …], and what it tells, [2].
+          The cotangent of its anchor, its gradients [blocks, …], and its errors, [2].
         """
         anchor_BTD, r = kept
         first, others = (jax.tree.map(lambda x, p=part: x[p], rows) for part in (0, slice(1, None)))
@@ -250,10 +250,10 @@ class _Depth:
         learned, inputs = row
         gradients, steps = [], []
         for sublayer, own, r_BT in reversed(list(zip(self.sublayers, learned, r_SBT, strict=True))):
-            z_BTD, dz_BTD, found, last_step = self._undo(
+            z_BTD, dz_BTD, gradient, last_step = self._undo(
                 sublayer, z_BTD, dz_BTD, own, r_BT, inputs, context
             )
-            gradients.append(found)
+            gradients.append(gradient)
             steps.append(last_step)
         return z_BTD, dz_BTD, tuple(reversed(gradients)), jnp.max(jnp.stack(steps))
 

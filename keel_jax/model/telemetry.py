@@ -1,4 +1,4 @@
-"""What a sub-layer tells about itself from inside the scan over depth: a few numbers, no arrays.
+"""Statistics of each sub-layer from inside the scan over depth: a few numbers, no arrays.
 
 Forward, each sub-layer returns the means that `observe` takes of its stream and its branch; the
 scan stacks them to [N, 2]. Backward, a zero-valued probe [N, 2] that is scanned beside the
@@ -32,7 +32,7 @@ def probes(num_blocks: int) -> jax.Array:
 
 
 def probe(stream, inputs: residual.BlockInputs, sublayer: int):
-    """`stream` as it is; with a probe among the block's inputs, seen in the backward pass.
+    """`stream` as it is; with a probe among the block's inputs, measured in the backward pass.
 
     Args:
       stream: a tree of arrays [B, T, …].

@@ -119,7 +119,7 @@ class Checkpoints:
             meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
         )
         # Orbax copies from the device in its own way, which the loop's transfer guard would refuse.
-        with jax.transfer_guard("allow"), self._told():
+        with jax.transfer_guard("allow"), self._as_os_error():
             self._manager.save(meta.step, args=args)
 
     def save_weights(self, params, meta: Meta) -> None:
@@ -131,7 +131,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(dataclasses.asdict(meta))
         )
-        with self._told():
+        with self._as_os_error():
             self._manager.save(meta.step, args=args)
         self.wait()
 
@@ -149,11 +149,11 @@ class Checkpoints:
         Raises:
           OSError: it could not be written; the checkpoints before it are untouched.
         """
-        with self._told():
+        with self._as_os_error():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _told(self):
+    def _as_os_error(self):
         """Turns what a write failed with, whatever the storage raised, into one OSError."""
         try:
             yield
@@ -178,7 +178,7 @@ class Checkpoints:
                 f"--config.train.init_from={self.directory.parent}."
             )
         progress = _as_dict(dataclasses.replace(abstract, params=None))
-        found = self._manager.restore(
+        restored = self._manager.restore(
             self.latest_step(),
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract.params),
@@ -186,8 +186,8 @@ class Checkpoints:
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        state = state_lib.TrainState(params=found["params"], **found["progress"])
-        return state, Meta.from_json(found["meta"])
+        state = state_lib.TrainState(params=restored["params"], **restored["progress"])
+        return state, Meta.from_json(restored["meta"])
 
     def restore_params(self, abstract_params, step: int | None = None) -> tuple[dict, Meta]:
         """The weights alone, of `step` or the newest.
@@ -200,13 +200,13 @@ class Checkpoints:
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             there = f"the steps there: {steps}" if steps else "there is none yet"
             raise errors.UserError(f"{self.directory} does not hold {wanted}; {there}.")
-        found = self._manager.restore(
+        restored = self._manager.restore(
             steps[-1] if step is None else step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract_params), meta=ocp.args.JsonRestore()
             ),
         )
-        return found["params"], Meta.from_json(found["meta"])
+        return restored["params"], Meta.from_json(restored["meta"])
 
 
 def load_config(workdir: epath.PathLike) -> config.Config:

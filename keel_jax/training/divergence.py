@@ -15,7 +15,7 @@ SUBLAYERS = ("attention", "ffn")
 # Growth within one interval between records that counts as out of line. Guess: records of healthy
 # runs of this project move by less than 10 after the warm-up.
 _OUT_OF_LINE = 100.0
-# Records, before the diverging step, over which growth is told; and how many statistics are.
+# Records before the diverging step over which growth is reported, and of how many statistics.
 _WINDOW, _NUM_GROWN = 4, 6
 _GROWING = (
     "stream_rms",

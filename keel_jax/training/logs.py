@@ -50,7 +50,7 @@ class Log:
     """Appends rows to metrics.jsonl and to TensorBoard.
 
     Rows after `start_step`, which a killed run wrote beyond its last checkpoint, are removed, and
-    TensorBoard is told to forget them: the log of a resumed run is that of a run never stopped.
+    TensorBoard is asked to forget them: the log of a resumed run is that of one never stopped.
     """
 
     def __init__(self, workdir: epath.PathLike, start_step: int):

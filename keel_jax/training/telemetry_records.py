@@ -72,7 +72,7 @@ class Store:
                 self._write()
 
     def append(self, step: int, record: dict[str, np.ndarray]) -> None:
-        """Adds what was seen of `step`; on disk when it returns."""
+        """Adds the record of `step`; it is on disk when this returns."""
         row = {"step": np.asarray([step], np.int64)}
         row |= {name: np.asarray(value, np.float32)[None] for name, value in record.items()}
         shapes = [{name: a.shape[1:] for name, a in c.items()} for c in (self._chunk, row)]
@@ -92,7 +92,7 @@ class Store:
 
 
 class Recorder:
-    """Looks at the steps that are due, in all trials, and keeps what it saw.
+    """Looks at the steps that are due, in all trials, and keeps their statistics.
 
     Every process makes one and calls it alike: the program that looks is a collective. The lead
     writes.
@@ -130,16 +130,18 @@ class Recorder:
         every = self._cfg.telemetry.every_steps
         return bool(every) and (step % every == 0 or step in (1, self._cfg.train.num_steps))
 
-    def look(self, state: state_lib.TrainState, batch: dict):
+    def look(self, state: state_lib.TrainState, batch: dict) -> dict | None:
         """Dispatches the look at the step that `state` takes on `batch`; None where it is off."""
         return self._look and self._look(state, batch)
 
-    def record(self, step: int, seen, trials: collections.abc.Iterable[int]) -> None:
+    def record(
+        self, step: int, statistics: dict | None, trials: collections.abc.Iterable[int]
+    ) -> None:
         """Keeps what `look` gave for `step`, waited for, of these trials."""
-        if seen is None:
+        if statistics is None:
             return
         with self._clock.measure("telemetry"):
-            host = jax.device_get(seen)
+            host = jax.device_get(statistics)
             if not self._stores:
                 return
             for trial in trials:
@@ -149,7 +151,7 @@ class Recorder:
                 self.draw()
 
     def explain(self, trial: int, step: int, sums: dict[str, float]) -> None:
-        """Writes and tells where `step`, recorded, went wrong in a trial that diverged in it.
+        """Writes and prints where `step`, recorded, went wrong in a trial that diverged in it.
 
         Args:
           sums: the train step's own numbers.

@@ -53,8 +53,8 @@ def rename_old(workdir: epath.Path) -> None:
     if not distributed.is_lead() or not old.exists() or (workdir / _DIRECTORY).exists():
         return
     for path in sorted(old.glob("*")):
-        if found := pointer(path):
-            write_pointer(path, found.trial)
+        if old_pointer := pointer(path):
+            write_pointer(path, old_pointer.trial)
             (path / _OLD_POINTER).unlink(missing_ok=True)
     old.rename(workdir / _DIRECTORY)
     print(f"{old} is {workdir / _DIRECTORY} now: lanes are called trials.", flush=True)
