@@ -198,8 +198,8 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         if not steps or (step is not None and step not in steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            there = f"the steps there: {steps}" if steps else "there is none yet"
-            raise errors.UserError(f"{self.directory} does not hold {wanted}; {there}.")
+            choice = f"the steps there: {steps}" if steps else "there is none yet"
+            raise errors.UserError(f"{self.directory} does not hold {wanted}; {choice}.")
         restored = self._manager.restore(
             steps[-1] if step is None else step,
             args=ocp.args.Composite(

@@ -110,10 +110,8 @@ def _initial_params(cfg, mesh, meta, like):
             f"{their_meta.tokenizer_fingerprint[:12]}, data.path was made with "
             f"{meta.tokenizer_fingerprint[:12]}: prepare the data with that run's tokenizer.model."
         )
-    ancestors = [
-        *ancestry.read(workdir),
-        ancestry.entry("init_from", workdir, their_meta.step, their_model),
-    ]
+    ancestor = ancestry.entry("init_from", workdir, their_meta.step, their_model)
+    ancestors = [*ancestry.read(workdir), ancestor]
     if cfg.num_trials > 1:
         spread = jax.jit(
             lambda tree: jax.tree.map(
