@@ -22,8 +22,8 @@ def _is_alive(pid: int) -> bool:
         (["3", "3"], 3, 1),
         (["137 0", "76 0"], 0, 2),
         # One dies, the other is stuck, even to SIGTERM: it is killed, and the cause is the verdict.
-        (["ignore_interrupts 0", "137 0"], 0, 2),
-        (["1", "ignore_interrupts"], 1, 1),
+        (["ignore_sigterm 0", "137 0"], 0, 2),
+        (["1", "ignore_sigterm"], 1, 1),
         pytest.param(["75 0", "75 0"], 0, 2, marks=pytest.mark.slow),
     ],
 )
@@ -58,6 +58,6 @@ def test_ctrl_c_saves_and_leaves_no_orphan(world, number):
 
 
 def test_what_does_not_fit_is_not_started(world):
-    world.tell("plan", 4)
+    world.configure("plan", 4)
     assert world.launch("local").returncode == 4 and world.starts() == {}
     assert world.launch("local", "--no_plan").returncode == 0
