@@ -10,8 +10,6 @@ end restarts all Pods together, --max_restarts times at most. Ctrl-C deletes wha
 """
 
 import argparse
-import collections.abc
-import contextlib
 import json
 import pathlib
 import shlex
@@ -133,10 +131,8 @@ def _delete_command(args: argparse.Namespace) -> list[str]:
     return [*_kubectl(args), "delete", "jobset,configmap", args.name, "--ignore-not-found"]
 
 
-def _deleted_at_end(
-    runner: runner_lib.Runner, args: argparse.Namespace
-) -> contextlib.AbstractContextManager[collections.abc.Callable[[], None]]:
-    """A scope in which the JobSet and the ConfigMap may exist (`paid.resource`)."""
+def _deleted_at_end(runner: runner_lib.Runner, args: argparse.Namespace) -> paid.Scope:
+    """A scope in which the JobSet and the ConfigMap may exist."""
     delete = _delete_command(args)
     # kubectl waits until all Pods have ended, for which they have --grace_seconds.
     seconds = args.grace_seconds + pods.KUBECTL_SECONDS

@@ -21,8 +21,7 @@ import time
 import types
 from typing import IO
 
-from launch import combined_exit_code, options
-from launch import runner as runner_lib
+from launch import child_processes, combined_exit_code, options
 
 _POLL_SECONDS = 0.05
 
@@ -75,14 +74,14 @@ def run_processes(
                 start_new_session=True,
             )
             processes.append(process)
-            stack.callback(runner_lib.end_process_group, process, 0.0)
+            stack.callback(child_processes.end_process_group, process, 0.0)
             readers.append(threading.Thread(target=_forward_lines, args=(index, process.stdout)))
             readers[-1].start()
         _wait(processes, stop_requests, grace_seconds)
     for reader in readers:
         reader.join()
     return combined_exit_code.combine_exit_codes(
-        runner_lib.shell_exit_code(process.returncode) for process in processes
+        child_processes.shell_exit_code(process.returncode) for process in processes
     )
 
 

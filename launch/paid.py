@@ -9,6 +9,9 @@ from keel_jax import errors
 from launch import launcher, options
 from launch import runner as runner_lib
 
+# In its `with` block a resource may exist; the value is called to mark the run a success.
+Scope = contextlib.AbstractContextManager[collections.abc.Callable[[], None]]
+
 _MAX_PAUSE_FACTOR = 8
 
 

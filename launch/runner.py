@@ -2,47 +2,18 @@
 
 import collections.abc
 import contextlib
-import dataclasses
-import os
 import pathlib
 import shlex
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-from typing import IO
 
-from keel_jax import errors
-
-Command = collections.abc.Sequence[str]
-
-# The exit code of a command that exceeded its time limit, as timeout(1) has it.
-TIMED_OUT = 124
-# From SIGTERM to a command until SIGKILL.
-_TERMINATION_SECONDS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """How a command ended: its exit code (`TIMED_OUT` if it took too long) and its output."""
-
-    command: tuple[str, ...]
-    code: int
-    stdout: str = ""
-    stderr: str = ""
-
-    @property
-    def output_tail(self) -> str:
-        """The end of its output, for a message."""
-        lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
-        return "\n".join(lines[-8:]) or "(no output)"
+from launch import child_processes
 
 
 class CommandFailed(OSError):
     """A command ended with a code other than 0."""
 
-    def __init__(self, result: Result):
+    def __init__(self, result: child_processes.Result):
         super().__init__(
             f"`{shlex.join(result.command)}` ended with {result.code}:\n{result.output_tail}"
         )
@@ -59,7 +30,9 @@ class Runner:
     def __init__(self, dry_run: bool = False):
         self.dry_run = dry_run
 
-    def run(self, command: Command, *, seconds: float, stdin: str | None = None) -> Result:
+    def run(
+        self, command: child_processes.Command, *, seconds: float, stdin: str | None = None
+    ) -> child_processes.Result:
         """Runs a command that has to succeed.
 
         Raises:
@@ -71,8 +44,8 @@ class Runner:
         return result
 
     def run_all(
-        self, commands: collections.abc.Iterable[Command], *, seconds: float
-    ) -> list[Result]:
+        self, commands: collections.abc.Iterable[child_processes.Command], *, seconds: float
+    ) -> list[child_processes.Result]:
         """`run` for several commands at the same time; raises for the first that failed."""
         results = self.try_run_all(commands, seconds=seconds)
         for result in results:
@@ -82,27 +55,27 @@ class Runner:
 
     def try_run(
         self,
-        command: Command,
+        command: child_processes.Command,
         *,
         seconds: float,
         stdin: str | None = None,
         dry_run_stdout: str = "",
-    ) -> Result:
+    ) -> child_processes.Result:
         """Runs a command that may fail. In a dry run it succeeds, with `dry_run_stdout`."""
         if self.dry_run:
             self.show(command, stdin)
-            return Result(tuple(command), 0, dry_run_stdout)
-        return _run_all([command], seconds, stdin, self.show)[0]
+            return child_processes.Result(tuple(command), 0, dry_run_stdout)
+        return self._run_all([command], seconds, stdin)[0]
 
     def try_run_all(
-        self, commands: collections.abc.Iterable[Command], *, seconds: float
-    ) -> list[Result]:
+        self, commands: collections.abc.Iterable[child_processes.Command], *, seconds: float
+    ) -> list[child_processes.Result]:
         """`try_run` for several commands at the same time."""
         if self.dry_run:
             return [self.try_run(command, seconds=seconds) for command in commands]
-        return _run_all(list(commands), seconds, None, self.show)
+        return self._run_all(commands, seconds)
 
-    def show(self, command: Command, stdin: str | None = None) -> None:
+    def show(self, command: child_processes.Command, stdin: str | None = None) -> None:
         """Prints a command so that it can be pasted."""
         line = shlex.join(command)
         if stdin is not None:
@@ -128,90 +101,17 @@ class Runner:
         if not self.dry_run:
             time.sleep(seconds)
 
-
-# --- Processes ----------------------------------------------------------------------------------
-
-
-def _run_all(
-    commands: collections.abc.Sequence[Command],
-    seconds: float,
-    stdin: str | None,
-    show: collections.abc.Callable[[Command, str | None], None],
-) -> list[Result]:
-    """Runs commands at the same time; none outlives this call, whatever ends it."""
-    deadline = time.monotonic() + seconds
-    with contextlib.ExitStack() as stack:
-        children = []
-        for command in commands:
-            show(command, stdin)
-            children.append(stack.enter_context(_child(command, stdin)))
-        return [child.wait(deadline) for child in children]
-
-
-class _Child:
-    """A running command, its output in files: a pipe that nobody reads would fill up."""
-
-    def __init__(
+    def _run_all(
         self,
-        command: Command,
-        process: subprocess.Popen[bytes],
-        stdout: IO[str],
-        stderr: IO[str],
-    ):
-        self._command, self._process = command, process
-        self._stdout, self._stderr = stdout, stderr
-
-    def wait(self, deadline: float) -> Result:
-        note = ""
-        try:
-            code = shell_exit_code(self._process.wait(max(0.0, deadline - time.monotonic())))
-        except subprocess.TimeoutExpired:
-            end_process_group(self._process, _TERMINATION_SECONDS)
-            code, note = TIMED_OUT, "\nIt exceeded its time limit and was terminated."
-        self._stdout.seek(0)
-        self._stderr.seek(0)
-        return Result(tuple(self._command), code, self._stdout.read(), self._stderr.read() + note)
-
-
-@contextlib.contextmanager
-def _child(command: Command, stdin: str | None) -> collections.abc.Iterator[_Child]:
-    with contextlib.ExitStack() as files:
-        stdout, stderr, input_file = (
-            files.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(3)
-        )
-        input_file.write(stdin or "")
-        input_file.seek(0)
-        try:
-            process = subprocess.Popen(
-                command, stdin=input_file, stdout=stdout, stderr=stderr, start_new_session=True
-            )
-        except FileNotFoundError:
-            raise errors.UserError(
-                f"There is no program {command[0]!r} on this machine: install it, or use --dry_run "
-                "to see the commands."
-            ) from None
-        try:
-            yield _Child(command, process, stdout, stderr)
-        finally:
-            end_process_group(process, _TERMINATION_SECONDS)
-
-
-def shell_exit_code(returncode: int) -> int:
-    """A shell's exit code from Python's: death by signal n is -n in Python, 128 + n in a shell."""
-    return 128 - returncode if returncode < 0 else returncode
-
-
-def end_process_group(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Ends a process that leads its group, and the group: SIGTERM, after `seconds` SIGKILL."""
-    if process.poll() is None:
-        _signal_group(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-    # Its children too, even if it has ended by itself.
-    _signal_group(process, signal.SIGKILL)
-    process.wait()
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        commands: collections.abc.Iterable[child_processes.Command],
+        seconds: float,
+        stdin: str | None = None,
+    ) -> list[child_processes.Result]:
+        """Runs commands at the same time; none outlives this call, whatever ends it."""
+        deadline = time.monotonic() + seconds
+        with contextlib.ExitStack() as stack:
+            children = []
+            for command in commands:
+                self.show(command, stdin)
+                children.append(stack.enter_context(child_processes.start(command, stdin)))
+            return [child.wait(deadline) for child in children]

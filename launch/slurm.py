@@ -10,8 +10,6 @@ RUN_DIR/logs. With --follow this waits for the end and exits with the run's code
 """
 
 import argparse
-import collections.abc
-import contextlib
 import re
 import time
 
@@ -119,10 +117,8 @@ def _submit(runner: runner_lib.Runner, submit: list[str]) -> str:
     return job
 
 
-def _cancelled_at_end(
-    runner: runner_lib.Runner, args: argparse.Namespace
-) -> contextlib.AbstractContextManager[collections.abc.Callable[[], None]]:
-    """A scope in which the job may exist (`paid.resource`)."""
+def _cancelled_at_end(runner: runner_lib.Runner, args: argparse.Namespace) -> paid.Scope:
+    """A scope in which the job may exist."""
     # By its name, as its number is unknown if sbatch was interrupted.
     cancel = ["scancel", f"--name={args.name}", "--me"]
     query = ["squeue", f"--name={args.name}", "--me", "--noheader", "--format=%T"]

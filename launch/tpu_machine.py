@@ -4,8 +4,9 @@ What is easy to get wrong, from the source of the Google Cloud SDK (528.0.0,
 command_lib/compute/tpus):
   - `queued-resources ssh` skips slices that it could not prepare, and files exit codes by the
     worker's number within its slice. So each slice is reached by `tpu-vm ssh`.
-  - `tpu-vm ssh --worker=all` waits for all workers, then exits with the first code that is not 0;
-    `tpu-vm scp` repeats a copy up to ten times, so a half-made directory would be copied into.
+  - `tpu-vm ssh --worker=all` waits for all workers, then exits with the first code that is not 0.
+  - `tpu-vm scp` repeats a copy up to ten times; the second copy of a directory would go into what
+    the first left. So one file is copied (`source.pack_bundle`).
   - `--valid-until-duration` has no effect without `--valid-after-…`: `create` bounds the wait.
   - `queued-resources delete` refuses one that has nodes, except with `--force`.
 """
@@ -27,7 +28,7 @@ _CREATE_SECONDS = 3600
 _DELETE_SECONDS = 1200
 _DESCRIBE_SECONDS = 120
 
-# A state that nobody knows: gcloud gave no answer.
+# Stands for the state when gcloud gave no answer.
 _NO_ANSWER = "unknown"
 
 
@@ -113,7 +114,7 @@ def query_state(runner: runner_lib.Runner, machine: Machine) -> str | None:
     """The machine's state, or None if it does not exist.
 
     Raises:
-      runner.CommandFailed: gcloud could not tell.
+      runner.CommandFailed: gcloud gave no answer.
     """
     result = runner.try_run(
         machine.gcloud("describe", f"--format=value({machine.state_field})"),
@@ -128,8 +129,8 @@ def query_state(runner: runner_lib.Runner, machine: Machine) -> str | None:
 
 def deleted_at_end(
     runner: runner_lib.Runner, args: argparse.Namespace, machine: Machine
-) -> contextlib.AbstractContextManager[collections.abc.Callable[[], None]]:
-    """A scope in which the machine may exist (`paid.resource`)."""
+) -> paid.Scope:
+    """A scope in which the machine may exist."""
 
     def delete_once() -> bool:
         runner.try_run(machine.delete_command, seconds=_DELETE_SECONDS)

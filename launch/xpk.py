@@ -9,8 +9,6 @@ help fails the workload. Ctrl-C deletes the workload.
 """
 
 import argparse
-import collections.abc
-import contextlib
 import re
 import shlex
 
@@ -125,10 +123,8 @@ def _create_command(args: argparse.Namespace, tpu_type: str, script_dir: str) ->
     ]
 
 
-def _deleted_at_end(
-    runner: runner_lib.Runner, args: argparse.Namespace
-) -> contextlib.AbstractContextManager[collections.abc.Callable[[], None]]:
-    """A scope in which the workload may exist (`paid.resource`)."""
+def _deleted_at_end(runner: runner_lib.Runner, args: argparse.Namespace) -> paid.Scope:
+    """A scope in which the workload may exist."""
     delete = [*_xpk(args, "delete"), f"--workload={args.name}", "--force"]
     return paid.resource(
         runner,

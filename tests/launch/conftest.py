@@ -24,7 +24,7 @@ KIND_OF = {"tpu_vm": "tpu-vm", "queued_resource": "queued-resources"}
 
 PROGRAMS = ("gcloud", "kubectl", "xpk", "sbatch", "sacct", "squeue", "scancel", "scontrol", "srun")
 # What a worker has. `python3.X -m venv` makes an environment whose python is the real one and whose
-# pip only looks at what it is given; it fails if the directory STANDIN has a file `no-pip`.
+# pip only checks its input; it fails if the directory STANDIN has a file `no-pip`.
 TOOLS = {
     "hostname": 'echo "${KEEL_TEST_HOST:-here}"',
     PYTHON: f'''

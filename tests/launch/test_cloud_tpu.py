@@ -62,7 +62,7 @@ def test_a_plan_that_fails_creates_nothing(world):
 
 _FAILED_STARTS = {
     "quota": dict(match=" create ", code=1, stderr=_QUOTA),
-    # Half-way: gcloud fails, but the machine is there.
+    # gcloud fails, but the machine exists.
     "half-created": dict(match=" create ", code=1, stderr=_CAPACITY, effect=True),
     "scp": dict(match=" scp ", code=255, times=99, stderr="SSH Key is not in the SSH agent"),
     "one worker": dict(match="on demo-w-1: mkdir", code=1, times=99),
@@ -127,7 +127,7 @@ def test_ctrl_c_while_creating_deletes(world, module, number):
     world.configure("resources", {})
     process = world.start(module)
     world.wait_for(lambda: world.calls(" create "))
-    # The request is with the cloud; gcloud still waits.
+    # The cloud has the request; gcloud still waits.
     kind = conftest.KIND_OF[module]
     world.configure("resources", {f"{kind}/demo": {"states": ["CREATING"], "nodes": ["demo"]}})
     process.send_signal(number)
@@ -161,7 +161,7 @@ def test_ctrl_c_in_the_queue_deletes(world):
         (["--pol_second=3"], "did you mean --poll_seconds"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_created(world, flags, words):
+def test_mistakes_are_reported_before_anything_is_created(world, flags, words):
     done = world.launch("tpu_vm", *flags)
     assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
     assert world.calls() == []

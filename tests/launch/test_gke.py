@@ -50,7 +50,7 @@ def test_a_start_that_fails_leaves_nothing(world, fault, statuses, words):
     assert words in done.stderr
 
 
-def test_what_does_not_fit_or_is_there_already_is_not_created(world):
+def test_what_does_not_fit_or_exists_already_is_not_created(world):
     world.configure("plan", 4)
     assert world.launch("gke").returncode == 4
     world.configure("plan", 0)

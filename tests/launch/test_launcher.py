@@ -44,7 +44,7 @@ def test_what_a_dry_run_prints_can_be_pasted(world, module, flags):
     """The stand-ins refuse unknown flags; what is created is deleted again by the same script."""
     world.configure("jobset", [{}])
     script = world.launch(module, "--dry-run", *flags).stdout
-    # The first look finds nothing, and says so by its exit code: no `set -e` before it.
+    # `describe` fails before the creation and after the deletion, which must not end the script.
     lines = script.splitlines()
     first = next((i for i, line in enumerate(lines) if " describe " in line), None)
     if first is not None:

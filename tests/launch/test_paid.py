@@ -1,4 +1,4 @@
-"""What costs money is deleted, however hard it is; else it is named loudly."""
+"""What costs money is deleted, in several tries if need be; else the user is warned loudly."""
 
 import signal
 

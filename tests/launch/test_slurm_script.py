@@ -26,12 +26,12 @@ def _job(world, **env) -> subprocess.Popen:
     [
         (["0", "0"], 0, 1),
         pytest.param(["76 0", "137 0"], 0, 2, marks=pytest.mark.slow),
-        # srun itself would say 134, and hide the cause.
+        # srun's own exit code would be 134, which hides the cause.
         (["134", "1"], 1, None),
         (["3", "3"], 3, 1),
     ],
 )
-def test_the_job_supervises_and_judges(world, scripts, code, starts):
+def test_the_job_supervises_and_combines_exit_codes(world, scripts, code, starts):
     for task, script in enumerate(scripts):
         (world.workdir / str(task)).write_text(script)
     process = _job(world, MAX_RETRIES="1")
@@ -43,7 +43,7 @@ def test_the_job_supervises_and_judges(world, scripts, code, starts):
 
 
 @pytest.mark.parametrize(("restarts", "requeues"), [("0", 1), ("100", 0)])
-def test_before_its_time_is_up_it_saves_and_puts_itself_back(world, restarts, requeues):
+def test_before_its_time_is_up_it_saves_and_goes_back_into_the_queue(world, restarts, requeues):
     for task in "01":
         (world.workdir / task).write_text("sleep")
     process = _job(world, SLURM_RESTART_COUNT=restarts)

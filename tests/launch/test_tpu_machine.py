@@ -38,14 +38,14 @@ def test_a_machine_of_that_name_is_not_touched(world, module):
     done = world.launch(module)
     assert done.returncode == 1 and "already" in done.stderr
     assert world.resources() == theirs
-    # Also if it appears between the look and the creation.
+    # Nor is one that appears between the query and the creation.
     world.configure("faults", [dict(match="describe", code=1, stderr="NOT_FOUND")])
     done = world.launch(module)
     assert done.returncode == 1 and "Someone else" in done.stderr
     assert world.resources() == theirs and world.calls(" delete ") == []
 
 
-def test_nothing_is_created_where_nobody_knows(world):
+def test_nothing_is_created_if_the_state_is_unknown(world):
     world.configure("faults", [dict(match="describe", code=1, stderr="PERMISSION_DENIED")])
     done = world.launch("tpu_vm")
     assert done.returncode == 1 and world.calls(" create ") == []
@@ -92,15 +92,15 @@ def test_a_lost_connection_does_not_end_a_run(world):
     assert len(world.calls(" create ")) == 1 and world.starts() == {"demo-w-0": 1}
 
 
-def test_a_machine_that_says_nothing_is_lost(world):
+def test_a_machine_that_does_not_answer_is_lost(world):
     world.configure("faults", [dict(match="ssh.*status", code=255, times=99)])
     done = world.launch("tpu_vm", "--lost_minutes=0.005", "--max_recreations=0")
     assert (done.returncode, world.resources()) == (1, {})
     assert "could not be reached" in done.stderr
 
 
-def test_a_machine_is_gone_only_if_a_look_says_so(world):
-    # The deletion's own exit code says 0 here, and lies.
+def test_a_machine_is_gone_only_if_describe_says_so(world):
+    # The deletion's own exit code is 0 here although nothing was deleted.
     world.configure("faults", [dict(match=" delete ", code=0, times=2)])
     done = world.launch("tpu_vm")
     assert (done.returncode, world.resources()) == (0, {}), done.stderr

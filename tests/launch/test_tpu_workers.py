@@ -12,7 +12,7 @@ def test_a_copy_that_fails_once_is_tried_again(world):
 
 
 @pytest.mark.parametrize(
-    ("codes", "verdict", "starts"),
+    ("codes", "exit_code", "starts"),
     [
         ({"demo-w-0": "3", "demo-w-1": "3"}, 3, 1),
         ({"demo-w-0": "76 0", "demo-w-1": "75 0"}, 0, 2),
@@ -21,11 +21,11 @@ def test_a_copy_that_fails_once_is_tried_again(world):
         ),
     ],
 )
-def test_exit_codes(world, codes, verdict, starts):
+def test_exit_codes(world, codes, exit_code, starts):
     for host, script in codes.items():
         (world.workdir / host).write_text(script)
     done = world.launch("tpu_vm", STANDIN_WORKERS="2")
-    assert done.returncode == verdict, done.stderr
+    assert done.returncode == exit_code, done.stderr
     assert world.starts() == dict.fromkeys(codes, starts)
     assert world.resources() == {}
 

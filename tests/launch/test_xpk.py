@@ -52,7 +52,7 @@ def test_the_queue_is_bounded_and_a_long_run_is_not(world):
     assert waits[-2:] == ["3600", str(168 * 3600 - 3600)]
 
 
-def test_what_is_there_already_is_not_touched(world):
+def test_what_exists_already_is_not_touched(world):
     world.configure("resources", {"workload/demo": {}})
     done = world.launch("xpk")
     assert done.returncode == 1 and "already" in done.stderr

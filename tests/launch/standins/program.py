@@ -1,15 +1,14 @@
-"""Runs a stand-in: as the real program does, or with the fault that the test has configured.
+"""Runs a stand-in: it answers like the real program, or with the fault that a test configured.
 
-Each answers as the real one does (its flags, its words, its exit codes), keeps what it created in
-`resources.json` of the directory STANDIN, and writes every call to `calls.jsonl`. What is to go
-wrong stands in `faults.json`, a list of
+Each knows the real one's flags, output and exit codes, keeps what it created in `resources.json` of
+the directory STANDIN, and appends every call to `calls.jsonl`. `faults.json` lists what goes wrong:
 
-    {"match": regex on the command line, "times": N, "after": calls to let pass first,
+    {"match": regex on the command line, "times": N, "after": matching calls that succeed first,
      "code": exit code, "stderr": …, "stdout": …, "effect": whether it does its work all the same,
-     "preempt": true to take all machines away before, "sleep": seconds}
+     "preempt": true to take all machines away first, "sleep": seconds}
 
-The stand-ins run some thousand times in a test run: without site-packages, and with few imports,
-the dearer ones only where they are needed.
+The stand-ins start about a thousand times in a test run: they do without site-packages, and import
+only what the program needs.
 """
 
 import importlib
