@@ -83,5 +83,5 @@ case ${1:-} in
   stop) stop "$2" ;;
   log) sed "s/^/$host: /" train.log ;;
   ship) ship "$2" ;;
-  *) sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; [ "${1:-}" = --help ] ;;
+  *) sed -n '2,/^set /p' worker.sh | sed '$d; s/^# \{0,1\}//'; [ "${1:-}" = --help ] ;;
 esac

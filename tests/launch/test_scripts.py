@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -34,9 +36,12 @@ def test_shellcheck_bites(tmp_path):
     assert "SC2086" in _shellcheck(bad)
 
 
-def test_scripts_explain_themselves():
-    for name in ("worker.sh", "supervise.sh"):
-        done = subprocess.run(
-            ["bash", str(ROOT / "launch" / name), "--help"], capture_output=True, text=True
-        )
-        assert done.returncode == 0 and name in done.stdout
+@pytest.mark.parametrize(
+    "directory", [ROOT / "launch", pathlib.Path("launch")], ids=["absolute", "relative"]
+)
+@pytest.mark.parametrize("name", ["worker.sh", "supervise.sh"])
+def test_scripts_explain_themselves(directory, name):
+    done = subprocess.run(
+        ["bash", str(directory / name), "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and name in done.stdout
