@@ -190,10 +190,7 @@ def _follow(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
 
 
 def _true_conditions(status: dict[str, Any]) -> set[str]:
-    """Types of the JobSet's conditions that hold.
-
-    status.terminalState says the same, but only in later versions of JobSet.
-    """
+    """Types of the JobSet's conditions that hold."""
     return {
         condition["type"]
         for condition in status.get("conditions", [])
