@@ -56,7 +56,7 @@ def test_done_then_already_done(source, tmp_path):
     assert summary["num_tokens"] == sum(s["num_tokens"] for s in summary["splits"].values())
 
 
-def test_a_damaged_shard_is_named_and_made_anew(source, tmp_path):
+def test_a_damaged_shard_is_named_and_rebuilt(source, tmp_path):
     flags = [f"--input={source}", f"--output={tmp_path / 'out'}", "--vocab_size=300"]
     assert _prepare(*flags).returncode == 0
     shard = tmp_path / "out" / "train-00000.bin"

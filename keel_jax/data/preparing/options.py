@@ -52,7 +52,7 @@ class PreparationOptions:
         "", "SentencePiece model to use unchanged; empty trains one.", flag="tokenizer"
     )
     tokenizer_sample_bytes: int = _option(
-        50_000_000, "Bytes of text that the tokenizer is trained on, at most about this many."
+        50_000_000, "The tokenizer is trained on about this many bytes of text at most."
     )
     validation_fraction: float = _option(
         0.02, "Fraction of the documents held out, chosen by content hash; 0 for none."

@@ -53,7 +53,7 @@ def plan_digest(plan: Plan) -> str:
 
 
 def recorded_plan(output: epath.Path) -> dict | None:
-    """The plan that the directory belongs to; None where there is no whole one."""
+    """The plan that the directory belongs to; None if there is no intact one."""
     return atomic_files.read_record(output / shards.PLAN_FILE)
 
 
@@ -82,10 +82,10 @@ def claim(
     except (FileExistsError, NotADirectoryError) as error:
         raise errors.UserError(f"The output {output} is a file, or lies below one.") from error
     recorded = recorded_plan(output)
-    finished_names = {name for name in names if _TEMPORARY not in name}
-    if recorded is None and finished_names and host_index == 0:
+    other_names = {name for name in names if _TEMPORARY not in name}
+    if recorded is None and other_names and host_index == 0:
         raise errors.UserError(
-            f"The output {output} contains other files ({', '.join(sorted(finished_names)[:3])}) "
+            f"The output {output} contains other files ({', '.join(sorted(other_names)[:3])}) "
             f"and no intact {shards.PLAN_FILE}: choose a new or empty directory."
         )
     if recorded is not None and recorded != plan and not (overwrite or host_index):

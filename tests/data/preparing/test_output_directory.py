@@ -65,7 +65,7 @@ def test_a_foreign_directory_is_not_touched(source, tmp_path):
         corpora.prepare(source, tmp_path / "out" / "thesis.txt")
 
 
-def test_overwriting_that_fails_leaves_nothing_that_looks_whole(source, tmp_path):
+def test_overwriting_that_fails_leaves_nothing_that_looks_finished(source, tmp_path):
     output = tmp_path / "out"
     corpora.prepare(source, output)
     with pytest.raises(ValueError, match="9000 pieces"):

@@ -77,7 +77,7 @@ def test_a_weight_counts_as_it_is_stored(tmp_path):
     assert split.num_loss_bytes == num_bytes * float(np.float16(0.3))
 
 
-def test_weights_are_whole_when_they_begin_in_the_middle_of_a_unit(tmp_path, monkeypatch):
+def test_weights_are_complete_when_they_begin_in_the_middle_of_a_unit(tmp_path, monkeypatch):
     values = [{"text": text} for text in corpora.random_texts(20)]
     values.append({"prompt": "alpha", "response": "beta"})
     inputs = corpora.write_jsonl(tmp_path / "a.jsonl", values)
