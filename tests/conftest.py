@@ -22,6 +22,7 @@ jaxtyping.install_import_hook(list(shape_checks.MODULES), "tests.shape_checks.ch
 # ruff: noqa: E402
 from keel_jax import config
 from keel_jax.config import topologies as topology_table
+from keel_jax.data.preparing import options as preparation_options
 from keel_jax.data.preparing import preparation
 from keel_jax.runtime import platforms
 
@@ -88,13 +89,17 @@ def corpus_dir(tmp_path_factory):
     return directory
 
 
+def prepare_text_files(directory, output, vocab_size: int = 300) -> None:
+    """Token shards of the text files of a directory, a fifth of them for validation."""
+    options = preparation_options.PreparationOptions(vocab_size=vocab_size, validation_fraction=0.2)
+    preparation.prepare_token_set([str(directory / "*.txt")], str(output), options)
+
+
 @pytest.fixture(scope="session")
 def token_dir(corpus_dir, tmp_path_factory):
     """Token shards of `corpus_dir`, vocabulary 300."""
     output = tmp_path_factory.mktemp("tokens")
-    preparation.prepare(
-        [str(corpus_dir / "*.txt")], str(output), vocab_size=300, validation_fraction=0.2
-    )
+    prepare_text_files(corpus_dir, output)
     return output
 
 

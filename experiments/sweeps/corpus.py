@@ -15,6 +15,7 @@ import numpy as np
 
 from keel_jax import config, errors, prepare
 from keel_jax.data import loader, shards
+from keel_jax.data.preparing import options as preparation_options
 from keel_jax.data.preparing import preparation
 from keel_jax.runtime import files
 
@@ -28,13 +29,10 @@ _VALIDATION_FRACTION = 0.05
 def ensure_stdlib(path: pathlib.Path, vocab_size: int) -> None:
     """Prepares the embedded corpus in `path`; if it is there already, nothing is done."""
     with prepare.progress() as on_progress:
-        preparation.prepare(
-            ["stdlib"],
-            str(path),
-            vocab_size=vocab_size,
-            validation_fraction=_VALIDATION_FRACTION,
-            on_progress=on_progress,
+        options = preparation_options.PreparationOptions(
+            vocab_size=vocab_size, validation_fraction=_VALIDATION_FRACTION
         )
+        preparation.prepare_token_set(["stdlib"], str(path), options, on_progress=on_progress)
 
 
 def first_tokens(path: str, num_tokens: int | None) -> str:
