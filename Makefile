@@ -22,14 +22,17 @@ setup:  ## the virtual environment in .venv; quick if it is there
 quickstart: setup  ## trains, evaluates and samples from a 64-sub-layer Keel on the embedded corpus
 	@$(VENV)/bin/python -m experiments.quickstart --output=$(OUT) $(if $(STEPS),--num_steps=$(STEPS))
 
-lint: setup  ## style
+lint: setup  ## style, formatting and types
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
 test: lint  ## the suite, without its slow part
+	@$(VENV)/bin/python -m keel_jax.runtime.versions
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m "not slow" tests
 
 test-slow: setup  ## the slow part: minutes
+	@$(VENV)/bin/python -m keel_jax.runtime.versions
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m slow tests
 
 clean:  ## removes the virtual environment and the caches; runs/ stays

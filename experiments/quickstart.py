@@ -19,6 +19,7 @@ from absl import flags
 from experiments.configs import quickstart as quickstart_config
 from keel_jax import config, evaluate, generate, prepare, train
 from keel_jax.data import shards
+from keel_jax.data.preparing import options as preparation_options
 from keel_jax.data.preparing import preparation
 from keel_jax.model import sampling
 from keel_jax.runtime import cli, exit_codes, files
@@ -38,13 +39,11 @@ def quickstart(output: pathlib.Path, num_steps: int | None) -> int:
     output.mkdir(parents=True, exist_ok=True)
     print(f"1/4  tokenizer and token shards -> {output / 'data'}")
     with prepare.progress() as on_progress:
-        summary = preparation.prepare(
-            ["stdlib"],
-            str(output / "data"),
-            vocab_size=VOCAB_SIZE,
-            validation_fraction=VALIDATION_FRACTION,
-            num_workers=2,
-            on_progress=on_progress,
+        options = preparation_options.PreparationOptions(
+            vocab_size=VOCAB_SIZE, validation_fraction=VALIDATION_FRACTION, num_workers=2
+        )
+        summary = preparation.prepare_token_set(
+            ["stdlib"], str(output / "data"), options, on_progress=on_progress
         )
     print(prepare.describe(summary))
 

@@ -57,9 +57,10 @@ def evaluate(
             batches, "evaluating", total=evaluator.num_batches, disable=not visible, transient=True
         )
 
-    [sums] = evaluator.run(model.params, with_progress=with_progress)
+    sums = evaluator.run(model.params, with_progress=with_progress)
+    assert sums is not None  # nothing asked it to stop
     split = tokens.first.split("validation")
-    measured = metrics.loss_metrics("eval", sums, split.loss_bytes_per_token)
+    measured = metrics.loss_metrics("eval", sums[0], split.loss_bytes_per_token)
     return {
         "loss_nats_per_token": measured["eval/loss_nats_per_token"],
         "perplexity": measured["eval/perplexity"],

@@ -70,7 +70,7 @@ def grow(
 
     alpha, alpha_after = growth.alphas
     how = {"position": position} if method == "identity" else {}
-    told = ancestry.entry(
+    ancestor = ancestry.entry(
         "grow",
         workdir,
         meta.step,
@@ -86,13 +86,13 @@ def grow(
     )
     with checkpoint.Checkpoints(output, keep=1) as checkpoints:
         checkpoints.save_weights(params, meta)
-    ancestry.record(output, [*ancestry.read(workdir), told])
+    ancestry.record(output, [*ancestry.read(workdir), ancestor])
     if distributed.is_lead():
         tokenizer = workdir / "tokenizer.model"
         (output / tokenizer.name).write_bytes(tokenizer.read_bytes())
         # The last one, without which no entry point takes the directory.
         files.write_json(output / "config.json", config.to_dict(grown_cfg))
-    return told
+    return ancestor
 
 
 def _claim(output: epath.Path):
@@ -129,7 +129,7 @@ def _grow():
             f"--position={_POSITION.value} has no effect with --method={_METHOD.value}, which "
             "copies every block: leave it out, or take --method=identity."
         )
-    told = grow(
+    ancestor = grow(
         _WORKDIR.value,
         _OUTPUT.value,
         num_blocks=_NUM_BLOCKS.value,
@@ -141,14 +141,14 @@ def _grow():
     if not distributed.is_lead():
         return
     if _JSON.value:
-        files.write_json(pathlib.Path(_JSON.value), told)
-    fixed = f" --config.model.alpha={told['alpha_after']:g}" if _ALPHA.value == "keep" else ""
+        files.write_json(pathlib.Path(_JSON.value), ancestor)
+    fixed = f" --config.model.alpha={ancestor['alpha_after']:g}" if _ALPHA.value == "keep" else ""
+    kept = "kept" if ancestor["keeps_function"] else "changed"
     print(
-        f"{told['source']}, step {told['step']}: {told['num_blocks']} blocks grown to "
-        f"{told['num_blocks_after']} ({told['method']}), alpha {told['alpha']:g} -> "
-        f"{told['alpha_after']:g}, function {'kept' if told['keeps_function'] else 'changed'}"
-        f" -> {_OUTPUT.value}\n"
-        f"train it with --config.model.num_blocks={told['num_blocks_after']}{fixed} "
+        f"{ancestor['source']}, step {ancestor['step']}: {ancestor['num_blocks']} blocks grown to "
+        f"{ancestor['num_blocks_after']} ({ancestor['method']}), alpha {ancestor['alpha']:g} -> "
+        f"{ancestor['alpha_after']:g}, function {kept} -> {_OUTPUT.value}\n"
+        f"train it with --config.model.num_blocks={ancestor['num_blocks_after']}{fixed} "
         f"--config.train.init_from={_OUTPUT.value}"
     )
 

@@ -18,7 +18,6 @@ import rich.console
 import rich.table
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from keel_jax import config, errors
 from keel_jax.model import attention
@@ -160,9 +159,7 @@ def _print(found: list[report.Report], cfg: config.Config):
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file(
-        "config", None, "Python file with get_config() (see experiments/configs).", lock_config=True
-    )
+    _CONFIG = cli.define_config()
     _TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x4, cpu:8, …")
     _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology, over DCN.")
     _SEARCH = flags.DEFINE_boolean(
@@ -172,5 +169,5 @@ if __name__ == "__main__":
         "search_limit", 6, "Plans that --search compiles.", lower_bound=1
     )
     _JSON = flags.DEFINE_string("json", None, "File for the result, as JSON.")
-    flags.mark_flags_as_required(["config", "topology"])
+    flags.mark_flags_as_required(["topology"])
     cli.run(main)

@@ -12,14 +12,13 @@ import dataclasses
 import jax
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips, recompute_choice, resolve
 from keel_jax.runtime import cli, distributed, exit_codes
 from keel_jax.runtime import session as session_lib
-from keel_jax.training import checkpoint, inputs, loop, profiling, programs, start
+from keel_jax.training import checkpoint, inputs, loop, profiling, programs, start, trials
 from keel_jax.training import logs as logs_lib
 from keel_jax.training import progress as progress_lib
 from keel_jax.training import status as status_lib
@@ -68,12 +67,12 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             compiled = programs.compile_all(cfg, mesh, tokens.first)
 
         # What is written down, and shown.
-        trials = workdir_lib.trial_directories(workdir, cfg)
-        logs = resources.enter_context(logs_lib.Logs(trials, step))
-        telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, trials, step, logs, clock)
+        directories = trials.directories(workdir, cfg)
+        logs = resources.enter_context(logs_lib.Logs(directories, step))
+        telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
         progress = progress_lib.Progress(cfg.train.num_steps, step, visible=distributed.is_lead())
         resources.enter_context(progress)
-        [is_evaluated] = distributed.from_lead(logs_lib.is_evaluated(trials[0], step))
+        [is_evaluated] = distributed.from_lead(logs_lib.is_evaluated(directories[0], step))
         peak = chips.peak_flops_per_second(jax.devices()[0])
 
         def save(step: int, state, diverged: bool):
@@ -109,17 +108,14 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         return status.end(code, step, state)
 
 
-def main(_):
+def main(_) -> int:
     cfg = config.from_config_dict(_CONFIG.value)
     with distributed.program(distributed.from_flags()):
         return train(cfg, _WORKDIR.value)
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file(
-        "config", None, "Python file with get_config() (see experiments/configs).", lock_config=True
-    )
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+    _CONFIG = cli.define_config()
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
     distributed.define_flags()
-    flags.mark_flags_as_required(["config", "workdir"])
     cli.run(main)

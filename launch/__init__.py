@@ -1,1 +1,1 @@
-"""Starts runs on machines: a module a platform, `python -m launch.NAME --help` (docs/launch.md)."""
+"""Starts runs on machines, a module per platform: python -m launch.NAME --help (docs/launch.md)."""

@@ -10,19 +10,13 @@ from launch import runner as runner_lib
 _PLAN_SECONDS = 3600
 
 
-def train_arguments(args: argparse.Namespace) -> list[str]:
-    """What python gets on a worker: the driver and the run's options."""
-    run = [f"--config={args.config}", f"--workdir={args.workdir}", *args.overrides]
-    return ["-m", "keel_jax.train", *run]
-
-
 def fits(
     runner: runner_lib.Runner, args: argparse.Namespace, topology: str, num_slices: int = 1
 ) -> bool:
-    """Whether the run fits, or the user does not want to know.
+    """Whether the run fits; with --no_plan it is assumed to.
 
     Raises:
-      runner.CommandFailed: the plan failed: a mistake in the options, most likely.
+      runner.CommandFailed: the plan failed, most likely because of a mistake in the options.
     """
     if args.no_plan:
         return True
@@ -35,7 +29,7 @@ def fits(
     ]
     if num_slices > 1:
         plan.append(f"--num_slices={num_slices}")
-    result = runner.ask([*plan, *args.overrides], seconds=_PLAN_SECONDS)
+    result = runner.try_run([*plan, *args.overrides], seconds=_PLAN_SECONDS)
     if result.stdout.strip() and not runner.dry_run:
         print(result.stdout.rstrip(), flush=True)
     if result.code == exit_codes.DOES_NOT_FIT:
@@ -44,6 +38,6 @@ def fits(
             "--no_plan launches it all the same."
         )
         return False
-    if result.code != 0:
+    if result.code != exit_codes.DONE:
         raise runner_lib.CommandFailed(result)
     return True

@@ -1,11 +1,11 @@
-"""Runs a command as several processes of this machine that live and die together.
+"""Runs a command as several processes of this machine, none of which outlives the others.
 
     python -m launch.group --num_processes=2 -- python -m keel_jax.train --config=… --workdir=…
 
-Each process gets --coordinator_address, --num_processes and --process_id. When one ends with
-another code than 0, the others get --grace_seconds to notice by themselves, then SIGTERM, then
-SIGKILL, their children too. The exit code is the verdict on all of theirs (launch/verdict.py).
-Output is passed on, each line after its process's number.
+Each process gets --coordinator_address, --num_processes and --process_id. When one ends with a
+code other than 0, the others get --grace_seconds to notice by themselves, then SIGTERM, then
+SIGKILL, their children too. The exit code combines all of theirs (launch/combined_exit_code.py).
+Their output is passed on, each line after its process's number.
 """
 
 import argparse
@@ -18,14 +18,15 @@ import subprocess
 import sys
 import threading
 import time
+import types
+from typing import IO
 
-from launch import launcher, verdict
-from launch import runner as runner_lib
+from launch import child_processes, combined_exit_code, options
 
 _POLL_SECONDS = 0.05
 
 
-def run(
+def run_processes(
     program: collections.abc.Sequence[str],
     num_processes: int,
     *,
@@ -37,19 +38,23 @@ def run(
     Args:
       program: the command.
       num_processes: how many; the first is the coordinator.
-      environments: what each process has beside this one's environment.
+      environments: what each process has in addition to this one's environment.
       grace_seconds: between the first bad end and SIGTERM, and between SIGTERM and SIGKILL.
+
+    Returns:
+      Their combined exit code.
     """
     address = f"127.0.0.1:{_free_port()}"
-    asked = []
+    stop_requests: list[int] = []
 
-    def pass_on(number, frame):
-        asked.append(number)
-        # Ctrl-C too: what a program of several processes listens to is SIGTERM (runtime/stop.py).
+    def pass_on(number: int, frame: types.FrameType | None) -> None:
+        stop_requests.append(number)
+        # SIGTERM for Ctrl-C too: it is what a program of several processes handles
+        # (keel_jax/runtime/stop.py).
         for process in processes:
             process.terminate()
 
-    processes: list[subprocess.Popen] = []
+    processes: list[subprocess.Popen[bytes]] = []
     readers: list[threading.Thread] = []
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,35 +74,43 @@ def run(
                 start_new_session=True,
             )
             processes.append(process)
-            stack.callback(runner_lib.end_group, process, 0.0)
-            readers.append(threading.Thread(target=_pass_lines, args=(index, process.stdout)))
+            stack.callback(child_processes.end_process_group, process, 0.0)
+            readers.append(threading.Thread(target=_forward_lines, args=(index, process.stdout)))
             readers[-1].start()
-        _wait(processes, asked, grace_seconds)
+        _wait(processes, stop_requests, grace_seconds)
     for reader in readers:
         reader.join()
-    return verdict.combine_exit_codes(
-        verdict.of_returncode(process.returncode) for process in processes
+    return combined_exit_code.combine_exit_codes(
+        child_processes.shell_exit_code(process.returncode) for process in processes
     )
 
 
-def _wait(processes, asked, grace_seconds):
-    """Until all have ended, or those that are left have had their time."""
-    trouble = None
-    told = False
+def _wait(
+    processes: collections.abc.Sequence[subprocess.Popen[bytes]],
+    stop_requests: collections.abc.Sequence[int],
+    grace_seconds: float,
+) -> None:
+    """Waits until all have ended, or those that are left have been given their time.
+
+    After the first bad end or stop request they have `grace_seconds`, then they get SIGTERM, then
+    `grace_seconds` once more; the caller kills them.
+    """
+    grace_begin = None
+    is_terminated = False
     while any(process.poll() is None for process in processes):
         now = time.monotonic()
-        if trouble is None and (asked or any(process.poll() for process in processes)):
-            trouble = now
-        if trouble is not None and now - trouble > grace_seconds:
-            if told:
-                return  # and the caller kills them
-            told, trouble = True, now
+        if grace_begin is None and (stop_requests or any(process.poll() for process in processes)):
+            grace_begin = now
+        if grace_begin is not None and now - grace_begin > grace_seconds:
+            if is_terminated:
+                return
+            is_terminated, grace_begin = True, now
             for process in processes:
                 process.terminate()
         time.sleep(_POLL_SECONDS)
 
 
-def _pass_lines(index, stream):
+def _forward_lines(index: int, stream: IO[bytes]) -> None:
     with stream:
         for line in stream:
             sys.stdout.write(f"[{index}] {line.decode(errors='replace').rstrip()}\n")
@@ -105,29 +118,31 @@ def _pass_lines(index, stream):
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-def environments(num_processes: int, platform: str, devices_per_process: int) -> list[dict]:
-    """What gives each process its own devices: simulated ones on a CPU, its share of the GPUs."""
+def process_environments(
+    num_processes: int, platform: str, devices_per_process: int
+) -> list[dict[str, str]]:
+    """What gives each process its own devices: simulated ones on a CPU, or some of the GPUs."""
     if platform == "cpu":
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count="
         return [
             {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": (flags + str(devices_per_process)).strip()}
         ] * num_processes
-    shares = [
+    gpus_of_processes = [
         range(index * devices_per_process, (index + 1) * devices_per_process)
         for index in range(num_processes)
     ]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(map(str, share))} for share in shares]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} for gpus in gpus_of_processes]
 
 
-def add_processes(made: argparse.ArgumentParser):
+def add_process_options(parser: argparse.ArgumentParser) -> None:
     """Options of processes on one machine."""
-    group = made.add_argument_group("the processes")
-    group.add_argument("--num_processes", type=launcher.positive, required=True)
+    group = parser.add_argument_group("the processes")
+    group.add_argument("--num_processes", type=options.positive_int, required=True)
     group.add_argument(
         "--platform",
         choices=("cpu", "gpu"),
@@ -135,28 +150,31 @@ def add_processes(made: argparse.ArgumentParser):
         help="cpu: simulated devices; gpu: each process gets its share of the GPUs (default: cpu)",
     )
     group.add_argument(
-        "--devices_per_process", type=launcher.positive, default=1, help="(default: 1)"
+        "--devices_per_process", type=options.positive_int, default=1, help="(default: 1)"
     )
     group.add_argument(
         "--grace_seconds",
-        type=launcher.positive_float,
+        type=options.positive_float,
         default=120.0,
         help="for the others when one has ended badly, and for saving (default: 120)",
     )
 
 
 def main(argv: collections.abc.Sequence[str]) -> int:
-    made = argparse.ArgumentParser(
+    """Runs the command that is given after --; returns its exit code."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_processes(made)
-    made.add_argument("program", nargs="+", metavar="COMMAND", help="after --")
-    args = made.parse_args(argv)
-    return run(
+    add_process_options(parser)
+    parser.add_argument("program", nargs="+", metavar="COMMAND", help="after --")
+    args = parser.parse_args(argv)
+    return run_processes(
         args.program,
         args.num_processes,
         grace_seconds=args.grace_seconds,
-        environments=environments(args.num_processes, args.platform, args.devices_per_process),
+        environments=process_environments(
+            args.num_processes, args.platform, args.devices_per_process
+        ),
     )
 
 

@@ -3,27 +3,31 @@
     python -m launch.local --config=experiments/configs/NAME.py --workdir=runs/RUN \\
         --num_processes=2 --devices_per_process=4
 
-The processes are one program, as on several machines: what works here has found its coordinator,
-its share of the data and its collectives. They run from this environment and this tree, under a
-supervisor that starts all of them again where that can help. Ctrl-C asks the run to save.
+The processes are one program, as on several machines: a run that works here has found its
+coordinator, its share of the data and its collectives. They run from this environment and this
+tree, under a supervisor that starts all of them again where that can help. Ctrl-C asks the run to
+save.
 """
 
+import argparse
 import os
 import sys
 
 from keel_jax.runtime import exit_codes
-from launch import fit, group, launcher, source
+from launch import fit, group, launcher, options, source
+from launch import runner as runner_lib
 
 
-def parser():
-    made = launcher.parser(__doc__)
-    group.add_processes(made)
-    return made
+def parser() -> options.Parser:
+    parser = options.make_parser(__doc__)
+    group.add_process_options(parser)
+    return parser
 
 
-def launch(runner, args) -> int:
+def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
+    """Plan, then become the supervisor of the run; returns only if nothing is to be run."""
     num_devices = args.num_processes * args.devices_per_process
-    # No plan knows a GPU's memory yet; shapes and the mesh are checked all the same.
+    # A plan does not know a GPU's memory yet; it checks the shapes and the mesh all the same.
     if not fit.fits(runner, args, f"cpu:{num_devices}"):
         return exit_codes.DOES_NOT_FIT
     run = [
@@ -38,14 +42,14 @@ def launch(runner, args) -> int:
         f"--grace_seconds={args.grace_seconds:g}",
         "--",
         sys.executable,
-        *fit.train_arguments(args),
+        *options.train_arguments(args),
     ]
     runner.show(run)
     if not runner.dry_run:
-        # In this process's place: the supervisor gets the signals, and its code is the answer.
+        # The supervisor replaces this process: signals reach it, and its exit code is the result.
         sys.stdout.flush()
         os.execvp(run[0], run)
-    return 0
+    return exit_codes.DONE
 
 
 if __name__ == "__main__":

@@ -1,83 +1,93 @@
-"""What costs money while it is there: held by a `with`, deleted at its end whatever happened."""
+"""What costs money while it exists: a `with` block deletes it at its end, whatever happened."""
 
+import argparse
 import collections.abc
 import contextlib
 import shlex
 
 from keel_jax import errors
-from launch import launcher
+from launch import launcher, options
 from launch import runner as runner_lib
+
+# In its `with` block a resource may exist; the value is called to mark the run a success.
+Scope = contextlib.AbstractContextManager[collections.abc.Callable[[], None]]
 
 _MAX_PAUSE_FACTOR = 8
 
 
 class NotOurs(errors.UserError):
-    """Something of this name was there already: it is not ours to delete."""
+    """Something of this name existed already, so it is not ours to delete."""
 
 
 @contextlib.contextmanager
-def held(
+def resource(
     runner: runner_lib.Runner,
-    what: str,
+    description: str,
     *,
     delete_once: collections.abc.Callable[[], bool],
-    commands: collections.abc.Sequence[list[str]],
-    tries: int,
-    pause_seconds: float,
-    keep: bool,
+    delete_command: list[str],
+    inspect_command: list[str],
+    args: argparse.Namespace,
 ) -> collections.abc.Iterator[collections.abc.Callable[[], None]]:
-    """A scope in which `what` may be there; yields a function to say that the run succeeded.
+    """A scope in which a resource may exist; yields a function that marks the run a success.
 
     Args:
-      runner: says what happens.
-      what: its kind and name.
-      delete_once: asks for its deletion, and returns whether it is finish_despite_interrupts gone.
-      commands: what the user types to delete it and to look, if all tries fail.
-      tries: of deleting; the pauses between them double.
-      pause_seconds: the first pause.
-      keep: whether it is kept after a success.
+      runner: tells the user what happens.
+      description: the resource's kind and name.
+      delete_once: asks for its deletion, and returns whether it is certain that it is gone.
+      delete_command: what the user is told to type to delete it, if all tries fail.
+      inspect_command: likewise, to see whether it is gone.
+      args: --delete_tries of deleting, with pauses of --poll_seconds, doubling, between them;
+        --keep spares the resource after a success.
 
     Raises:
-      command.LeftRunning: it could not be deleted.
+      launcher.LeftRunning: it could not be deleted.
     """
-    succeeded = []
+    is_success = False
 
-    def delete():
-        with launcher.ignore_interrupts(lambda: runner.say(f"Still deleting {what}: please wait.")):
-            for attempt in range(tries):
+    def mark_success() -> None:
+        nonlocal is_success
+        is_success = True
+
+    def delete() -> None:
+        with launcher.ignore_interrupts(
+            lambda: runner.say(f"Still deleting {description}: please wait.")
+        ):
+            for attempt in range(args.delete_tries):
                 if attempt:
-                    # What is being created or deleted refuses for a while.
-                    pause = pause_seconds * min(2 ** (attempt - 1), _MAX_PAUSE_FACTOR)
-                    runner.say(f"{what} is not deleted yet; again in {pause:g} s.")
+                    # A resource that is being created or deleted refuses a deletion for a while.
+                    pause = args.poll_seconds * min(2 ** (attempt - 1), _MAX_PAUSE_FACTOR)
+                    runner.say(f"{description} is not deleted yet; trying again in {pause:g} s.")
                     runner.sleep(pause)
                 if delete_once():
                     return
-        lines = "\n".join(f"  {shlex.join(words)}" for words in commands)
         raise launcher.LeftRunning(
-            f"{what} COULD NOT BE DELETED AND MAY COST MONEY. Delete it yourself, and look that it "
-            f"is gone:\n{lines}"
+            f"{description} COULD NOT BE DELETED AND MAY COST MONEY. Delete it yourself, and check "
+            f"that it is gone:\n  {shlex.join(delete_command)}\n  {shlex.join(inspect_command)}"
         )
 
     try:
-        yield lambda: succeeded.append(True)
+        yield mark_success
     except NotOurs:
         raise
     except BaseException:
         launcher.finish_despite_interrupts(delete)
         raise
-    if succeeded and keep:
-        runner.say(f"{what} is kept, and may cost money, until:\n  {shlex.join(commands[0])}")
+    if is_success and args.keep:
+        runner.say(
+            f"{description} is kept, and may cost money, until:\n  {shlex.join(delete_command)}"
+        )
     else:
         launcher.finish_despite_interrupts(delete)
 
 
-def add_options(made, what: str):
-    """How it ends; `what` is the kind of thing that is paid for."""
-    group = made.add_argument_group("the end")
-    group.add_argument("--keep", action="store_true", help=f"keep the {what} if the run ends well")
+def add_options(parser: options.Parser, kind: str) -> None:
+    """Options of how the resource ends; `kind` is its noun."""
+    group = parser.add_argument_group("the end")
+    group.add_argument("--keep", action="store_true", help=f"keep the {kind} if the run ends well")
     group.add_argument(
         "--delete_tries",
-        type=launcher.positive,
+        type=options.positive_int,
         default=8,
         help="before you are asked to delete it yourself (default: 8)",
     )

@@ -3,15 +3,18 @@
     python -m launch.queued_resource --config=experiments/configs/NAME.py \\
         --workdir=gs://BUCKET/RUN --topology=v5e:16x16 --num_slices=2 --zone=us-west4-a --spot
 
-Like launch.tpu_vm, but waits for its turn, --wait_minutes at most. Several slices are created
+Like launch.tpu_vm, but waits in the queue, --wait_minutes at most. Several slices are created
 together and form one program over the data centre's network (Multislice).
 """
 
-from launch import cloud_tpu, launcher, slices
+import argparse
+
+from launch import cloud_tpu, launcher, tpu_machine
+from launch import runner as runner_lib
 
 
-def machine(args) -> cloud_tpu.Machine:
-    """The queued resource that the options name.
+def machine(args: argparse.Namespace) -> tpu_machine.Machine:
+    """The queued resource that the options describe.
 
     Its slices are TPU VMs NAME, or NAME-0, NAME-1, …
     (cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.queuedResources#MultisliceParams).
@@ -25,26 +28,27 @@ def machine(args) -> cloud_tpu.Machine:
     else:
         nodes = (args.name,)
         node_flags = [f"--node-id={args.name}"]
-    return cloud_tpu.Machine(
+    return tpu_machine.Machine(
         kind="queued-resources",
         name=args.name,
         nodes=nodes,
-        place=cloud_tpu.place(args),
+        place_flags=tpu_machine.place_flags(args),
         create_flags=(
-            f"--accelerator-type={slices.parse(args.topology).accelerator_type}",
-            f"--runtime-version={cloud_tpu.software(args)}",
+            f"--accelerator-type={tpu_machine.accelerator_type(args)}",
+            f"--runtime-version={tpu_machine.software_version(args)}",
             *node_flags,
             *(["--spot"] if args.spot else []),
         ),
         delete_flags=("--force",),
-        state="state.state",
-        ready="ACTIVE",
-        coming=frozenset({"CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"}),
-        preempted=frozenset({"SUSPENDING", "SUSPENDED"}),
+        state_field="state.state",
+        ready_state="ACTIVE",
+        pending_states=frozenset({"CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"}),
+        preempted_states=frozenset({"SUSPENDING", "SUSPENDED"}),
     )
 
 
-def launch(runner, args) -> int:
+def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
+    """Returns the run's exit code."""
     return cloud_tpu.launch(runner, args, machine(args))
 
 

@@ -3,7 +3,7 @@
 Sources: accelerator types count TensorCores up to v5p and chips from v5e and v6e on
 (cloud.google.com/tpu/docs/supported-tpu-configurations); software versions,
 cloud.google.com/tpu/docs/runtimes; node labels and chips a machine,
-cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus. tpu7x is to be had through GKE only
+cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus. tpu7x is available through GKE only
 (cloud.google.com/tpu/docs/queued-resources).
 """
 
@@ -20,9 +20,9 @@ class Generation:
     """Names of one TPU generation.
 
     Attributes:
-      gcloud_prefix: of the accelerator type; None where gcloud does not create it.
-      counts_per_chip: what the accelerator type counts, per chip.
-      software: the runtime version of a TPU VM; None with `gcloud_prefix`.
+      gcloud_prefix: of the accelerator type; None if gcloud cannot create this generation.
+      counts_per_chip: 2 if the accelerator type counts TensorCores, 1 if it counts chips.
+      software: the runtime version of a TPU VM; None if `gcloud_prefix` is.
       gke_label: value of the node label cloud.google.com/gke-tpu-accelerator.
       num_dimensions: of the topology.
       max_chips: of one slice.
@@ -55,7 +55,7 @@ class Slice:
 
     @property
     def topology(self) -> str:
-        """As in 4x4."""
+        """The shape as the platforms write it, as in 4x4."""
         return "x".join(map(str, self.shape))
 
     @property
@@ -64,19 +64,19 @@ class Slice:
 
     @property
     def accelerator_type(self) -> str:
-        """As in v5litepod-16.
+        """gcloud's name of it, as in v5litepod-16.
 
         Raises:
-          UserError: gcloud does not create this generation, or makes another shape of this size.
+          UserError: gcloud cannot create this generation, or creates another shape of this size.
         """
         prefix = self.generation.gcloud_prefix
         if prefix is None:
             raise errors.UserError(
-                f"{self.name} is to be had through GKE only: python -m launch.gke."
+                f"{self.name} is available through GKE only: python -m launch.gke."
             )
-        usual = _usual_shape(self.num_chips, self.generation.num_dimensions)
-        if self.shape != usual:
-            shape = "x".join(map(str, usual))
+        default_shape = _default_shape(self.num_chips, self.generation.num_dimensions)
+        if self.shape != default_shape:
+            shape = "x".join(map(str, default_shape))
             raise errors.UserError(
                 f"An accelerator type of {self.num_chips} chips has the shape {shape}, not "
                 f"{self.topology}: give --topology={self.name.split(':')[0]}:{shape}, or use GKE."
@@ -84,23 +84,27 @@ class Slice:
         return f"{prefix}-{self.num_chips * self.generation.counts_per_chip}"
 
     def num_machines(self, chips_per_machine: int) -> int:
-        """Machines of a slice, which has `chips_per_machine` each."""
+        """How many machines of `chips_per_machine` chips the slice consists of.
+
+        Raises:
+          UserError: they do not divide its chips.
+        """
         if self.num_chips % chips_per_machine:
             raise errors.UserError(
-                f"{self.name} has {self.num_chips} chips, which {chips_per_machine} a machine do "
-                "not divide: give another --chips_per_machine."
+                f"{self.name} has {self.num_chips} chips, which is not divisible by "
+                f"{chips_per_machine} chips a machine: give another --chips_per_machine."
             )
         return self.num_chips // chips_per_machine
 
 
-def _usual_shape(num_chips: int, num_dimensions: int) -> tuple[int, ...]:
+def _default_shape(num_chips: int, num_dimensions: int) -> tuple[int, ...]:
     """The shape that an accelerator type of this size means: factors of two, the last the largest.
 
-    2x2x1 is the exception: one machine, whose short side comes last.
+    2x2x1 is the exception: one machine, whose shortest side comes last.
     """
     shape = [1] * num_dimensions
     while math.prod(shape) < num_chips:
-        # The last of the smallest grows, so that the shape is as cubic as it can be.
+        # The last of the smallest sides grows, which keeps the shape as cubic as possible.
         smallest = max(i for i in range(num_dimensions) if shape[i] == min(shape))
         shape[smallest] *= 2
     if num_dimensions == 3 and num_chips == 4:
@@ -109,10 +113,10 @@ def _usual_shape(num_chips: int, num_dimensions: int) -> tuple[int, ...]:
 
 
 def parse(name: str) -> Slice:
-    """The slice of a name as `python -m keel_jax.plan --topology` has it.
+    """The slice that a name such as v5e:4x4 describes, as for `python -m keel_jax.plan --topology`.
 
     Raises:
-      UserError: no such generation, or a shape that it does not have.
+      UserError: there is no such generation, or it does not have this shape.
     """
     generation_name, _, topology = name.partition(":")
     if generation_name not in GENERATIONS:
@@ -123,7 +127,7 @@ def parse(name: str) -> Slice:
         )
     generation = GENERATIONS[generation_name]
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology):
-        raise errors.UserError(f"{name!r} has no shape: write it as in v5e:4x4 or v5p:4x4x4.")
+        raise errors.UserError(f"{name!r} has no shape: write it like v5e:4x4 or v5p:4x4x4.")
     shape = tuple(map(int, topology.split("x")))
     if len(shape) != generation.num_dimensions:
         raise errors.UserError(

@@ -11,17 +11,16 @@ RUN_DIR/logs. With --follow this waits for the end and exits with the run's code
 
 import argparse
 import re
-import shlex
 import time
 
 from keel_jax import errors
 from keel_jax.runtime import exit_codes
-from launch import fit, launcher, paid, source
+from launch import fit, launcher, options, paid, slurm_script, source
 from launch import runner as runner_lib
 
 _SLURM_SECONDS = 120
 
-# slurm.schedmd.com/job_state_codes.html; the rest are ends.
+# slurm.schedmd.com/job_state_codes.html; a job in any other state has ended.
 _PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 _RUNNING = frozenset(
     {
@@ -37,164 +36,116 @@ _RUNNING = frozenset(
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    made = launcher.parser(__doc__)
-    launcher.add_source(made, "cuda")
-    job = made.add_argument_group("the job")
-    job.add_argument("--nodes", type=launcher.positive, required=True)
-    job.add_argument("--gpus_per_node", type=launcher.positive, required=True)
+def parser() -> options.Parser:
+    parser = options.make_parser(__doc__)
+    options.add_source_options(parser, "cuda")
+    job = parser.add_argument_group("the job")
+    job.add_argument("--nodes", type=options.positive_int, required=True)
+    job.add_argument("--gpus_per_node", type=options.positive_int, required=True)
     job.add_argument("--time", required=True, help="limit of one stay on the nodes, as sbatch's")
     job.add_argument("--partition", help="(default: the cluster's)")
     job.add_argument("--account", help="(default: yours)")
-    job.add_argument(
-        "--sbatch_flag",
-        action="append",
-        default=[],
-        metavar="FLAG",
-        help="one more for sbatch, as in --sbatch_flag=--qos=long",
-    )
+    options.add_extra_flag_option(job, "--sbatch_flag", "sbatch", "--qos=long")
     job.add_argument(
         "--grace_seconds",
-        type=launcher.positive,
+        type=options.positive_int,
         default=300,
-        help="before the limit the run is told to save (default: 300)",
+        help="before the limit, when the run is asked to save (default: 300)",
     )
     job.add_argument(
         "--max_requeues",
-        type=launcher.not_negative,
+        type=options.non_negative_int,
         default=100,
         help="of the job by itself (default: 100)",
     )
-    follow = made.add_argument_group("following it")
+    follow = parser.add_argument_group("following it")
     follow.add_argument("--follow", action="store_true", help="wait for its end; Ctrl-C cancels it")
     follow.add_argument(
         "--wait_minutes",
-        type=launcher.positive_float,
+        type=options.positive_float,
         default=24 * 60.0,
         help="with --follow, in the queue at most; then it is cancelled (default: 1440, a day)",
     )
     follow.add_argument(
         "--poll_seconds",
-        type=launcher.positive_float,
+        type=options.positive_float,
         default=60.0,
-        help="between two looks at the job (default: 60)",
+        help="between two queries of the job's state (default: 60)",
     )
-    paid.add_options(made, "job")
-    return made
-
-
-def batch_script(args: argparse.Namespace) -> str:
-    """The job; options that sbatch reads are in its head."""
-    run_dir = args.run_dir.absolute()
-    flags = [
-        f"--job-name={args.name}",
-        f"--nodes={args.nodes}",
-        f"--ntasks-per-node={args.gpus_per_node}",
-        f"--gpus-per-node={args.gpus_per_node}",
-        f"--time={args.time}",
-        f"--output={run_dir}/logs/job.log",
-        "--open-mode=append",
-        # To this script alone, which passes it on; and a place in the queue after a preemption.
-        f"--signal=B:TERM@{args.grace_seconds}",
-        "--requeue",
-        *([f"--partition={args.partition}"] if args.partition else []),
-        *([f"--account={args.account}"] if args.account else []),
-        *args.sbatch_flag,
-    ]
-    head = "\n".join(f"#SBATCH {flag}" for flag in flags)
-    num_processes = args.nodes * args.gpus_per_node
-    train = shlex.join(fit.train_arguments(args))
-    return f"""#!/usr/bin/env bash
-{head}
-set -euo pipefail
-bundle={shlex.quote(f"{run_dir}/bundle")}
-codes={shlex.quote(f"{run_dir}/codes")}
-export bundle codes
-bash "$bundle/worker.sh" install {shlex.quote(args.extras)} {source.python_version()}
-rm -rf "$codes" && mkdir -p "$codes"
-
-# One supervisor a process, as one lost process ends all and all come back together: jax finds its
-# coordinator by the step's own variables. When one has ended for good, the rest get some minutes.
-# shellcheck disable=SC2016  # expanded in each task
-srun --kill-on-bad-exit=0 --wait={args.grace_seconds} \\
-  --output={shlex.quote(f"{run_dir}/logs/%t.log")} --open-mode=append \\
-  bash -c 'EXIT_CODE_FILE=$codes/$SLURM_PROCID exec bash "$bundle/worker.sh" run "$@"' keel \\
-  {train} &
-step=$!
-asked=
-# srun passes SIGTERM on to nobody: it kills its tasks. The step itself is told, with all in it.
-trap 'asked=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
-while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
-
-code=$(cd "$bundle/source" && ../venv/bin/python -m launch.verdict "$codes" {num_processes})
-echo "exit code: $code"
-# Asked to save: its time was nearly up.
-if [ -n "$asked" ] && [ "$code" = 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {args.max_requeues} ]
-then scontrol requeue "$SLURM_JOB_ID"; fi
-exit "$code"
-"""
+    paid.add_options(parser, "job")
+    return parser
 
 
 def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     """Plan, submit; with --follow wait for the end. Returns the run's exit code, or 0."""
-    if not args.workdir.startswith(("gs://", "/")):
-        raise errors.UserError(
-            f"--workdir={args.workdir} depends on where a process starts: give an absolute path "
-            "that all nodes see."
-        )
+    options.require_absolute_workdir(
+        args,
+        "depends on where a process starts: give an absolute path that all nodes see.",
+    )
     script = args.run_dir / "job.sh"
-    source.bundle(runner, args)
-    runner.write(script, batch_script(args))
+    source.make_bundle(runner, args)
+    runner.write(script, slurm_script.batch_script(args))
     runner.run(["mkdir", "-p", str(args.run_dir / "logs")], seconds=_SLURM_SECONDS)
-    # No plan knows a GPU's memory yet; shapes and the mesh are checked all the same.
+    # A plan does not know a GPU's memory yet; it checks the shapes and the mesh all the same.
     if not fit.fits(runner, args, f"cpu:{args.nodes * args.gpus_per_node}"):
         return exit_codes.DOES_NOT_FIT
     submit = ["sbatch", "--parsable", str(script)]
     if not args.follow:
-        answer = runner.run(submit, seconds=_SLURM_SECONDS).stdout
-        job = _job_id(answer) if not runner.dry_run else "JOB"
+        job = _submit(runner, submit)
         runner.say(
-            f"Job {job}. Look: squeue --jobs={job}. End: scancel --signal=TERM --batch {job}"
-            f", then scancel {job}. Logs: {args.run_dir / 'logs'}"
+            f"Job {job} is submitted. Its state: squeue --jobs={job}. To end it: "
+            f"scancel --signal=TERM --batch {job}, then scancel {job}. "
+            f"Logs: {args.run_dir / 'logs'}"
         )
-        return 0
-    # By its name, until its number is known: sbatch may have been interrupted.
-    cancel = ["scancel", f"--name={args.name}", "--me"]
-    look = ["squeue", f"--name={args.name}", "--me", "--noheader", "--format=%T"]
-
-    def cancel_once() -> bool:
-        runner.ask(cancel, seconds=_SLURM_SECONDS)
-        left = runner.ask(look, seconds=_SLURM_SECONDS)
-        return left.code == 0 and not set(left.stdout.split()) - {"COMPLETING"}
-
-    with paid.held(
-        runner,
-        f"job {args.name}",
-        delete_once=cancel_once,
-        commands=[cancel, look],
-        tries=args.delete_tries,
-        pause_seconds=args.poll_seconds,
-        keep=args.keep,
-    ) as succeed:
-        answer = runner.run(submit, seconds=_SLURM_SECONDS).stdout
-        code = _follow(runner, args, _job_id(answer) if not runner.dry_run else "JOB")
-        if code == 0:
-            succeed()
+        return exit_codes.DONE
+    with _cancelled_at_end(runner, args) as mark_success:
+        code = _follow(runner, args, _submit(runner, submit))
+        if code == exit_codes.DONE:
+            mark_success()
         return code
 
 
-def _job_id(answer: str) -> str:
-    """Of `sbatch --parsable`: the number, and ;CLUSTER where there are several."""
-    job = answer.strip().split(";")[0]
+def _submit(runner: runner_lib.Runner, submit: list[str]) -> str:
+    """Submits the job; returns its number."""
+    stdout = runner.run(submit, seconds=_SLURM_SECONDS).stdout
+    if runner.dry_run:
+        return "JOB"
+    # `sbatch --parsable` prints the number, and ;CLUSTER where there are several clusters.
+    job = stdout.strip().split(";")[0]
     if not job.isdigit():
-        raise OSError(f"sbatch said {answer!r}, which is no job's number.")
+        raise OSError(f"sbatch printed {stdout!r}, which is not a job's number.")
     return job
 
 
-def _follow(runner, args, job: str) -> int:
-    """Waits until the job has ended; its exit code."""
+def _cancelled_at_end(runner: runner_lib.Runner, args: argparse.Namespace) -> paid.Scope:
+    """A scope in which the job may exist."""
+    # By its name, as its number is unknown if sbatch was interrupted.
+    cancel = ["scancel", f"--name={args.name}", "--me"]
+    query = ["squeue", f"--name={args.name}", "--me", "--noheader", "--format=%T"]
+
+    def cancel_once() -> bool:
+        runner.try_run(cancel, seconds=_SLURM_SECONDS)
+        result = runner.try_run(query, seconds=_SLURM_SECONDS)
+        return result.code == 0 and not set(result.stdout.split()) - {"COMPLETING"}
+
+    return paid.resource(
+        runner,
+        f"job {args.name}",
+        delete_once=cancel_once,
+        delete_command=cancel,
+        inspect_command=query,
+        args=args,
+    )
+
+
+def _follow(runner: runner_lib.Runner, args: argparse.Namespace, job: str) -> int:
+    """Waits until the job has ended; returns its exit code.
+
+    Raises:
+      UserError: it did not start within --wait_minutes.
+    """
     pending_since = None
-    ask = [
+    query = [
         "sacct",
         f"--jobs={job}",
         "--allocations",
@@ -203,9 +154,9 @@ def _follow(runner, args, job: str) -> int:
         "--format=State,ExitCode",
     ]
     while True:
-        result = runner.ask(ask, seconds=_SLURM_SECONDS)
+        result = runner.try_run(query, seconds=_SLURM_SECONDS)
         if runner.dry_run:
-            return 0
+            return exit_codes.DONE
         # As in COMPLETED|0:0 or CANCELLED by 1000|0:15; empty until the accounting knows the job.
         match = re.match(r"(\w+)[^|]*\|(\d+):(\d+)", result.stdout)
         state = match[1] if match else "PENDING"
@@ -217,13 +168,22 @@ def _follow(runner, args, job: str) -> int:
                     "--wait_minutes waits longer."
                 )
         elif state in _RUNNING:
-            pending_since = None  # it may be put back into the queue
+            pending_since = None  # it may go back into the queue
         else:
+            assert match is not None  # otherwise the state is PENDING
             runner.say(f"Job {job}: {state}. Logs: {args.run_dir / 'logs'}")
-            code, number = int(match[2]), int(match[3])
-            # A state like NODE_FAIL or CANCELLED with 0:0 is no success.
-            return code or (128 + number if number else 0) or (0 if state == "COMPLETED" else 1)
+            return _exit_code(state, code=int(match[2]), signal_number=int(match[3]))
         runner.sleep(args.poll_seconds)
+
+
+def _exit_code(state: str, code: int, signal_number: int) -> int:
+    """The exit code of a job that has ended in this state, as a shell would have it."""
+    if code:
+        return code
+    if signal_number:
+        return 128 + signal_number
+    # NODE_FAIL or CANCELLED with 0:0, for example, is no success.
+    return exit_codes.DONE if state == "COMPLETED" else exit_codes.ERROR
 
 
 if __name__ == "__main__":

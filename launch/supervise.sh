@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
-# Keeps a run going on this machine: starts it again where that can help, and stops where it cannot.
+# Keeps a run going on this machine: starts it again if that can help, and ends otherwise.
 #
 #   launch/supervise.sh python -m keel_jax.train --config=… --workdir=…
 #
 # The command's exit code decides (keel_jax/runtime/exit_codes.py):
-#   0   done                                    the end
-#   1   error, and any code not named here      the end: it would fail again
-#   3   diverged                                the end: a result
+#   0   done                                    ends
+#   1   error, and any code not named here      ends: it would fail again
+#   3   diverged                                ends: a result
 #   75  stopped on request and saved            again, at once; after a pause if it had lasted less
 #                                               than QUICK_SECONDS
 #   76  hung, or lost a peer                    again, after a pause
 #   134 137 139 143   killed (abort; SIGKILL, out of memory; segmentation fault; SIGTERM)
 #                                               again, after a pause
 # The pause begins at PAUSE_SECONDS and doubles; after MAX_RETRIES pauses in a row it gives up and
-# exits with the last code. A run that lasted HEALTHY_SECONDS starts the count anew. SIGTERM and
-# Ctrl-C are passed on, and what the command then answers is the answer: nothing is started again.
+# exits with the last code. A run that lasted HEALTHY_SECONDS resets pause and count. SIGTERM and
+# Ctrl-C are passed on; nothing is started after them, and the command's exit code is the
+# supervisor's.
 #
-# On several machines each has its own supervisor. One lost process ends them all (75, 76, 134), each
-# supervisor pauses as long as the others, and they meet where the driver waits for its peers
+# On several machines each has its own supervisor. One lost process ends them all (75, 76, 134), all
+# supervisors pause equally long, and the new processes wait for one another
 # (--initialization_timeout_seconds).
 #
 # EXIT_CODE_FILE, if set, gets the exit code at the end.
@@ -38,42 +39,43 @@ fi
 
 say() { printf 'supervise: %s\n' "$*" >&2; }
 
-child='' asked=''
-pass_on() { asked=$1; [ -n "$child" ] && kill -s "$1" "$child" 2>/dev/null; }
+child='' stop_requested=''
+pass_on() { stop_requested=$1; [ -n "$child" ] && kill -s "$1" "$child" 2>/dev/null; }
 trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
 
 retries=0 pause=$PAUSE_SECONDS
 while true; do
   begin=$SECONDS
-  # In the background, so that a signal reaches the trap at once; Ctrl-C is ignored there, and passed on.
+  # In the background, so that a signal reaches the trap at once. A background command ignores the
+  # terminal's Ctrl-C, so that it is passed on too.
   "$@" <&0 &
   child=$!
-  # A trapped signal interrupts a wait, which then tells the signal's number; the command itself may
-  # still be saving. What it ended with is told by a wait after its end.
+  # A trapped signal interrupts `wait`, which then returns the signal's number, although the command
+  # may still be saving. A `wait` after the command's end returns its exit code.
   while kill -0 "$child" 2>/dev/null; do wait "$child"; done
   wait "$child"; code=$?
   child='' lasted=$((SECONDS - begin))
 
-  if [ -n "$asked" ]; then say "asked to stop; the command ended with $code"; exit "$code"; fi
+  if [ -n "$stop_requested" ]; then say "asked to stop; the command ended with $code"; exit "$code"; fi
   if [ "$lasted" -ge "$HEALTHY_SECONDS" ]; then retries=0 pause=$PAUSE_SECONDS; fi
   case $code in
     0) say "done"; exit 0 ;;
     3) say "diverged: a result, not a fault; see status.json"; exit 3 ;;
     75)
       if [ "$lasted" -ge "$QUICK_SECONDS" ]; then say "stopped and saved; starting it again"; continue; fi
-      what="stopped and saved (75) after only $lasted s" ;;
-    76) what="hung, or lost a peer (76)" ;;
-    134 | 137 | 139 | 143) what="killed ($code)" ;;
+      event="stopped and saved (75) after only $lasted s" ;;
+    76) event="hung, or lost a peer (76)" ;;
+    134 | 137 | 139 | 143) event="killed ($code)" ;;
     *) say "error $code: it would fail again"; exit "$code" ;;
   esac
   retries=$((retries + 1))
   if [ "$retries" -gt "$MAX_RETRIES" ]; then
-    say "$what, and so $MAX_RETRIES times before: giving up"; exit "$code"
+    say "$event, after $MAX_RETRIES retries in a row: giving up"; exit "$code"
   fi
-  say "$what; retry $retries of at most $MAX_RETRIES in a row, in $pause s"
-  # In the background too, for the same reason.
+  say "$event; retry $retries of at most $MAX_RETRIES in a row, in $pause s"
+  # In the background too, so that a signal ends the pause at once.
   sleep "$pause" & child=$!; wait "$child"; child=''
-  if [ -n "$asked" ]; then say "asked to stop"; exit "$code"; fi
+  if [ -n "$stop_requested" ]; then say "asked to stop"; exit "$code"; fi
   pause=$((pause * 2))
 done

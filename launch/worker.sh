@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# What the launchers do on a machine, in the directory of this file, beside source.tar.gz (the pinned
-# source), constraints.txt and supervise.sh.
+# What the launchers run on a machine, in the directory of this file, which also holds source.tar.gz
+# (the pinned source), constraints.txt and supervise.sh.
 #
-#   worker.sh install EXTRAS PYTHON   source.tar.gz into source/ and venv/: EXTRAS as in tpu,gcs;
-#                                     PYTHON as in 3.12, which constraints.txt was written for
+#   worker.sh install EXTRAS PYTHON   unpacks source.tar.gz into source/, installs it into venv/:
+#                                     EXTRAS as in tpu,gcs; PYTHON, as in 3.12, is the version that
+#                                     constraints.txt was written for
 #   worker.sh run ARGS…               venv/bin/python ARGS under supervise.sh, in source/
-#   worker.sh start LOGS ARGS…        the same, detached, output to train.log; LOGS, a gs://
-#                                     directory or -, gets a copy every few minutes
-#   worker.sh status                  one line: keel-worker HOST absent, running or exited CODE
+#   worker.sh start LOGS ARGS…        the same, detached, output to train.log; if LOGS is a gs://
+#                                     directory, not -, it gets a copy every few minutes
+#   worker.sh status                  prints a line: keel-worker HOST absent, running or exited CODE
 #   worker.sh stop SECONDS            asks the run to save and end, and kills it after SECONDS
-#   worker.sh log                     train.log, each line after the host's name
-#   worker.sh ship DIRECTORY          train.log to DIRECTORY/HOST.log, a gs:// directory
+#   worker.sh log                     prints train.log, each line after the host's name
+#   worker.sh ship DIRECTORY          copies train.log to DIRECTORY/HOST.log, a gs:// directory
 #
-# Environment: SHIP_SECONDS between copies of the log; what supervise.sh reads.
+# Environment: SHIP_SECONDS between two copies of the log, and what supervise.sh reads.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 host=$(hostname)
@@ -20,19 +21,19 @@ cd "$here"
 say() { printf 'keel-worker %s %s\n' "$host" "$*"; }
 
 install_() {
-  local extras=$1 python=$2 what
-  what="$extras $python $(cat source.tar.gz constraints.txt | cksum)"
-  if [ -f installed ] && [ "$(cat installed)" = "$what" ]; then say installed; return; fi
+  local extras=$1 python=$2 wanted
+  wanted="$extras $python $(cat source.tar.gz constraints.txt | cksum)"
+  if [ -f installed ] && [ "$(cat installed)" = "$wanted" ]; then say installed; return; fi
   rm -rf source venv && mkdir source && tar -xzf source.tar.gz -C source
   if "python$python" -c 'import ensurepip, venv' 2>/dev/null; then
     "python$python" -m venv venv
   else
-    # Images of TPU VMs have an older Python; uv brings the one that the constraints are of.
+    # Images of TPU VMs have an older Python; uv brings the one that the constraints are for.
     python3 -m pip install -q --user uv && python3 -m uv venv -q --seed --python "$python" venv
   fi
   venv/bin/pip install -q --disable-pip-version-check -c constraints.txt "./source[$extras]"
   venv/bin/pip freeze >installed.txt
-  echo "$what" >installed
+  echo "$wanted" >installed
   say installed
 }
 
@@ -59,7 +60,7 @@ start() {
 status() {
   if [ ! -f pid ]; then say absent
   elif is_running; then say running
-  # Without a code the supervisor itself was killed.
+  # If there is no code, the supervisor itself was killed.
   else say exited "$(cat exit_code 2>/dev/null || echo 137)"; fi
 }
 
@@ -68,7 +69,7 @@ stop() {
   if is_running; then
     kill -TERM "$(cat pid)" || true
     while is_running && [ "$seconds" -gt 0 ]; do sleep 1; seconds=$((seconds - 1)); done
-    # setsid made it the leader of its group.
+    # setsid made the process the leader of its group.
     if is_running; then kill -KILL -- "-$(cat pid)" || true; sleep 1; fi
   fi
   status
@@ -82,5 +83,5 @@ case ${1:-} in
   stop) stop "$2" ;;
   log) sed "s/^/$host: /" train.log ;;
   ship) ship "$2" ;;
-  *) sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; [ "${1:-}" = --help ] ;;
+  *) sed -n '2,/^set /p' worker.sh | sed '$d; s/^# \{0,1\}//'; [ "${1:-}" = --help ] ;;
 esac

@@ -11,18 +11,25 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import jaxtyping
 import pytest
 
+from tests import shape_checks
+
+# Before anything of the package is imported, hence below.
+jaxtyping.install_import_hook(list(shape_checks.MODULES), "tests.shape_checks.check")
+
+# ruff: noqa: E402
 from keel_jax import config
 from keel_jax.config import topologies as topology_table
+from keel_jax.data.preparing import options as preparation_options
 from keel_jax.data.preparing import preparation
 from keel_jax.runtime import platforms
 
 platforms.give_threads()
 
-# Not "raise" yet: five places of the model promote ranks (residual: rms_norm and beta; attention:
-# the causal mask and rotary angles; lm.decode: positions). No library and no test of ours does.
-jax.config.update("jax_numpy_rank_promotion", "allow")
+# A vector meets a matrix only where the code says along which axis.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def tiny_config(**sections) -> config.Config:
@@ -82,13 +89,17 @@ def corpus_dir(tmp_path_factory):
     return directory
 
 
+def prepare_text_files(directory, output, vocab_size: int = 300) -> None:
+    """Token shards of the text files of a directory, a fifth of them for validation."""
+    options = preparation_options.PreparationOptions(vocab_size=vocab_size, validation_fraction=0.2)
+    preparation.prepare_token_set([str(directory / "*.txt")], str(output), options)
+
+
 @pytest.fixture(scope="session")
 def token_dir(corpus_dir, tmp_path_factory):
     """Token shards of `corpus_dir`, vocabulary 300."""
     output = tmp_path_factory.mktemp("tokens")
-    preparation.prepare(
-        [str(corpus_dir / "*.txt")], str(output), vocab_size=300, validation_fraction=0.2
-    )
+    prepare_text_files(corpus_dir, output)
     return output
 
 

@@ -60,7 +60,7 @@ def test_a_diverging_step_is_recorded_and_explained(run):
     assert steps == [1, 3] and report["step"] == 3
     # The weights of block 0 are the first to be read.
     assert (report["forward"]["block"], report["forward"]["sublayer"]) == (0, "attention")
-    assert report["forward"]["told"].endswith(
+    assert report["forward"]["message"].endswith(
         "handed on by the embedding (0.0196 in the record before)"
     )
     assert not (report["loss_is_finite"] and report["grad_norm_is_finite"])

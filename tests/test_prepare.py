@@ -1,4 +1,4 @@
-"""The entry point `python -m keel_jax.prepare`: exit codes and words, as a user meets them."""
+"""The entry point `python -m keel_jax.prepare`: its flags, exit codes and messages."""
 
 import json
 import pathlib
@@ -8,6 +8,10 @@ import sys
 import time
 
 import pytest
+from absl import flags
+
+from keel_jax import prepare
+from keel_jax.data.preparing import options as preparation_options
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -52,7 +56,7 @@ def test_done_then_already_done(source, tmp_path):
     assert summary["num_tokens"] == sum(s["num_tokens"] for s in summary["splits"].values())
 
 
-def test_a_damaged_shard_is_named_and_made_anew(source, tmp_path):
+def test_a_damaged_shard_is_named_and_rebuilt(source, tmp_path):
     flags = [f"--input={source}", f"--output={tmp_path / 'out'}", "--vocab_size=300"]
     assert _prepare(*flags).returncode == 0
     shard = tmp_path / "out" / "train-00000.bin"
@@ -83,6 +87,48 @@ def test_mistakes_exit_1_with_a_message_and_no_traceback(flags, message, source,
     assert not (tmp_path / "out" / "index.json").exists()
 
 
+def test_flags_are_the_options_with_their_defaults():
+    values = flags.FlagValues()
+    prepare.define_flags(values)
+    values(["prepare", "--input=x", "--output=y"])
+    assert prepare.options_from_flags(values) == preparation_options.PreparationOptions()
+    given = [
+        "--tokenizer_type=unigram",
+        "--tokenizer_sample_bytes=7",
+        "--validation_fraction=0.5",
+        "--text_field=body",
+        "--input_format=text",
+        "--unit_bytes=9",
+        "--max_bad_documents=1",
+        "--workers=3",
+        "--host_index=1",
+        "--host_count=2",
+        "--host_wait_seconds=0.5",
+    ]
+    values.unparse_flags()
+    values(["prepare", "--input=x", "--output=y", "--vocab_size=300", *given])
+    assert prepare.options_from_flags(values) == preparation_options.PreparationOptions(
+        vocab_size=300,
+        tokenizer_type="unigram",
+        tokenizer_sample_bytes=7,
+        validation_fraction=0.5,
+        text_field="body",
+        input_format="text",
+        unit_bytes=9,
+        max_bad_documents=1,
+        num_workers=3,
+        host_index=1,
+        host_count=2,
+        host_wait_seconds=0.5,
+    )
+    values = flags.FlagValues()
+    prepare.define_flags(values)
+    values(["prepare", "--input=x", "--output=y", "--tokenizer=a.model", "--overwrite"])
+    assert prepare.options_from_flags(values) == preparation_options.PreparationOptions(
+        tokenizer_model="a.model", overwrite=True
+    )
+
+
 def test_missing_flags_and_help(tmp_path):
     assert "--input" in _prepare("--output=x").stderr
     assert "--vocab_size" in _prepare("--help").stdout
@@ -95,8 +141,8 @@ def test_an_unwritable_output_is_one_sentence(source):
 
 
 def test_ctrl_c_ends_cleanly_and_is_continued(tmp_path):
-    # Seen once in some ten runs on a loaded machine: the run went on to its end, as if Python had
-    # dropped the KeyboardInterrupt (it does, inside a finalizer). A person presses again; so here.
+    # On a loaded machine about one run in ten went on to its end, as if Python had dropped the
+    # KeyboardInterrupt, which it does inside a finalizer. A user presses again; so does the test.
     for attempt in range(3):
         output = tmp_path / f"out{attempt}"
         command = [
@@ -107,7 +153,7 @@ def test_ctrl_c_ends_cleanly_and_is_continued(tmp_path):
             f"--output={output}",
             "--vocab_size=400",
             "--workers=2",
-            "--unit_bytes=50000",  # some 200 shards: the first is long before the last
+            "--unit_bytes=50000",  # some 200 shards: time enough between the first and the last
         ]
         child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60
@@ -120,6 +166,8 @@ def test_ctrl_c_ends_cleanly_and_is_continued(tmp_path):
             child.kill()
         if child.returncode != 0:
             break
+    else:
+        pytest.fail("three interrupts had no effect")
     assert child.returncode == 130
     assert "Interrupted" in errors and "Traceback" not in errors
     assert not (output / "index.json").exists() and not list(output.glob("*.tmp-*"))

@@ -194,9 +194,7 @@ def test_other_data_are_refused_and_nothing_lost(finished, tmp_path, corpus_dir)
     other = tmp_path / "other"
     shutil.copytree(corpus_dir, other)
     (other / "new.txt").write_text("a document that was not there\n" * 50)
-    conftest.preparation.prepare(
-        [str(other / "*.txt")], str(tmp_path / "tokens"), vocab_size=300, validation_fraction=0.2
-    )
+    conftest.prepare_text_files(other, tmp_path / "tokens")
     before = {p: p.read_bytes() for p in copy.glob("*.json*")}
     with pytest.raises(ValueError, match=r"was trained with (tokenizer|data) \w{12}, data.path"):
         train.train(_with_data(cfg, tmp_path / "tokens"), copy)
@@ -373,12 +371,7 @@ def test_generation_needs_the_checkpoints_tokenizer(finished, tmp_path, corpus_d
     assert texts == generate.generate(workdir, ["def f", ""], num_tokens=4, how=how)
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
-    conftest.preparation.prepare(
-        [str(corpus_dir / "*.txt")],
-        str(tmp_path / "other"),
-        vocab_size=290,
-        validation_fraction=0.2,
-    )
+    conftest.prepare_text_files(corpus_dir, tmp_path / "other", vocab_size=290)
     shutil.copy(tmp_path / "other/tokenizer.model", copy / "tokenizer.model")
     with pytest.raises(ValueError, match="the checkpoint was trained with"):
         generate.generate(copy, [""], num_tokens=1, how=how)

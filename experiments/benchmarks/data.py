@@ -21,6 +21,7 @@ from experiments.configs import quickstart
 from keel_jax import config
 from keel_jax.data import loader, shards
 from keel_jax.data.preparing import corpus, documents, preparation
+from keel_jax.data.preparing import options as preparation_options
 from keel_jax.runtime import cli, files
 
 VALIDATION_FRACTION = 0.05
@@ -35,13 +36,12 @@ def bench_preparation(
     for round_number in range(num_rounds):
         for num_workers in (1, 2):
             output = directory / f"round{round_number}-workers{num_workers}"
-            summary = preparation.prepare(
-                inputs,
-                output,
+            options = preparation_options.PreparationOptions(
                 vocab_size=vocab_size,
                 validation_fraction=VALIDATION_FRACTION,
                 num_workers=num_workers,
             )
+            summary = preparation.prepare_token_set(inputs, output, options)
             rounds[f"workers_{num_workers}"].append(summary.tokens_per_second)
             total_seconds[num_workers].append(summary.seconds)
         rounds["sentencepiece"].append(_sentencepiece_tokens_per_second(inputs, output))
@@ -71,8 +71,8 @@ def _sentencepiece_tokens_per_second(inputs: list[str], directory: pathlib.Path)
     )
     texts = [
         model.escaped(document.text)
-        for unit in corpus.plan(inputs).units
-        for document in corpus.read(unit, documents.Tally())
+        for unit in corpus.discover(inputs).units
+        for document in corpus.read_documents(unit, documents.Tally())
     ]
     begin = time.perf_counter()
     num_tokens = sum(len(processor.encode(text)) for text in texts)

@@ -10,18 +10,21 @@ from ml_collections import config_dict
 from keel_jax import errors
 
 
-def defaults(default) -> dict:
-    """A dataclass's values as nested dictionaries; a None as a typed placeholder."""
+def defaults(cls) -> dict:
+    """The defaults of a tree of dataclasses as nested dictionaries; a None as a typed placeholder.
+
+    As declared: not what the checks of an instance work out of them.
+    """
     raw = {}
-    hints = typing.get_type_hints(type(default))
-    for field in dataclasses.fields(default):
-        value = getattr(default, field.name)
-        if dataclasses.is_dataclass(value):
-            raw[field.name] = defaults(value)
-        elif _optional(hints[field.name]):
-            raw[field.name] = config_dict.placeholder(_optional(hints[field.name]))
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            raw[field.name] = defaults(kind)
+        elif _optional(kind):
+            raw[field.name] = config_dict.placeholder(_optional(kind))
         else:
-            raw[field.name] = value
+            raw[field.name] = field.default
     return raw
 
 
@@ -62,10 +65,8 @@ def flat(tree: typing.Mapping, prefix: str = "") -> dict:
 
 def _coerce(value, kind, name: str):
     """`value` as `kind`; integers pass as floats, lists as tuples, nothing else changes type."""
-    if _optional(kind):
-        if value is None:
-            return None
-        kind = _optional(kind)
+    if (inner := _optional(kind)) is not None:
+        return None if value is None else _coerce(value, inner, name)
     if typing.get_origin(kind) is tuple:
         if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
             raise errors.UserError(f"{name}={value!r}: expected a tuple, as in (1, 2).")

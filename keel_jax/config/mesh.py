@@ -47,9 +47,9 @@ class MeshConfig:
         for sizes in (self.ici_sizes, self.dcn_sizes):
             values = list(sizes.values())
             if any(size == 0 or size < -1 for size in values) or values.count(-1) > 1:
-                told = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+                given = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
                 raise errors.UserError(
-                    f"{told}: each is a positive number of devices, and at most one is -1."
+                    f"{given}: each is a positive number of devices, and at most one is -1."
                 )
         limits.at_least("mesh.stage_microbatches", self.stage_microbatches, 0)
         if self.stage_microbatches and self.stage == self.dcn_stage == 1:

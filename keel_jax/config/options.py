@@ -18,7 +18,9 @@ class Change(enum.Enum):
     NOTHING = enum.auto()
 
 
-def option(default, change: Change, *, baseline=dataclasses.MISSING) -> typing.Any:
+def option(
+    default: typing.Any, change: Change, *, baseline: typing.Any = dataclasses.MISSING
+) -> typing.Any:
     """A dataclass's field for one option.
 
     Args:
@@ -31,15 +33,15 @@ def option(default, change: Change, *, baseline=dataclasses.MISSING) -> typing.A
     return dataclasses.field(default=default, metadata={"change": change, "baseline": baseline})
 
 
-def fields(cls, prefix: str = "") -> dict[str, dataclasses.Field]:
+def fields(cls: type, prefix: str = "") -> dict[str, dataclasses.Field]:
     """Every option of a tree of dataclasses, by its dotted name."""
-    found = {}
+    by_name = {}
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.type):
-            found |= fields(field.type, f"{prefix}{field.name}.")
+            by_name |= fields(field.type, f"{prefix}{field.name}.")
         else:
-            found[prefix + field.name] = field
-    return found
+            by_name[prefix + field.name] = field
+    return by_name
 
 
 def change_of(field: dataclasses.Field) -> Change:

@@ -1,7 +1,7 @@
 """Options that were called something else once: said to people, and translated in saved configs."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 _OPTIONS = {
     "lanes.peak_lr": "trials.peak_lr",
@@ -26,16 +26,16 @@ def value(name: str, old: object) -> object | None:
 
 def names_in(values: Mapping) -> dict[str, str]:
     """The old names in nested options, of options and "name=value", each with what it is now."""
-    found = {}
+    names = {}
     for old, new in _OPTIONS.items():
         section, key = _section(values, old)
         if section is not None and key in section:
-            found[old] = new
+            names[old] = new
     for (name, old), new in _VALUES.items():
         section, key = _section(values, name)
         if section is not None and section.get(key) == old:
-            found[f"{name}={old}"] = f"{name}={new}"
-    return found
+            names[f"{name}={old}"] = f"{name}={new}"
+    return names
 
 
 def translate(values: Mapping) -> dict:
@@ -61,13 +61,11 @@ def translate(values: Mapping) -> dict:
     return values
 
 
-def _section(values: Mapping, name: str) -> tuple[Mapping | None, str]:
+def _section(values: Mapping, name: str) -> tuple[MutableMapping | None, str]:
     """The mapping that holds the option `name`, None if it is not there, and the last of its
     names."""
     *parents, last = name.split(".")
-    section = values
+    section: object = values
     for parent in parents:
-        section = section.get(parent)
-        if not isinstance(section, Mapping):
-            return None, last
-    return section, last
+        section = section.get(parent) if isinstance(section, Mapping) else None
+    return (section if isinstance(section, MutableMapping) else None), last

@@ -134,9 +134,7 @@ def default() -> ml_collections.ConfigDict:
 
     The length of the run is left open: set `train.num_steps` or `train.num_tokens`.
     """
-    values = mapping.defaults(Config())
-    values["train"] |= dict(num_steps=0, num_tokens=0)
-    return ml_collections.ConfigDict(values)
+    return ml_collections.ConfigDict(mapping.defaults(Config))
 
 
 def from_config_dict(values: typing.Mapping) -> Config:

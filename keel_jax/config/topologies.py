@@ -6,6 +6,7 @@ stands in `model/residual/` under the same name, in docs/topologies.md, and once
 """
 
 import dataclasses
+from collections.abc import Callable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,19 +29,36 @@ class Row:
     has_own_qk_norm: bool = False
     # A block whose branches give 0 leaves what others read as it was, outer norms aside.
     is_kept_by_zero: bool = True
-    # L and alpha = L make the map from sub-layer to sub-layer invertible (recompute=reversible).
+    # A large alpha makes each sub-layer invertible by a fixed point (recompute.plan=reversible).
     is_reversible: bool = False
 
 
-_KEEL = dict(arxiv="2601.19895", is_reversible=True)
-_KEEL_OPTIONS = ("alpha", "keel_first_block")
-_HYPER = dict(is_single_stream=False, is_kept_by_zero=False, options=("hyper_streams",))
+def _keel(name: str, residual_params: tuple[str, ...] = ()) -> Row:
+    return Row(
+        name=name,
+        arxiv="2601.19895",
+        options=("alpha", "keel_first_block"),
+        residual_params=residual_params,
+        is_reversible=True,
+    )
+
+
+def _hyper_connections(name: str, arxiv: str, residual_params: tuple[str, ...]) -> Row:
+    return Row(
+        name=name,
+        arxiv=arxiv,
+        is_single_stream=False,
+        options=("hyper_streams",),
+        residual_params=residual_params,
+        is_kept_by_zero=False,
+    )
+
 
 ROWS = (
-    Row(name="keel", options=_KEEL_OPTIONS, **_KEEL),
-    Row(name="keel_no_inner_norm", options=_KEEL_OPTIONS, **_KEEL),
-    Row(name="keel_scaled_input", options=_KEEL_OPTIONS, residual_params=("beta",), **_KEEL),
-    Row(name="keel_scaled_inner_norm", options=_KEEL_OPTIONS, residual_params=("beta",), **_KEEL),
+    _keel("keel"),
+    _keel("keel_no_inner_norm"),
+    _keel("keel_scaled_input", residual_params=("beta",)),
+    _keel("keel_scaled_inner_norm", residual_params=("beta",)),
     Row(name="pre_ln", arxiv="2002.04745"),
     Row(name="post_ln", arxiv="1706.03762"),
     Row(name="deepnorm", arxiv="2203.00555", options=("alpha",)),
@@ -54,30 +72,12 @@ ROWS = (
     Row(name="complete_p", arxiv="2505.01618"),
     Row(name="rezero", arxiv="2003.04887", residual_params=("residual_scale",)),
     Row(name="resi_dual", arxiv="2304.14802", is_single_stream=False),
-    Row(
-        name="siamese_norm",
-        arxiv="2602.08064",
-        is_single_stream=False,
-        is_kept_by_zero=False,
+    Row(name="siamese_norm", arxiv="2602.08064", is_single_stream=False, is_kept_by_zero=False),
+    _hyper_connections("static_hyper_connections", "2409.19606", ("hyper_static",)),
+    _hyper_connections(
+        "hyper_connections", "2409.19606", ("hyper_static", "hyper_dynamic", "hyper_scale")
     ),
-    Row(
-        name="static_hyper_connections",
-        arxiv="2409.19606",
-        residual_params=("hyper_static",),
-        **_HYPER,
-    ),
-    Row(
-        name="hyper_connections",
-        arxiv="2409.19606",
-        residual_params=("hyper_static", "hyper_dynamic", "hyper_scale"),
-        **_HYPER,
-    ),
-    Row(
-        name="mhc",
-        arxiv="2512.24880",
-        residual_params=("mhc_bias", "mhc_dynamic", "mhc_scale"),
-        **_HYPER,
-    ),
+    _hyper_connections("mhc", "2512.24880", ("mhc_bias", "mhc_dynamic", "mhc_scale")),
     Row(
         name="attention_residuals",
         arxiv="2603.15031",
@@ -106,7 +106,7 @@ def row(name: str) -> Row:
     return _BY_NAME[name]
 
 
-def names(is_wanted) -> tuple[str, ...]:
+def names(is_wanted: Callable[[Row], bool]) -> tuple[str, ...]:
     """The topologies whose row `is_wanted` says yes to, in the table's order."""
     return tuple(row.name for row in ROWS if is_wanted(row))
 

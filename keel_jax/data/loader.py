@@ -1,21 +1,33 @@
-"""Batches of windows: sample i is a pure function of (seed, i), whatever was read before."""
+"""Batches of windows of tokens: sample i is a pure function of (seed, i)."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from keel_jax import errors
 from keel_jax.data import shards
 
-# grain is imported where it is used: it brings in jax, which preparing data does without.
+# grain is imported where it is used: it imports jax, which is not needed to prepare data.
 
 _MAX_WINDOWS = 2**32  # grain's shuffle counts in 32 bits
-# More than any run reads. grain's own endless length, sys.maxsize, overflows in batches of 1: it
-# divides in floats, which hold 2**52 exactly.
+# More than any run reads. grain's own endless length, sys.maxsize, overflows in batches of 1: grain
+# divides in floats, which are exact up to 2**52.
 _ENDLESS_SAMPLES = 2**52
 
 Batch = dict[str, np.ndarray]
+
+
+class BatchIterator(Protocol):
+    """An iterator of batches that reads ahead in threads."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> None:
+        """Ends the threads; no batch can be read after that."""
 
 
 def train_batches(
@@ -32,8 +44,8 @@ def train_batches(
     world_size: int = 1,
     num_threads: int = 2,
     prefetch_batches: int = 4,
-) -> Iterator[Batch]:
-    """Endless batches from `start_step` on; step s holds samples s * batch_size + row.
+) -> BatchIterator:
+    """Endless batches from `start_step` on; row b of step s is sample s * batch_size + b.
 
     Sample i of one set is window `permutation(seed, epoch)[i mod n]` of its n windows of
     seq_len + 1 tokens, epoch = i // n. A mixture interleaves its sets evenly, each in its own
@@ -41,42 +53,42 @@ def train_batches(
 
     Args:
         token_sets: sets with one tokenizer.
-        weights: share of the samples from each set; empty: in proportion to their tokens.
-        seq_len: tokens a row, T.
-        batch_size: rows a step, all shares together.
+        weights: proportion of the samples from each set; empty: that of their tokens.
+        seq_len: tokens per row, T.
+        batch_size: rows per step, B, of all processes together.
         seed: any integer; decides the order of the windows.
-        start_step: first step to give; nothing before it is read.
+        start_step: the first step; nothing before it is read.
         split: which split of each set.
         mask_documents: segment ids count documents; otherwise they are all 0.
-        rank, world_size: share p of P is rows [p * B / P, (p + 1) * B / P).
-        num_threads: threads that read ahead; 0 reads when asked.
-        prefetch_batches: batches held ready.
+        rank, world_size: rank p of P reads rows [p * B / P, (p + 1) * B / P).
+        num_threads: threads that read ahead; 0 reads each batch when it is asked for.
+        prefetch_batches: batches held ready, if there are threads.
 
     Returns:
         An iterator of {"inputs", "targets", "segment_ids": int32 [B / P, T],
-        "loss_weights": float32 [B / P, T]}; its `close()` ends its threads.
+        "loss_weights": float32 [B / P, T]}.
 
     Raises:
         UserError: sets with different tokenizers, weights that do not fit them, a split shorter
-            than one window, a batch without such shares.
+            than one window, a batch that `world_size` does not divide. It is raised by the call,
+            not by the first batch.
     """
     import grain
 
     local_batch_size = _local_batch_size(batch_size, rank, world_size)
     splits = [token_set.split(split) for token_set in token_sets]
     _check_mixture(token_sets, weights)
-    parts = []
-    for number, token_split in enumerate(splits):
-        windows = _Windows(token_split, seq_len, token_sets[number].eos_id, mask_documents)
-        shuffle_seed = _derived_seed(seed, number)
-        parts.append(grain.MapDataset.source(windows).shuffle(shuffle_seed))
-    if len(parts) == 1:
-        samples = parts[0]
-    else:
-        weights = weights or [token_split.num_tokens for token_split in splits]
-        samples = grain.MapDataset.mix(parts, weights)
-    # Consecutive batches of B / P rows are the shares, in turn: batch s * P + p is share p of
-    # step s.
+    windows = [
+        _Windows(token_split, seq_len, token_set.eos_id, mask_documents)
+        for token_set, token_split in zip(token_sets, splits, strict=True)
+    ]
+    shuffled = [
+        grain.MapDataset.source(source).shuffle(_derived_seed(seed, number))
+        for number, source in enumerate(windows)
+    ]
+    weights = weights or [token_split.num_tokens for token_split in splits]
+    samples = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
+    # In batches of B / P rows, batch s * P + p is that of rank p in step s.
     num_epochs = -(-_ENDLESS_SAMPLES // len(samples))
     batches = samples.repeat(num_epochs).batch(local_batch_size)
     first = start_step * world_size + rank
@@ -97,10 +109,10 @@ def validation_batches(
     world_size: int = 1,
     num_batches: int | None = None,
 ) -> Iterator[Batch]:
-    """Every target of a split once, in order; what fills up the last batch has loss weight 0.
+    """Every target of a split once, in order; padding at the end has loss weight 0.
 
-    Shapes, shares and errors are those of `train_batches`; every share has the same number of
-    batches. `num_batches` ends earlier; the split has num_tokens - 1 targets.
+    Shapes, ranks and errors are those of `train_batches`; every rank has the same number of
+    batches. The split has num_tokens - 1 targets; `num_batches` ends earlier.
     """
     local_batch_size = _local_batch_size(batch_size, rank, world_size)
     token_split = token_set.split(split)
@@ -119,7 +131,7 @@ def validation_batches(
             ]
             yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    return batches()  # so that errors come at the call, not at the first batch
+    return batches()  # a generator of its own, so that errors are raised by the call
 
 
 def num_validation_batches(
@@ -137,9 +149,9 @@ def num_validation_batches(
 
 
 class _Windows:
-    """A split's windows of seq_len + 1 tokens, each seq_len after the last, as grain reads them.
+    """A split's windows of seq_len + 1 tokens, seq_len apart, as a random-access source for grain.
 
-    The last window ends with the stream and overlaps the one before: every target is in one.
+    The last window ends with the stream and overlaps the one before, so that no target is left out.
     """
 
     def __init__(
@@ -147,8 +159,8 @@ class _Windows:
     ):
         if token_split.num_tokens < seq_len + 1:
             raise errors.UserError(
-                f"Split {token_split.name!r} has {token_split.num_tokens} tokens, one window needs "
-                f"seq_len + 1 = {seq_len + 1}: take a shorter seq_len or more text."
+                f"Split {token_split.name!r} has {token_split.num_tokens} tokens, but one window "
+                f"needs seq_len + 1 = {seq_len + 1}: use a shorter seq_len or more text."
             )
         self._split = token_split
         self._seq_len = seq_len
@@ -157,8 +169,9 @@ class _Windows:
         self._length = -(-(token_split.num_tokens - 1) // seq_len)
         if self._length >= _MAX_WINDOWS:
             raise errors.UserError(
-                f"Split {token_split.name!r} has {self._length} windows of {seq_len} tokens, the "
-                f"shuffle counts to {_MAX_WINDOWS}: prepare it as several sets and mix them."
+                f"Split {token_split.name!r} has {self._length} windows of {seq_len} tokens, more "
+                f"than the {_MAX_WINDOWS} that can be shuffled: prepare it as several sets and mix "
+                "them."
             )
 
     def __len__(self) -> int:
@@ -179,7 +192,7 @@ class _Windows:
 def _example(
     tokens: np.ndarray, loss_weights: np.ndarray, eos_id: int, mask_documents: bool
 ) -> Batch:
-    """A window [T + 1] as inputs and targets [T]; an EOS among the inputs begins a document."""
+    """A window [T + 1] as inputs and targets [T]; each EOS in the inputs begins a new segment."""
     inputs = tokens[:-1]
     if mask_documents:
         segment_ids = np.cumsum(inputs == eos_id, dtype=np.int32)
@@ -196,7 +209,7 @@ def _example(
 def _padded_window(
     token_split: shards.TokenSplit, start: int, seq_len: int, eos_id: int, mask_documents: bool
 ) -> Batch:
-    """The window at `start`, as far as the stream goes; EOS with weight 0 after it."""
+    """The window at `start`, padded after the end of the stream with EOS of weight 0."""
     tokens = np.full(seq_len + 1, eos_id, np.int32)
     loss_weights = np.zeros(seq_len + 1, np.float32)
     stop = min(start + seq_len + 1, token_split.num_tokens)
@@ -208,21 +221,23 @@ def _padded_window(
 
 def _local_batch_size(batch_size: int, rank: int, world_size: int) -> int:
     if not 0 <= rank < world_size:
-        raise errors.UserError(f"Share {rank} is not one of {world_size}.")
+        raise errors.UserError(
+            f"Rank {rank} is outside the world size of {world_size}; give 0 to {world_size - 1}."
+        )
     if batch_size < 1 or batch_size % world_size:
         raise errors.UserError(
-            f"A batch of {batch_size} sequences has no {world_size} equal shares: make the batch "
-            "size a multiple of them."
+            f"A batch of {batch_size} sequences cannot be divided equally among {world_size} "
+            f"processes: make the batch size a multiple of {world_size}."
         )
     return batch_size // world_size
 
 
-def _check_mixture(token_sets: Sequence[shards.TokenSet], weights: Sequence[float]):
+def _check_mixture(token_sets: Sequence[shards.TokenSet], weights: Sequence[float]) -> None:
     if not token_sets:
         raise errors.UserError("There is no token set to read.")
     if weights and len(weights) != len(token_sets):
         raise errors.UserError(
-            f"There are {len(weights)} weights for {len(token_sets)} token sets: give one each."
+            f"There are {len(weights)} weights for {len(token_sets)} token sets: give one for each."
         )
     if not all(0 < weight < float("inf") for weight in weights):
         raise errors.UserError(
@@ -242,6 +257,6 @@ def _derived_seed(seed: int, number: int) -> int:
     """A 32-bit seed for set `number`.
 
     grain adds the epoch to the seed, so neighbouring seeds would give the same orders one epoch
-    apart; a hash puts them far from each other.
+    apart; a hash spreads them out.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")

@@ -1,16 +1,17 @@
-"""Token shards on disk: the format, and reading a finished set with every file checked."""
+"""Token shards on disk: their format, and reading a finished set with every file checked."""
 
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from keel_jax import errors
-from keel_jax.data import tokenizer
+from keel_jax.data import integrity, tokenizer
 from keel_jax.runtime import files
 
 FORMAT = "keel_jax token shards"
@@ -20,8 +21,6 @@ PLAN_FILE = "preparation.json"
 TOKENIZER_FILE = "tokenizer.model"
 WEIGHT_DTYPE = np.dtype("<f2")
 
-_CHECK_BYTES = 1 << 20  # stays in the processor's cache
-
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """uint16 while every id fits, else uint32; little-endian."""
@@ -29,18 +28,18 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def shard_file(split: str, number: int) -> str:
-    """The token file of a work unit: `d EOS` for each document d."""
+    """The token file of a work unit, which holds `d EOS` for each document d."""
     return f"{split}-{number:05d}.bin"
 
 
 def weights_file(token_file: str) -> str:
-    """The loss weights beside a token file, float16, one a token; absent where all are 1."""
+    """The file of a token file's loss weights, one float16 per token; absent if all are 1."""
     return token_file.removesuffix(".bin") + ".weights"
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One token file. `weights_sha256` is empty where every token weighs 1."""
+    """One token file. `weights_sha256` is empty if every token has weight 1."""
 
     file: str
     num_tokens: int
@@ -58,8 +57,8 @@ class Shard:
 class TokenSplit:
     """One split as a flat stream `EOS d1 EOS d2 ... EOS dn EOS`.
 
-    The first EOS is in no file: the reader supplies it, and token i > 0 is token i - 1 of the
-    shards in their order.
+    The first EOS is in no file: the reader adds it, and token i > 0 of the stream is token i - 1 of
+    the shards, taken in order.
 
     Attributes:
         name: such as "train".
@@ -67,14 +66,16 @@ class TokenSplit:
         num_documents: documents in it.
         num_bytes: UTF-8 bytes of their text, prompts included.
         num_loss_bytes: bytes of the text, each counted with the loss weight of its document (0 in
-            a prompt); num_bytes where all weigh 1.
+            a prompt); equal to num_bytes if all weights are 1.
         num_targets: targets with a loss weight above 0.
         total_target_weight: sum of the loss weights of all targets.
         unigram_entropy_bits_per_token, unigram_entropy_bits_per_byte: entropy of the stream's own
-            token frequencies: what a model that ignores all context would pay at best.
+            token frequencies: the lowest loss of a model that ignores all context.
     """
 
-    def __init__(self, name: str, directory: epath.Path, entry: dict, dtype: np.dtype, eos_id: int):
+    def __init__(
+        self, name: str, directory: epath.Path, entry: dict[str, Any], dtype: np.dtype, eos_id: int
+    ):
         self.name = name
         self.num_tokens: int = entry["num_tokens"]
         self.num_documents: int = entry["num_documents"]
@@ -88,7 +89,7 @@ class TokenSplit:
         self._directory = directory
         self._dtype = dtype
         self._eos_id = eos_id
-        # borders[k] is the stream position at which shard k begins; the leading EOS is before 0.
+        # borders[k] is the stream position at which shard k begins; 0 is the leading EOS.
         self._borders = np.cumsum([1] + [shard.num_tokens for shard in self.shards])
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -102,11 +103,11 @@ class TokenSplit:
 
     @property
     def loss_bytes_per_token(self) -> float:
-        """Weighted UTF-8 bytes per unit of target weight: turns a loss into bits per byte.
+        """Weighted UTF-8 bytes per unit of target weight, which turns a loss into bits per byte.
 
-        bits/byte = (sum of weight * nats) / (sum of weights) / ln 2 / loss_bytes_per_token,
-        for plain text num_bytes / (num_tokens - 1). Neither prompts nor a common factor of all
-        weights change what a text's bits per byte are.
+        bits/byte = (sum of weight * nats) / (sum of weights) / ln 2 / loss_bytes_per_token.
+        For plain text it is num_bytes / (num_tokens - 1). Prompts, or a common factor of all
+        weights, do not change a text's bits per byte.
         """
         return self.num_loss_bytes / self.total_target_weight
 
@@ -151,7 +152,7 @@ class TokenSplit:
         array = self._arrays.get(file)
         if array is None:
             path = os.fspath(self._directory / file)
-            if "://" in path:  # nothing to map: the whole shard is fetched, once
+            if "://" in path:  # cannot be mapped: the whole shard is fetched, once
                 array = np.frombuffer(epath.Path(path).read_bytes(), dtype)
             else:
                 array = np.memmap(path, dtype, mode="r")
@@ -166,11 +167,11 @@ class TokenSet:
         path: the directory.
         vocab_size, eos_id: the tokenizer's.
         tokenizer_fingerprint: sha256 of the tokenizer model.
-        fingerprint: identifies tokenizer and tokens, whatever made them and wherever they lie.
+        fingerprint: identifies tokenizer and tokens, wherever and by whatever they were made.
         index: the whole of index.json.
     """
 
-    def __init__(self, path: epath.Path, index: dict):
+    def __init__(self, path: epath.Path, index: dict[str, Any]):
         self.path = path
         self.index = index
         self.vocab_size: int = index["vocab_size"]
@@ -193,10 +194,11 @@ class TokenSet:
 
     @property
     def split_names(self) -> tuple[str, ...]:
+        """The names of the splits, as in the index."""
         return tuple(self._splits)
 
     def split(self, name: str) -> TokenSplit:
-        """The split of that name. Raises ValueError naming the ones that exist."""
+        """The split of that name. Raises UserError, naming those that exist, if there is none."""
         if name not in self._splits:
             raise errors.UserError(
                 f"{self.path} has no split {name!r}; it has {', '.join(self._splits)}."
@@ -207,20 +209,22 @@ class TokenSet:
         """The tokenizer that made the tokens."""
         return tokenizer.Tokenizer.load(self.path / TOKENIZER_FILE)
 
-    def verify(self, *, checksums: bool = True):
+    def verify(self, *, checksums: bool = True) -> None:
         """Compares every file's size and, with `checksums`, reads it and compares its sha256.
 
         Raises:
-            UserError: a missing, truncated or changed file, with what was written, what is there
-                and the way out.
+            UserError: a missing, truncated or changed file; the message says how it differs and
+                what to do.
         """
         for split in self._splits.values():
             for name, num_bytes, sha256 in split.files():
-                wrong = what_is_wrong(self.path / name, num_bytes, sha256 if checksums else "")
-                if wrong:
+                damage = integrity.describe_damage(
+                    self.path / name, num_bytes, sha256 if checksums else ""
+                )
+                if damage:
                     raise errors.UserError(
-                        f"{self.path / name} {wrong}. Run the same prepare command again (it makes "
-                        "only what is missing or damaged anew), or copy the directory again."
+                        f"{self.path / name} {damage}. Run the same prepare command again (it "
+                        "rebuilds only what is missing or damaged), or copy the directory again."
                     )
 
 
@@ -233,8 +237,8 @@ def open_set(path: epath.PathLike, *, verify: bool = False) -> TokenSet:
             files in the page cache).
 
     Raises:
-        UserError: no set, an unfinished or foreign one, or a missing, truncated or (with `verify`)
-            changed file, with both sizes or checksums and the way out.
+        UserError: no set, an unfinished one or another program's, or a missing, truncated or (with
+            `verify`) changed file; the message has both sizes or checksums and says what to do.
     """
     path = epath.Path(path)
     index = _read_index(path)
@@ -252,71 +256,44 @@ def open_set(path: epath.PathLike, *, verify: bool = False) -> TokenSet:
     return token_set
 
 
-def what_is_wrong(path: epath.Path, num_bytes: int, sha256: str = "") -> str:
-    """Words for how a file differs from what was written, empty if it does not.
-
-    The content is read only if `sha256` is given.
-    """
-    found = path.stat().length if path.exists() else None
-    if found is None:
-        return f"is missing ({num_bytes} bytes were written)"
-    if found != num_bytes:
-        return f"has {found} bytes, but {num_bytes} bytes were written"
-    if sha256 and (found_sha256 := file_sha256(path)) != sha256:
-        return (
-            f"has sha256 {found_sha256[:12]}, but {sha256[:12]} was written: its content has "
-            "changed"
-        )
-    return ""
-
-
-def file_sha256(path: epath.Path) -> str:
-    """sha256 of a file's content, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHECK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _read_index(path: epath.Path) -> dict:
+def _read_index(path: epath.Path) -> dict[str, Any]:
     try:
         index = files.read_json(path / INDEX_FILE)
     except ValueError as error:
         raise errors.UserError(
             f"{path / INDEX_FILE} is damaged ({error.__cause__}): run the same prepare command "
-            "again, it writes it anew."
+            "again, which rewrites it."
         ) from error
     if index is None:
         if (path / PLAN_FILE).exists():
             raise errors.UserError(
                 f"The token set {path} is unfinished: it has no {INDEX_FILE} yet. Run the same "
-                "prepare command again: it goes on from what is there."
+                "prepare command again: it continues from what is finished."
             )
         raise errors.UserError(
             f"There is no token set at {path} (no {INDEX_FILE}): make one with `python -m "
             f"keel_jax.prepare --input=GLOB --output={path}`."
         )
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        found = index.get("format") if isinstance(index, dict) else type(index).__name__
+        other_format = index.get("format") if isinstance(index, dict) else type(index).__name__
         raise errors.UserError(
-            f"{path / INDEX_FILE} is not an index of {FORMAT!r} (format: {found!r}): another "
-            "program wrote it."
+            f"{path / INDEX_FILE} is not an index of {FORMAT!r} (format: {other_format!r}): "
+            "another program wrote it."
         )
     if index["version"] != VERSION:
         raise errors.UserError(
-            f"{path} holds token shards of format version {index['version']}, this program reads "
-            f"version {VERSION}: prepare them again, or use the version that made them."
+            f"{path} holds token shards of format version {index['version']}, but this program "
+            f"reads version {VERSION}: prepare them again, or use the version that made them."
         )
     return index
 
 
-def _check_tokenizer(path: epath.Path, index: dict):
+def _check_tokenizer(path: epath.Path, index: dict[str, Any]) -> None:
     file = path / TOKENIZER_FILE
-    found = file_sha256(file) if file.exists() else "missing"
-    if found != index["tokenizer_fingerprint"]:
+    fingerprint = integrity.file_sha256(file) if file.exists() else "missing"
+    if fingerprint != index["tokenizer_fingerprint"]:
         raise errors.UserError(
-            f"{file} is not the tokenizer that made these shards (found {found[:16]}, the index "
-            f"says {index['tokenizer_fingerprint'][:16]}): put the right file back, or prepare the "
-            "set again with --overwrite."
+            f"{file} is not the tokenizer that made these shards (it is {fingerprint[:16]}, the "
+            f"index says {index['tokenizer_fingerprint'][:16]}): restore the right file, or "
+            "prepare the set again with --overwrite."
         )

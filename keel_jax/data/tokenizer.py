@@ -1,8 +1,6 @@
-"""SentencePiece tokenizers that give back every text exactly, whitespace and odd characters too."""
+"""SentencePiece tokenizers that reproduce every text exactly, odd whitespace included."""
 
-import collections
 import hashlib
-import io
 import re
 from collections.abc import Iterable, Sequence
 
@@ -15,19 +13,19 @@ from keel_jax import errors
 
 MODEL_TYPES = ("bpe", "unigram")
 
-# A tokenizer that `train` made names its end-of-sequence piece so; `Tokenizer` then knows that its
-# texts pass through `_escape`. A user's model has another name there and is used as it is.
+# The name of the end-of-sequence piece in models of `preparing.tokenizer_training`: it tells
+# `Tokenizer` that their texts pass through `escape`. Any other model is used as it is.
 EOS_PIECE = "<keel_eos_1>"
 UNK_ID, EOS_ID = 0, 1
 NUM_BASE_PIECES = 2 + 256  # unk, EOS and one piece for each byte value
 
-# SentencePiece breaks three things, and an escape before it (undone after it) mends them:
+# SentencePiece does not reproduce every text. Escaping the text first, and undoing that after
+# decoding, makes it do so:
 # - its trainer strips newlines and cuts pieces at tabs, so newline + indentation, the commonest
-#   "word" of source code, could never become one piece: '\n', '\t', '\r' travel as the ASCII
-#   separators RS, US, GS (one byte each; str.replace on them costs nothing);
-# - it writes a space as U+2581, so a U+2581 of the text itself would come back as a space: it
-#   travels as ESC + letter;
-# - so do the few characters that the escape itself uses.
+#   "word" of source code, could never become one piece. '\n', '\t' and '\r' are replaced by the
+#   ASCII separators RS, US and GS (one byte each; str.replace on them is fast);
+# - it writes a space as U+2581, so a U+2581 of the text itself would come back as a space. It is
+#   replaced by ESC + a letter, and so are the characters that the escape itself uses.
 _WHITESPACE = (("\n", "\x1e"), ("\t", "\x1f"), ("\r", "\x1d"))
 _ESC = "\x1b"
 _RARE = {"\u2581": "a", "\x1b": "b", "\x1d": "c", "\x1e": "d", "\x1f": "e"}
@@ -35,103 +33,10 @@ _RARE_PATTERN = re.compile("[" + "".join(_RARE) + "]")
 _ESCAPED_PATTERN = re.compile(_ESC + "([" + "".join(_RARE.values()) + "])")
 _UNESCAPED = {letter: character for character, letter in _RARE.items()}
 
-# The words inside which pieces may grow. Together the alternatives match every character once.
-# A line's closing punctuation, its newline, the next line's indentation and its first word are one
-# word: on Python source this gives 3.84 bytes/token at 4096 pieces, where pieces cut at whitespace
-# give 3.37 (measured: stdlib of Python 3.11). All repeats are bounded: no pattern is quadratic.
-_WORD_PATTERN = re.compile(
-    r"[^\w\s]{0,8}[\r\n ]{0,64}\n[ \t]{0,64}[^\W\d_]{0,64}"
-    r"|[ ._(]?[^\W\d_]{1,64}"
-    r"|[ ]?_{1,64}"
-    r"|[ ]?\d{1,3}"
-    r"|[ ]?[^\w\s]{1,32}"
-    r"|[ ]{1,64}(?=[ ])"
-    r"|\s"
-)
-# The trainer refuses sentences with these two (U+2585 is its own mark for an unknown character);
-# encoding handles them as bytes.
-_UNTRAINABLE = ("\x00", "\u2585")
-# The same number on every machine: unigram training sums floats thread by thread.
-_NUM_TRAINING_THREADS = 4
 # Longer texts are encoded part by part: BPE slows down with length (measured on a 3 MB text: 1.2 M
-# tokens/s in parts of 2**15, 0.6 M in parts of 2**20), and parts this long add 0.003 % of tokens.
+# tokens/s in parts of 2**15, 0.6 M in parts of 2**20). Parts this long add 0.003 % of tokens.
 _MAX_ENCODE_CHARACTERS = 1 << 15
 _PROBE = 'def f(x):\n    return  x\t# "ü" 漢字 \u2581 \U0001f600\r\n\n\n        end '
-
-
-def train(
-    texts: Iterable[str],
-    output_path: epath.PathLike,
-    vocab_size: int,
-    model_type: str = "bpe",
-    *,
-    character_coverage: float = 0.9995,
-    max_piece_characters: int = 32,
-) -> str:
-    """Trains a tokenizer on `texts` and writes it; the same texts in any order give the same file.
-
-    Args:
-      texts: any number of strings, held one at a time (only distinct words stay in memory).
-      output_path: the model file; its directory exists.
-      vocab_size: number of ids, all included: 2 special ones, 256 bytes, characters, pieces.
-      model_type: 'bpe' or 'unigram'.
-      character_coverage: share of the text's characters that get a piece of their own; the rest are
-        spelt in bytes. 0.9995 is SentencePiece's own default.
-      max_piece_characters: longest piece.
-
-    Returns:
-      The fingerprint: sha256 of the model file, hexadecimal.
-
-    Raises:
-      UserError: no text, an unknown model type, or a vocabulary that the text cannot fill or that
-        cannot hold its characters.
-    """
-    if model_type not in MODEL_TYPES:
-        raise errors.UserError(
-            f"Tokenizer type {model_type!r} is unknown; choose one of {MODEL_TYPES}."
-        )
-    word_counts = collections.Counter()
-    for text in texts:
-        word_counts.update(_WORD_PATTERN.findall(text))
-    if not word_counts:
-        raise errors.UserError("There is no text to train a tokenizer on: every document is empty.")
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_word_lines(word_counts),
-            input_format="tsv",  # word, tab, how often it occurs: distinct words are few
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            character_coverage=character_coverage,
-            required_chars="\x1e\x1f",  # newline and tab: as bytes they could not grow
-            max_sentencepiece_length=max_piece_characters,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            # _WORD_PATTERN has cut already, and better for code.
-            split_by_whitespace=False,
-            split_by_unicode_script=False,
-            split_by_number=False,
-            unk_id=UNK_ID,
-            eos_id=EOS_ID,
-            eos_piece=EOS_PIECE,
-            bos_id=-1,
-            pad_id=-1,
-            num_threads=_NUM_TRAINING_THREADS,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise errors.UserError(
-            f"SentencePiece cannot make a vocabulary of {vocab_size} pieces from this text of"
-            f" {len(word_counts)} distinct words: {_reason(error)} Choose another --vocab_size (at"
-            f" least {NUM_BASE_PIECES} and the characters of the text), or give more text."
-        ) from error
-    model_bytes = model.getvalue()
-    epath.Path(output_path).write_bytes(model_bytes)
-    return hashlib.sha256(model_bytes).hexdigest()
 
 
 class Tokenizer:
@@ -141,16 +46,18 @@ class Tokenizer:
       vocab_size: number of ids.
       eos_id: id that separates documents; never the result of encoding text.
       fingerprint: sha256 of the model file, hexadecimal.
-      is_lossless: whether a probe text of code, odd whitespace and rare characters came back.
+      is_lossless: whether a probe text of code, unusual whitespace and rare characters is
+        reproduced.
     """
 
     def __init__(self, model_bytes: bytes, name: str = "tokenizer"):
-        """Reads a model from its bytes; `name` is for messages. Raises ValueError if it is none."""
+        """Reads a model from its bytes; `name` is for messages. Raises UserError if it is none."""
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         except RuntimeError as error:
             raise errors.UserError(
-                f"{name} ({len(model_bytes)} bytes) is not a SentencePiece model: {_reason(error)}"
+                f"{name} ({len(model_bytes)} bytes) is not a SentencePiece model: "
+                f"{sentencepiece_message(error)}"
             ) from error
         self.vocab_size = self._processor.vocab_size()
         self.fingerprint = hashlib.sha256(model_bytes).hexdigest()
@@ -167,25 +74,25 @@ class Tokenizer:
         self.is_lossless = self.decode(self.encode(_PROBE)) == _PROBE
         if not self.is_lossless:
             logging.warning(
-                "%s does not give back every text exactly (it normalizes, or drops whitespace or "
+                "%s does not reproduce every text exactly (it normalizes, or drops whitespace or "
                 "rare characters): bits per byte will count bytes that its tokens do not hold.",
                 name,
             )
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "Tokenizer":
-        """Reads a .model file, ours or another's. Raises ValueError if missing or unusable."""
+        """Reads any SentencePiece .model file. Raises UserError if it is missing or unusable."""
         path = epath.Path(path)
         if not path.is_file():
             raise errors.UserError(f"There is no tokenizer model at {path}.")
         return cls(path.read_bytes(), name=str(path))
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int32 [num_tokens], no EOS. Raises ValueError on a lone surrogate."""
+        """Ids of `text`, int32 [num_tokens], no EOS. Raises UserError on a lone surrogate."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[np.ndarray]:
-        """Ids of each text, int32 [num_tokens] each; `num_threads` threads of SentencePiece."""
+        """Ids of each text, int32 [num_tokens] each, by `num_threads` SentencePiece threads."""
         parts, num_parts = [], []
         for text in texts:
             cuts = list(_encodable_parts(text))
@@ -193,9 +100,9 @@ class Tokenizer:
             num_parts.append(len(cuts))
         try:
             ids = self._processor.encode(parts, num_threads=num_threads)
-        except TypeError as error:  # what SentencePiece says of a lone surrogate, and of no string
+        except TypeError as error:  # SentencePiece's error for a lone surrogate or a non-string
             raise errors.UserError(
-                "A text holds a lone surrogate, or is no string: not UTF-8."
+                "A text holds a lone surrogate, which UTF-8 cannot write, or is not a string."
             ) from error
         arrays = [np.asarray(part_ids, np.int32) for part_ids in ids]
         if len(arrays) == len(texts):
@@ -207,7 +114,7 @@ class Tokenizer:
         return joined
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of `ids`, any sequence of integers below vocab_size; EOS gives nothing."""
+        """Text of `ids`, each below vocab_size; EOS gives no text."""
         ids = [int(token_id) for token_id in ids]
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
@@ -217,18 +124,19 @@ class Tokenizer:
         return self._unescape(self._processor.decode(ids))
 
     def piece(self, token_id: int) -> str:
-        """The text of one id for people: a space is a space, a byte is <0x..>, EOS its name."""
+        """The text of one id, readable: a space is a space, a byte is <0x..>, EOS is its name."""
         return self._unescape(self._processor.id_to_piece(int(token_id)).replace("\u2581", " "))
 
     def escaped(self, text: str) -> str:
-        """The text as SentencePiece sees it: for our models escaped, for others as it is."""
-        return _escape(text) if self._is_escaped else text
+        """The text as SentencePiece receives it: escaped for our models, unchanged for others."""
+        return escape(text) if self._is_escaped else text
 
     def _unescape(self, text: str) -> str:
-        return _unescape(text) if self._is_escaped else text
+        return unescape(text) if self._is_escaped else text
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """The text with the characters replaced that SentencePiece does not reproduce."""
     if _RARE_PATTERN.search(text):
         text = _RARE_PATTERN.sub(lambda match: _ESC + _RARE[match.group()], text)
     for character, stand_in in _WHITESPACE:
@@ -236,17 +144,18 @@ def _escape(text: str) -> str:
     return text
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
+    """Undoes `escape`."""
     for character, stand_in in _WHITESPACE:
         text = text.replace(stand_in, character)
     if _ESC in text:
-        # A model may sample half an escape: what is not one stays as it is.
+        # A model may generate half of an escape sequence, which is left as it is.
         text = _ESCAPED_PATTERN.sub(lambda match: _UNESCAPED[match.group(1)], text)
     return text
 
 
 def _encodable_parts(text: str) -> Iterable[str]:
-    """Cuts a very long text, after a newline where there is one."""
+    """Cuts a very long text into parts, after a newline where there is one."""
     start = 0
     while len(text) - start > _MAX_ENCODE_CHARACTERS:
         stop = start + _MAX_ENCODE_CHARACTERS
@@ -256,13 +165,6 @@ def _encodable_parts(text: str) -> Iterable[str]:
     yield text[start:] if start else text
 
 
-def _word_lines(word_counts: collections.Counter) -> Iterable[str]:
-    """The trainer's input, one `word TAB count` a line, in an order that only the counts decide."""
-    for word, count in sorted(word_counts.items(), key=lambda item: (-item[1], item[0])):
-        if not any(character in word for character in _UNTRAINABLE):
-            yield f"{_escape(word)}\t{count}"
-
-
-def _reason(error: RuntimeError) -> str:
+def sentencepiece_message(error: RuntimeError) -> str:
     """SentencePiece's message without its source location and failed condition."""
     return re.sub(r"^.*?\.cc\(\d+\) (\[.*?\] )?", "", str(error)).strip() or "no reason given."

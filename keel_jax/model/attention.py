@@ -6,11 +6,13 @@ width.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
 
 from keel_jax import config, errors
 from keel_jax.model.kernels import cudnn, reference, splash
@@ -25,16 +27,16 @@ _RING_AXIS = "context"
 
 
 def attend(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
     *,
     kernel: str,
-    query_index_BT: jax.Array,
-    key_index_BS: jax.Array,
-    query_segment_ids_BT: jax.Array,
-    key_segment_ids_BS: jax.Array,
-) -> jax.Array:
+    query_index_BT: Int[Array, "B T"],
+    key_index_BS: Int[Array, "B S"],
+    query_segment_ids_BT: Int[Array, "B T"],
+    key_segment_ids_BS: Int[Array, "B S"],
+) -> Float[Array, "B T N H"]:
     """softmax(q k / sqrt(H)) v over the keys that a query may see; [B, T, N, H] in q's dtype.
 
     Key s is visible to query t if its index is not above the query's (causality; an unwritten
@@ -142,7 +144,7 @@ def check_order(mesh: jax.sharding.Mesh, seq_len: int) -> None:
         )
 
 
-def in_order_of(kernel: str, tree):
+def in_order_of(kernel: str, tree: Any) -> Any:
     """A tree of [B, T], consecutive tokens, in the order in which `kernel` shares them out.
 
     Everything that belongs to a token must go through this alike, at the edge of the step; what is
@@ -169,7 +171,7 @@ def _fits_cudnn(model: config.ModelConfig, max_head_dim: int) -> bool:
     return fits and model.compute_dtype == cudnn.DTYPE
 
 
-def positions_in_document(segment_ids_BT: jax.Array) -> jax.Array:
+def positions_in_document(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Each token's distance from the first token of its document in this window; int32 [B, T]."""
     index_BT = jnp.broadcast_to(jnp.arange(segment_ids_BT.shape[1]), segment_ids_BT.shape)
     begins_BT = jnp.pad(
@@ -180,21 +182,23 @@ def positions_in_document(segment_ids_BT: jax.Array) -> jax.Array:
 
 
 def rope_tables(
-    positions_BT: jax.Array, head_dim: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
+    positions_BT: Int[Array, "B T"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
     """(cos, sin) of the angles by which `rotate` turns a head; float32 [B, T, H] each.
 
     Pair h, of H / 2, turns by position * theta^(-2h/H).
     """
     half = head_dim // 2
     frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BTh = positions_BT[:, :, None].astype(jnp.float32) * frequency_h
+    angle_BTh = positions_BT[:, :, None].astype(jnp.float32) * frequency_h[None, None]
     angle_BTH = jnp.concatenate([angle_BTh, angle_BTh], axis=-1)
     return jnp.cos(angle_BTH), jnp.sin(angle_BTH)
 
 
 @jax.custom_vjp
-def rotate(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Array:
+def rotate(
+    x_BTNH: Float[Array, "B T N H"], cos_BTH: Float[Array, "B T H"], sin_BTH: Float[Array, "B T H"]
+) -> Float[Array, "B T N H"]:
     """Rotary position embedding (RoFormer, 2104.09864), pairs (h, h + H/2), in float32.
 
     x cos + (x R) sin, R taking (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are `rope_tables`'.

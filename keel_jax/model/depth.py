@@ -4,6 +4,9 @@ Parameters of all blocks are stacked, [N, …], at `params/block/…`, whatever 
 recomputation looks like: checkpoints know about neither.
 """
 
+import dataclasses
+from typing import Any, cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,7 +31,12 @@ class Block(nn.Module):
     model: config.ModelConfig
 
     @nn.compact
-    def __call__(self, carry, inputs: residual.BlockInputs, context: layers.Context):
+    def __call__(
+        self,
+        carry: tuple[residual.Carry, layers.Cache | None],
+        inputs: residual.BlockInputs,
+        context: layers.Context,
+    ) -> tuple[tuple[residual.Carry, layers.Cache | None], dict | None]:
         """One step of the scan: (stream, cache) -> (stream, cache), and what telemetry stacks.
 
         The stream is what the topology carries (`residual.Carry`).
@@ -65,7 +73,9 @@ class Depth(nn.Module):
         if self.is_initializing():
             stream, cache = init_blocks(Block(m, name="block"), (stream, cache), inputs, context)
             return stream, cache, None
-        inputs = inputs.replace(probe=measured.probes, intervention=measured.intervention)
+        inputs = dataclasses.replace(
+            inputs, probe=measured.probes, intervention=measured.intervention
+        )
         rows = self.variables["params"]["block"], inputs
         if num_stages == 1:
             (stream, cache), stats = scan_blocks(
@@ -83,29 +93,40 @@ class Depth(nn.Module):
         contexts = jax.tree.map(lambda x: sharding.split_rows(x, count, ("batch", "time")), context)
         if measured.probes is not None:
             # The cotangent is a sum over microbatches.
-            rows = rows[0], inputs.replace(probe=measured.probes / count)
+            rows = rows[0], dataclasses.replace(inputs, probe=measured.probes / count)
         parts, stats = pipeline.run(
             stage, rows, parts, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
         )
         stream = jax.tree.map(lambda x, y: x.swapaxes(0, 1).reshape(y.shape), parts, stream)
-        return stream, None, stats
+        return stream, None, cast(dict | None, stats)
 
 
-def init_blocks(block: Block, carry, inputs: residual.BlockInputs, context: layers.Context):
+def init_blocks(
+    block: Block,
+    carry: tuple[residual.Carry, layers.Cache | None],
+    inputs: residual.BlockInputs,
+    context: layers.Context,
+) -> tuple[residual.Carry, layers.Cache | None]:
     """Makes the blocks' parameters, stacked [N, …]: always one flat scan, so that they depend on no
     plan of recomputation; the (stream, cache) after them."""
     scan = nn.scan(
         lambda block, carry, inputs, context: block(carry, inputs, context),
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
+        in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]: linen says int
         length=len(inputs.block),
         metadata_params={nn.PARTITION_NAME: "blocks"},
     )
     return scan(block, carry, inputs, context)[0]
 
 
-def scan_blocks(model: config.ModelConfig, rows, carry, context: layers.Context, reversal_A2=None):
+def scan_blocks(
+    model: config.ModelConfig,
+    rows: tuple[Any, residual.BlockInputs],
+    carry: tuple[residual.Carry, layers.Cache | None],
+    context: layers.Context,
+    reversal_A2: jax.Array | None = None,
+) -> tuple[tuple[residual.Carry, layers.Cache | None], dict | None]:
     """The (stream, cache) after all blocks of `rows`, and each block's telemetry, [blocks, …].
 
     Args:
@@ -117,7 +138,9 @@ def scan_blocks(model: config.ModelConfig, rows, carry, context: layers.Context,
     def body(carry, row):
         params, inputs = row
         block = Block(model, parent=None)
-        return block.apply({"params": params}, carry, inputs, context)
+        return cast(
+            tuple[Any, dict | None], block.apply({"params": params}, carry, inputs, context)
+        )
 
     (params, inputs), (stream, cache) = rows, carry
     last = None

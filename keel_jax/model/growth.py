@@ -62,10 +62,11 @@ class Growth:
     @property
     def alphas(self) -> tuple[float, float]:
         """The stream's weight in the last block, before and after."""
-        return tuple(
+        before, after = (
             float(residual.topology(model).alpha[-1, residual.FFN])
             for model in (self.old, self.new)
         )
+        return before, after
 
 
 def plan(
@@ -209,7 +210,7 @@ def _leaf(growth: Growth, path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
     multiply, put = _changes(growth, kind, name)
     along = (slice(None), *(None,) * (leaf.ndim - 1))
     if (multiply != 1).any():
-        grown = multiply[along] * grown
+        grown = jnp.asarray(multiply[along]) * grown
     replaced = ~np.isnan(put)
     if replaced.any():
         grown = jnp.where(replaced[along], np.where(replaced, put, 0)[along], grown)

@@ -7,6 +7,10 @@ initial values. Matrix multiplications read `model.compute_dtype`. Weights are t
 Dimension letters: B batch, T time, D model, N query heads, K key/value heads, H head width, F ffn.
 """
 
+import dataclasses
+from collections.abc import Callable
+from typing import cast
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -88,6 +92,7 @@ class Attention(nn.Module):
         if topology.qkv_norm:
             v_BTKH = self._head_norm("value_norm", v_BTKH)
         rope_tables = with_rope_tables(context, m).rope_tables
+        assert rope_tables is not None
         q_BTNH, k_BTKH = (
             attention.rotate(q_BTNH, *rope_tables),
             attention.rotate(k_BTKH, *rope_tables),
@@ -143,8 +148,10 @@ class Attention(nn.Module):
         scale_KH = rule_parameter(self, "qk_scale", leaf).reshape(m.num_kv_heads, m.head_dim)
         scale_KH = m.d_model**0.5 * scale_KH
         # The kernels divide scores by sqrt(H): undone, and once more.
-        q = m.head_dim * jnp.repeat(scale_KH, group, axis=0) * residual.unit(q_BTNH)
-        return q.astype(q_BTNH.dtype), (scale_KH * residual.unit(k_BTKH)).astype(k_BTKH.dtype)
+        scale_NH = jnp.repeat(scale_KH, group, axis=0)
+        q = m.head_dim * scale_NH[None, None] * residual.unit(q_BTNH)
+        k = scale_KH[None, None] * residual.unit(k_BTKH)
+        return q.astype(q_BTNH.dtype), k.astype(k_BTKH.dtype)
 
 
 class Ffn(nn.Module):
@@ -180,7 +187,8 @@ class Ffn(nn.Module):
         if not residual.topology(self.model).on_sphere:
             return x_BTF
         gain_F = norm_gain(self, name, self.model.d_ffn, ("ffn",))
-        return (factor * gain_F * x_BTF.astype(jnp.float32)).astype(x_BTF.dtype)
+        gain_F = residual.along_last(factor * gain_F, x_BTF)
+        return (gain_F * x_BTF.astype(jnp.float32)).astype(x_BTF.dtype)
 
 
 def _update(
@@ -198,10 +206,12 @@ def with_rope_tables(context: Context, model: config.ModelConfig) -> Context:
     if context.rope_tables is not None:
         return context
     rope_tables = attention.rope_tables(context.positions_BT, model.head_dim, model.rope_theta)
-    return context.replace(rope_tables=rope_tables)
+    return dataclasses.replace(context, rope_tables=rope_tables)
 
 
-def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size, seq_len):
+def check_activations(
+    model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size: int, seq_len: int
+) -> None:
     """Whether `mesh` can split what the blocks compute on a batch [B, T], with its kernel.
 
     Raises:
@@ -219,23 +229,32 @@ def check_activations(model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_
         sharding.sharding(mesh, axes, (batch_size, seq_len, *last), name)
 
 
-def weight(module: nn.Module, name: str, shape, axes, std: float) -> jax.Array:
+def weight(
+    module: nn.Module, name: str, shape: tuple[int, int], axes: tuple[str, str], std: float
+) -> jax.Array:
     """A float32 matrix with N(0, std^2) initial values and logical axes.
 
     Its gradient is pinned to where it lies itself, so that it is reduce-scattered block by block.
     """
     init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
-    return sharding.constrain(module.param(name, init, shape, jnp.float32), axes)
+    return sharding.constrain(_param(module, name, init, shape), axes)
 
 
-def norm_gain(module: nn.Module, name: str, size: int, axes=("norm",)) -> jax.Array:
+def norm_gain(
+    module: nn.Module, name: str, size: int, axes: tuple[str, ...] = ("norm",)
+) -> jax.Array:
     """A float32 gain vector, initially 1."""
     init = nn.with_logical_partitioning(nn.initializers.ones, axes)
-    return module.param(name, init, (size,), jnp.float32)
+    return _param(module, name, init, (size,))
+
+
+def _param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
+    """A float32 parameter; linen hands on its value, the box of its axes taken off."""
+    return cast(jax.Array, module.param(name, init, shape, jnp.float32))
 
 
 def sublayer_context(
-    module: nn.Module, sublayer: int, inputs: residual.BlockInputs
+    module: "Attention | Ffn", sublayer: int, inputs: residual.BlockInputs
 ) -> residual.SublayerContext:
     """This sub-layer as the topology's rule sees it, with the parameters that the rule reads."""
     m, topology = module.model, residual.topology(module.model)
@@ -244,7 +263,7 @@ def sublayer_context(
     params = {name: norm_gain(module, name, m.d_model) for name in names}
     if topology.has_residual_scale:
         init = nn.with_logical_partitioning(nn.initializers.zeros, ())
-        params["residual_scale"] = module.param("residual_scale", init, (), jnp.float32)
+        params["residual_scale"] = _param(module, "residual_scale", init, ())
     own = residual.rule(m).parameters(m, sublayer, inputs.block)
     params |= {name: rule_parameter(module, name, leaf) for name, leaf in own.items()}
     return residual.SublayerContext(m, topology, sublayer, params, inputs)
@@ -253,7 +272,7 @@ def sublayer_context(
 def rule_parameter(module: nn.Module, name: str, leaf: residual.Parameter) -> jax.Array:
     """A float32 parameter of the topology's rule, its gradient where it lies itself."""
     init = nn.with_logical_partitioning(lambda key: jnp.asarray(leaf.value, jnp.float32), leaf.axes)
-    return sharding.constrain(module.param(name, init), leaf.axes)
+    return sharding.constrain(cast(jax.Array, module.param(name, init)), leaf.axes)
 
 
 def _write(cache_NBSKH, block, index_BT, new_BTKH):

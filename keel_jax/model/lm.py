@@ -6,16 +6,20 @@ Dimension letters: B batch, T time, D model, V vocabulary.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from keel_jax import config
 from keel_jax.model import attention, depth, instruments, layers, residual
 from keel_jax.model.residual import ngpt
 from keel_jax.parallel import lookup, sharding
 
+# A tree of arrays, or of what stands for each of them: nested dictionaries by name.
+Params = dict[str, Any]
 # The logical axes of a matrix's model dimension, D.
 _MODEL_AXES = ("embed", "table_embed", "stream")
 
@@ -36,18 +40,20 @@ class LanguageModel(nn.Module):
         nn.share_scope(self, self.depth)  # blocks at params/block, without a level for Depth
         self.output = Output(self.model)
 
-    def __call__(self, tokens_BT: jax.Array, segment_ids_BT: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, tokens_BT: Int[ArrayLike, "B T"], segment_ids_BT: Int[ArrayLike, "B T"] | None = None
+    ) -> Float[Array, "B T V"]:
         """Logits of every next token, float32 [B, T, V]."""
         h_BTD = self.hidden(tokens_BT, segment_ids_BT)
-        return logits(h_BTD, self.output_matrix())
+        return logits(h_BTD, self._output_matrix())
 
     def hidden(
         self,
-        tokens_BT: jax.Array,
-        segment_ids_BT: jax.Array | None = None,
+        tokens_BT: Int[ArrayLike, "B T"],
+        segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
         num_microbatches: int = 0,
         context: layers.Context | None = None,
-    ) -> jax.Array:
+    ) -> Float[Array, "B T D"]:
         """What the logits are computed from, in the compute dtype [B, T, D].
 
         Args:
@@ -61,17 +67,17 @@ class LanguageModel(nn.Module):
 
     def hidden_and_stats(
         self,
-        tokens_BT: jax.Array,
-        segment_ids_BT: jax.Array | None = None,
+        tokens_BT: Int[ArrayLike, "B T"],
+        segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
         num_microbatches: int = 0,
         context: layers.Context | None = None,
         measured: instruments.Instruments = instruments.NONE,
-    ) -> tuple[jax.Array, dict | None]:
+    ) -> tuple[Float[Array, "B T D"], dict | None]:
         """`hidden`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
+        tokens_BT = jnp.asarray(tokens_BT)
         if context is None:
-            if segment_ids_BT is None:
-                segment_ids_BT = jnp.zeros_like(tokens_BT)
-            context = ordered_context(segment_ids_BT)
+            segments = jnp.zeros_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
+            context = ordered_context(jnp.asarray(segments))
         h_BTD, _, stats = self.depth(
             self.embedding(tokens_BT),
             context,
@@ -81,23 +87,24 @@ class LanguageModel(nn.Module):
         return self.output(h_BTD), stats
 
     def decode(
-        self, tokens_BT: jax.Array, start_B: jax.Array, cache: layers.Cache
-    ) -> tuple[jax.Array, layers.Cache]:
+        self, tokens_BT: Int[ArrayLike, "B T"], start_B: Int[ArrayLike, " B"], cache: layers.Cache
+    ) -> tuple[Float[Array, "B T V"], layers.Cache]:
         """Logits [B, T, V] of tokens that stand at positions start_B onwards, and the cache.
 
         Row b's slots before start_B[b] must have been written by earlier calls.
         """
-        index_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
+        tokens_BT = jnp.asarray(tokens_BT)
+        index_BT = jnp.asarray(start_B)[:, None] + jnp.arange(tokens_BT.shape[1])[None]
         context = layers.Context(
             positions_BT=index_BT, segment_ids_BT=jnp.zeros_like(tokens_BT), index_BT=index_BT
         )
-        h_BTD, cache, _ = self.depth(self.embedding(tokens_BT), context, cache)
-        return logits(self.output(h_BTD), self.output_matrix()), cache
+        h_BTD, written, _ = self.depth(self.embedding(tokens_BT), context, cache)
+        assert written is not None
+        return logits(self.output(h_BTD), self._output_matrix()), written
 
-    def output_matrix(self) -> jax.Array:
-        """The logits' weights, [D, V] float32."""
-        matrix_DV = self.embedding.table.T if self.model.tie_embeddings else self.output.matrix
-        return self.output.scaled(matrix_DV)
+    def _output_matrix(self) -> Float[Array, "D V"]:
+        """The logits' weights; once the embedding and the output have been called."""
+        return output_matrix(nn.unbox(self.variables["params"]), self.model)
 
 
 class Embedding(nn.Module):
@@ -113,7 +120,7 @@ class Embedding(nn.Module):
         if residual.topology(m).embedding_norm:
             self.norm = layers.norm_gain(self, "norm", m.d_model)
 
-    def __call__(self, tokens_BT: jax.Array) -> residual.Carry:
+    def __call__(self, tokens_BT: Int[Array, "B T"]) -> residual.Carry:
         if self.is_initializing() or not sharding.has_devices_to_share():
             x_BTD = self.table[tokens_BT]
         else:
@@ -145,20 +152,14 @@ class Output(nn.Module):
                 self, "matrix", (m.d_model, m.vocab_size), ("table_embed", "vocab"), m.init_std
             )
 
-    def __call__(self, carry: residual.Carry) -> jax.Array:
+    def __call__(self, carry: residual.Carry) -> Float[Array, "B T D"]:
         x_BTD = residual.rule(self.model).readout(carry, self.rule_params, self.model)
         if has_final_norm(self.model):
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
         return sharding.constrain(x_BTD.astype(self.model.compute_dtype), layers.LOSS_AXES)
 
-    def scaled(self, matrix_DV: jax.Array) -> jax.Array:
-        """The logits' weights, each column times its learned scale where the topology has one."""
-        if not residual.topology(self.model).on_sphere:
-            return matrix_DV
-        return _scale_logits(matrix_DV, self.logit_scale)
 
-
-def ordered_context(segment_ids_BT: jax.Array) -> layers.Context:
+def ordered_context(segment_ids_BT: Int[Array, "B T"]) -> layers.Context:
     """What the blocks read of tokens that stand in their order, each in its document."""
     # A position depends on all tokens before it: a few integers, gathered once.
     segment_ids_BT = sharding.constrain(segment_ids_BT, ("batch", "scalar"))
@@ -169,18 +170,19 @@ def ordered_context(segment_ids_BT: jax.Array) -> layers.Context:
     )
 
 
-def logits(h: jax.Array, w_DV: jax.Array) -> jax.Array:
+def logits(h: Float[Array, "*B D"], w_DV: Float[Array, "D V"]) -> Float[Array, "*B V"]:
     """h @ w with h's dtype as inputs and float32 sums and results; [..., V]."""
     return jnp.matmul(h, w_DV.astype(h.dtype), preferred_element_type=jnp.float32)
 
 
-def output_matrix(params, model: config.ModelConfig) -> jax.Array:
-    """`LanguageModel.output_matrix` from the parameter tree."""
+def output_matrix(params: Params, model: config.ModelConfig) -> Float[Array, "D V"]:
+    """The logits' weights, float32: the table's transpose where tied, scaled where nGPT's."""
     tied = model.tie_embeddings
     matrix_DV = params["embedding"]["table"].T if tied else params["output"]["matrix"]
     if not residual.topology(model).on_sphere:
         return matrix_DV
-    return _scale_logits(matrix_DV, params["output"]["logit_scale"])
+    scale_V = matrix_DV.shape[0] ** 0.5 * params["output"]["logit_scale"]
+    return matrix_DV * scale_V[None]
 
 
 def has_final_norm(model: config.ModelConfig) -> bool:
@@ -190,12 +192,12 @@ def has_final_norm(model: config.ModelConfig) -> bool:
     return model.final_norm == "on"
 
 
-def init(model: LanguageModel, key: jax.Array):
+def init(model: LanguageModel, key: jax.Array) -> Params:
     """Initial parameters, a plain tree of float32 arrays; a pure function of `key`."""
     return project(nn.unbox(_init_boxed(model, key)), model.model)
 
 
-def project(params, model: config.ModelConfig):
+def project(params: Params, model: config.ModelConfig) -> Params:
     """The parameters that the topology allows, nearest to `params`: for all but nGPT, themselves.
 
     nGPT's matrices (2410.01131) have length 1 along the model dimension, whichever of theirs that
@@ -205,15 +207,16 @@ def project(params, model: config.ModelConfig):
         return params
 
     def project_leaf(leaf, axes):
-        found = [dim for dim, axis in enumerate(axes) if axis in _MODEL_AXES]
-        if not found:
+        model_dims = [dim for dim, axis in enumerate(axes) if axis in _MODEL_AXES]
+        if not model_dims:
             return leaf
-        return jnp.moveaxis(residual.unit(jnp.moveaxis(leaf, found[0], -1)), -1, found[0])
+        [dim] = model_dims
+        return jnp.moveaxis(residual.unit(jnp.moveaxis(leaf, dim, -1)), -1, dim)
 
     return jax.tree.map(project_leaf, params, logical_axes(LanguageModel(model)))
 
 
-def logical_axes(model: LanguageModel):
+def logical_axes(model: LanguageModel) -> Params:
     """A tree like the parameters whose leaves are tuples of logical axis names."""
     boxed = jax.eval_shape(lambda: _init_boxed(model, jax.random.key(0)))
     return jax.tree.map(
@@ -244,10 +247,6 @@ def count_params(model: config.ModelConfig) -> int:
             if topology.has(norm, sublayer):
                 unused += int((~getattr(topology, norm)[:, sublayer]).sum()) * model.d_model
     return stored - unused
-
-
-def _scale_logits(matrix_DV: jax.Array, scale_V: jax.Array) -> jax.Array:
-    return matrix_DV * (matrix_DV.shape[0] ** 0.5 * scale_V)
 
 
 def _init_boxed(model: LanguageModel, key: jax.Array):

@@ -101,9 +101,9 @@ def describe(recompute: config.RecomputeConfig, num_blocks: int) -> str:
 @functools.cache
 def _best(asked: tuple[int, ...], num_blocks: int) -> tuple[float, tuple[int, ...]]:
     """(carries kept, with a fine for remainders; the sizes)."""
-    found = (float(num_blocks), ())
+    undivided = (float(num_blocks), ())
     if not asked:
-        return found
+        return undivided
     if asked[0]:
         sizes = (asked[0],) if asked[0] < num_blocks else ()
     else:
@@ -116,7 +116,7 @@ def _best(asked: tuple[int, ...], num_blocks: int) -> tuple[float, tuple[int, ..
         inside, rest = _best(asked[1:], size)
         kept = -(-num_blocks // size) + inside
         options.append((kept * (_REMAINDER if num_blocks % size else 1), (size, *rest)))
-    return min(options, default=found)
+    return min(options, default=undivided)
 
 
 def _segments(body, carry, rows, sizes, offload):

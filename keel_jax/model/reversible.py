@@ -37,26 +37,26 @@ from keel_jax.model import recompute
 
 # In the names of what a stretch computes only where its reconstruction failed.
 FALLBACK = "reversal_fallback"
-# What a stretch tells: the error at its anchor, and the largest last step of the iteration.
-NUM_TOLD = 2
+# Errors of a stretch: at its anchor, and the largest last step of the iteration.
+NUM_ERRORS = 2
 
 
 class Sublayer(NamedTuple):
     """One residual connection, in one piece and in the parts that running it backwards needs.
 
     z, x and F are float32 [B, T, D]; `learned` is {"params", "gain"} of this sub-layer in this
-    block, `constants` the block's, `context` what all blocks read.
+    block, `inputs` the block's, `context` what all blocks read.
     """
 
-    # (z, learned, constants, context) -> z': as the forward pass computes it.
+    # (z, learned, inputs, context) -> z': as the forward pass computes it.
     whole: Callable
-    # (z, gain, constants) -> (x, r [B, T]): the outer norm below; r = 1 where there is none.
+    # (z, gain, inputs) -> (x, r [B, T]): the outer norm below; r = 1 where there is none.
     norm: Callable
-    # (x, r, gain, constants) -> z.
+    # (x, r, gain, inputs) -> z.
     undo: Callable
-    # (x, params, constants, context) -> F(x).
+    # (x, params, inputs, context) -> F(x).
     branch: Callable
-    # constants -> alpha.
+    # inputs -> alpha.
     alpha: Callable
 
 
@@ -71,10 +71,10 @@ def scan(
     """z after all blocks; its backward pass reconstructs what they were given.
 
     Args:
-      rows: (learned, constants), trees of arrays [N, …]; `learned` is a tuple, one entry for each
+      rows: (learned, inputs), trees of arrays [N, …]; `learned` is a tuple, one entry for each
         sub-layer, and alone has gradients.
       context: read by every block; it has no gradient.
-      probe_A2: `probe(…)`, whose cotangent is what the stretches tell, [A, 2].
+      probe_A2: `probe(…)`, whose cotangent holds the stretches' errors, [A, 2].
     """
     num_blocks = len(jax.tree.leaves(rows)[0])
     depth = _Depth(
@@ -87,18 +87,18 @@ def scan(
         probe_A2 = probe(options, num_blocks)
 
     @jax.custom_vjp
-    def run(z_BTD, learned, constants, context, probe_A2):
+    def run(z_BTD, learned, inputs, context, probe_A2):
         del probe_A2
-        return depth.forward(z_BTD, (learned, constants), context)[0]
+        return depth.forward(z_BTD, (learned, inputs), context)[0]
 
-    def forward(z_BTD, learned, constants, context, probe_A2):
+    def forward(z_BTD, learned, inputs, context, probe_A2):
         del probe_A2
-        z_BTD, kept = depth.forward(z_BTD, (learned, constants), context)
-        return z_BTD, (z_BTD, kept, (learned, constants), context)
+        z_BTD, kept = depth.forward(z_BTD, (learned, inputs), context)
+        return z_BTD, (z_BTD, kept, (learned, inputs), context)
 
     def backward(saved, dz_BTD):
-        dz_BTD, gradients, told_A2 = depth.backward(dz_BTD, *saved)
-        return dz_BTD, gradients, None, None, told_A2
+        dz_BTD, gradients, errors_A2 = depth.backward(dz_BTD, *saved)
+        return dz_BTD, gradients, None, None, errors_A2
 
     run.defvjp(forward, backward)
     return run(z_BTD, *rows, context, probe_A2)
@@ -111,21 +111,21 @@ def num_stretches(options: config.RecomputeConfig, num_blocks: int) -> int:
 
 def probe(options: config.RecomputeConfig, num_blocks: int) -> jax.Array:
     """The zeros [A, 2] whose cotangent is each stretch's (error at its anchor, last step)."""
-    return jnp.zeros((num_stretches(options, num_blocks), NUM_TOLD), jnp.float32)
+    return jnp.zeros((num_stretches(options, num_blocks), NUM_ERRORS), jnp.float32)
 
 
-def summary(told_A2: jax.Array, options: config.RecomputeConfig, num_blocks: int) -> dict:
+def summary(errors_A2: jax.Array, options: config.RecomputeConfig, num_blocks: int) -> dict:
     """What `probe`'s cotangent says, by name.
 
     Returns:
       "reversal_error" and "reversal_step", float32 [N], each block with its stretch's numbers;
       "reversal_fallbacks", the number of stretches that were computed again.
     """
-    is_kept_A = jnp.all(told_A2 < options.error_bound, axis=1)  # NaN is not
-    told_2N = jnp.repeat(told_A2, options.anchor_blocks, axis=0)[:num_blocks].T
+    is_kept_A = jnp.all(errors_A2 < options.error_bound, axis=1)  # NaN is not
+    errors_2N = jnp.repeat(errors_A2, options.anchor_blocks, axis=0)[:num_blocks].T
     return {
-        "reversal_error": told_2N[0],
-        "reversal_step": told_2N[1],
+        "reversal_error": errors_2N[0],
+        "reversal_step": errors_2N[1],
         "reversal_fallbacks": jnp.sum(~is_kept_A).astype(jnp.float32),
     }
 
@@ -149,9 +149,11 @@ class _Depth:
         and of the shorter last one, if there is one."""
 
         def stretch(z_BTD, rows):
-            after_BTD, r = jax.lax.scan(
-                lambda z_BTD, row: self._block(z_BTD, *row, context), z_BTD, rows
-            )
+            def block(z_BTD, row):
+                learned, inputs = row
+                return self._block(z_BTD, learned, inputs, context)
+
+            after_BTD, r = jax.lax.scan(block, z_BTD, rows)
             return after_BTD, (z_BTD, r)
 
         whole, rest = self._stretches(rows)
@@ -166,30 +168,31 @@ class _Depth:
         whole, rest = self._stretches(rows)
         kept, kept_rest = kept
         if rest is not None:
-            dz_BTD, last_gradients, last_told = self._stretch(
+            dz_BTD, last_gradients, last_errors = self._stretch(
                 dz_BTD, z_BTD, kept_rest, rest, context
             )
             z_BTD = kept_rest[0]
 
         def stretch(carry, xs):
-            dz_BTD, gradients, told = self._stretch(*carry, *xs, context)
-            anchor_BTD = xs[0][0]
-            return (dz_BTD, anchor_BTD), (gradients, told)
+            (dz_BTD, top_BTD), (kept, rows) = carry, xs
+            dz_BTD, gradients, errors = self._stretch(dz_BTD, top_BTD, kept, rows, context)
+            anchor_BTD = kept[0]
+            return (dz_BTD, anchor_BTD), (gradients, errors)
 
-        (dz_BTD, _), (gradients, told_A2) = jax.lax.scan(
+        (dz_BTD, _), (gradients, errors_A2) = jax.lax.scan(
             stretch, (dz_BTD, z_BTD), (kept, whole), reverse=True
         )
         gradients = jax.tree.map(lambda g: g.reshape(-1, *g.shape[2:]), gradients)
         if rest is not None:
             gradients = _joined(gradients, last_gradients)
-            told_A2 = _joined(told_A2, last_told[None])
-        return dz_BTD, gradients, told_A2
+            errors_A2 = _joined(errors_A2, last_errors[None])
+        return dz_BTD, gradients, errors_A2
 
     def _stretch(self, dz_BTD, top_BTD, kept, rows, context):
         """One stretch backwards, from the z above it, which is exact.
 
         Returns:
-          The cotangent of its anchor, its gradients [blocks, …], and what it tells, [2].
+          The cotangent of its anchor, its gradients [blocks, …], and its errors, [2].
         """
         anchor_BTD, r = kept
         first, others = (jax.tree.map(lambda x, p=part: x[p], rows) for part in (0, slice(1, None)))
@@ -200,7 +203,7 @@ class _Depth:
         exact_BTD, pull_first = jax.vjp(block, anchor_BTD, first[0])
         if len(r) == 1:
             dz_BTD, first_gradients = pull_first(dz_BTD)
-            return dz_BTD, _stacked(first_gradients), jnp.zeros(NUM_TOLD)
+            return dz_BTD, _stacked(first_gradients), jnp.zeros(NUM_ERRORS)
 
         def step(carry, xs):
             (z_BTD, dz_BTD, largest), (row, r) = carry, xs
@@ -211,54 +214,55 @@ class _Depth:
         (found_BTD, reversed_BTD, last_step), reversed_gradients = jax.lax.scan(
             step, begin, (others, r[1:]), reverse=True
         )
-        told = jnp.stack([_relative(found_BTD - exact_BTD, exact_BTD), last_step])
+        errors = jnp.stack([_relative(found_BTD - exact_BTD, exact_BTD), last_step])
         dz_BTD, gradients = jax.lax.cond(
-            jnp.all(told < self.error_bound),
+            jnp.all(errors < self.error_bound),
             lambda: (reversed_BTD, reversed_gradients),
             lambda: self._recomputed(dz_BTD, exact_BTD, others, context),
         )
         dz_BTD, first_gradients = pull_first(dz_BTD)
-        return dz_BTD, _joined(_stacked(first_gradients), gradients), told
+        return dz_BTD, _joined(_stacked(first_gradients), gradients), errors
 
     @jax.named_scope(FALLBACK)
     def _recomputed(self, dz_BTD, z_BTD, rows, context):
         """The cotangent of z below these blocks, and their gradients: exact."""
-        learned, constants = rows
+        learned, inputs = rows
 
         def run(z_BTD, learned):
             def body(z_BTD, row):
-                return self._block(z_BTD, *row, context)[0], None
+                learned, inputs = row
+                return self._block(z_BTD, learned, inputs, context)[0], None
 
-            return recompute.scan(body, z_BTD, (learned, constants), fallback_plan())[0]
+            return recompute.scan(body, z_BTD, (learned, inputs), fallback_plan())[0]
 
         return jax.vjp(run, z_BTD, learned)[1](dz_BTD)
 
-    def _block(self, z_BTD, learned, constants, context):
+    def _block(self, z_BTD, learned, inputs, context):
         """z after the block, and r [S, B, T]."""
         kept = []
         for sublayer, own in zip(self.sublayers, learned, strict=True):
-            kept.append(sublayer.norm(z_BTD, own["gain"], constants)[1])
-            z_BTD = sublayer.whole(z_BTD, own, constants, context)
+            kept.append(sublayer.norm(z_BTD, own["gain"], inputs)[1])
+            z_BTD = sublayer.whole(z_BTD, own, inputs, context)
         return z_BTD, jnp.stack(kept)
 
     def _undo_block(self, z_BTD, dz_BTD, row, r_SBT, context):
         """z below the block, its cotangent, the gradients, and the largest last step."""
-        learned, constants = row
+        learned, inputs = row
         gradients, steps = [], []
         for sublayer, own, r_BT in reversed(list(zip(self.sublayers, learned, r_SBT, strict=True))):
-            z_BTD, dz_BTD, found, last_step = self._undo(
-                sublayer, z_BTD, dz_BTD, own, r_BT, constants, context
+            z_BTD, dz_BTD, gradient, last_step = self._undo(
+                sublayer, z_BTD, dz_BTD, own, r_BT, inputs, context
             )
-            gradients.append(found)
+            gradients.append(gradient)
             steps.append(last_step)
         return z_BTD, dz_BTD, tuple(reversed(gradients)), jnp.max(jnp.stack(steps))
 
-    def _undo(self, sublayer: Sublayer, z_BTD, dz_BTD, learned, r_BT, constants, context):
+    def _undo(self, sublayer: Sublayer, z_BTD, dz_BTD, learned, r_BT, inputs, context):
         """One sub-layer: x by K iterations, the last of them differentiated; then its norm."""
-        alpha, gain = sublayer.alpha(constants), learned["gain"]
+        alpha, gain = sublayer.alpha(inputs), learned["gain"]
 
         def branch(x_BTD, params):
-            return sublayer.branch(x_BTD, params, constants, context)
+            return sublayer.branch(x_BTD, params, inputs, context)
 
         def better(_, x_BTD):
             return (z_BTD - branch(x_BTD, learned["params"])) / alpha
@@ -270,8 +274,8 @@ class _Depth:
         last_BTD = (z_BTD - f_BTD) / alpha
         last_step = _relative(last_BTD - x_BTD, last_BTD)
         dx_BTD, params_gradient = pull(dz_BTD)
-        below_BTD = sublayer.undo(last_BTD, r_BT, gain, constants)
-        _, pull_norm = jax.vjp(lambda z, g: sublayer.norm(z, g, constants)[0], below_BTD, gain)
+        below_BTD = sublayer.undo(last_BTD, r_BT, gain, inputs)
+        _, pull_norm = jax.vjp(lambda z, g: sublayer.norm(z, g, inputs)[0], below_BTD, gain)
         dz_BTD, gain_gradient = pull_norm(alpha * dz_BTD + dx_BTD)
         return below_BTD, dz_BTD, {"params": params_gradient, "gain": gain_gradient}, last_step
 

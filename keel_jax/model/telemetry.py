@@ -1,4 +1,4 @@
-"""What a sub-layer tells about itself from inside the scan over depth: a few numbers, no arrays.
+"""Statistics of each sub-layer from inside the scan over depth: a few numbers, no arrays.
 
 Forward, each sub-layer returns the means that `observe` takes of its stream and its branch; the
 scan stacks them to [N, 2]. Backward, a zero-valued probe [N, 2] that is scanned beside the
@@ -12,6 +12,7 @@ equal size average, and trials are vmapped. Squares leave float32 below an RMS o
 Dimension letters: N blocks, B batch, T time, D model.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -31,7 +32,7 @@ def probes(num_blocks: int) -> jax.Array:
 
 
 def probe(stream, inputs: residual.BlockInputs, sublayer: int):
-    """`stream` as it is; with a probe among the block's inputs, seen in the backward pass.
+    """`stream` as it is; with a probe among the block's inputs, measured in the backward pass.
 
     Args:
       stream: a tree of arrays [B, T, …].
@@ -135,7 +136,8 @@ def rms(x: jax.Array, num_kept: int) -> jax.Array:
 def _mean_square(tree) -> jax.Array:
     """Mean square over all entries of a tree of arrays, a float32 scalar."""
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
-    return sum(jnp.sum(leaf * leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    square = functools.reduce(jnp.add, [jnp.sum(leaf * leaf) for leaf in leaves])
+    return square / sum(leaf.size for leaf in leaves)
 
 
 def _angles(before, after) -> jax.Array:

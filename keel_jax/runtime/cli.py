@@ -6,6 +6,7 @@ import sys
 import traceback
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from keel_jax import errors
 from keel_jax.config import renamed
@@ -23,6 +24,15 @@ def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
     logging.set_verbosity(logging.WARNING)
     platforms.choose()
     app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
+
+
+def define_config() -> flags.FlagHolder:
+    """The flag --config=FILE, required, whose options --config.a.b=value changes."""
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Python file with get_config() (see experiments/configs).", lock_config=True
+    )
+    flags.mark_flag_as_required("config")
+    return holder
 
 
 def _guarded(main, argv) -> int:

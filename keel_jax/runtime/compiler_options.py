@@ -11,6 +11,6 @@ import jax
 _TPU = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
 
 
-def options(device: jax.Device) -> dict[str, str]:
+def options(device: jax.Device) -> dict[str, str | bool]:
     """Compiler options for programs on devices like this one."""
-    return dict(_TPU) if device.platform == "tpu" else {}
+    return {**_TPU} if device.platform == "tpu" else {}

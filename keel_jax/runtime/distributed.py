@@ -21,10 +21,10 @@ from keel_jax import errors
 from keel_jax.runtime import cli, exit_codes, versions, watchdog
 
 MODES = ("auto", "on", "off")
-# Longest wait for the others at the end, when all of them leave: they are a last save apart.
+# Longest wait for the others at the end: they may be as far apart as a last save takes.
 _SHUTDOWN_SECONDS = 60
-# How long the lead outlives an error of its own, so that the others can tell theirs: with it ends
-# the coordination service, and with that every process that listens to it.
+# How long the lead outlives an error of its own, so that the others can print theirs: the
+# coordination service ends with it, and every process that listens to the service is aborted.
 _LEAD_LEAVES_LAST_SECONDS = 3.0
 
 # Statuses of errors that the runtime raises when a peer or the way to it is lost.
@@ -74,7 +74,7 @@ class Options:
                 f"--distributed=off contradicts --num_processes={self.num_processes}: leave out "
                 "one of them."
             )
-        if not self.is_explicit:
+        if self.num_processes is None or self.process_id is None or not self.coordinator_address:
             return
         if self.num_processes < 1 or not 0 <= self.process_id < self.num_processes:
             raise errors.UserError(
@@ -143,9 +143,10 @@ def start(options: Options) -> None:
       UserError: --distributed=on where nothing says what the processes are; several processes
         with --distributed=off, or without the preemption service.
     """
-    # A program of one needs no service.
-    if options.mode != "off" and (found := _find(options)) is not None and found[1] > 1:
-        _join(options, *found)
+    processes = _find(options) if options.mode != "off" else None
+    # A program of one process needs no coordination service.
+    if processes is not None and processes.num_processes > 1:
+        _join(options, processes)
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise errors.UserError(
             f"This is one of {jax.process_count()} processes, which --distributed=off keeps from "
@@ -157,8 +158,8 @@ def start(options: Options) -> None:
 def program(options: Options) -> collections.abc.Iterator[None]:
     """The body as one process of the program that `start` joins.
 
-    Of several processes, one that fails is told and leaves at once: cleaning up would wait for
-    peers that wait for it. What a lost peer caused ends with `exit_codes.HUNG`.
+    Of several processes, one that fails prints its error and leaves at once: cleaning up would wait
+    for peers that wait for it. What a lost peer caused ends with `exit_codes.HUNG`.
     """
     start(options)
     try:
@@ -177,43 +178,49 @@ def program(options: Options) -> collections.abc.Iterator[None]:
         watchdog.leave(code)
 
 
-def _find(options: Options) -> tuple[str, int, int, list[int] | None] | None:
-    """(address, number of processes, this one, its devices or None for all); None if alone."""
+def _find(options: Options) -> versions.Processes | None:
+    """What the flags, or else the environment, say of the processes; None if nothing does."""
     if options.is_explicit:
-        return options.coordinator_address, options.num_processes, options.process_id, None
+        # All three are given, or `Options` would have refused them.
+        assert options.coordinator_address is not None
+        assert options.num_processes is not None and options.process_id is not None
+        return versions.Processes(
+            options.coordinator_address, options.num_processes, options.process_id
+        )
     seconds = options.initialization_timeout_seconds
     message = f"the environment did not say within {seconds} s what the processes are"
     try:
-        # Its waits for a name that is not known yet end by themselves, a little later.
+        # JAX's own time-out, for a name that does not resolve yet, comes a little later.
         with watchdog.deadline(seconds, lambda: message):
-            found = versions.detect_processes(seconds + 60)
+            processes = versions.detect_processes(seconds + 60)
     except Exception as error:
         # Whatever a platform's metadata server answers with.
-        told = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {error}"
         if options.mode == "on":
             raise errors.UserError(
-                f"--distributed=on, but the environment could not be read ({told}): give "
+                f"--distributed=on, but the environment could not be read ({cause}): give "
                 "--coordinator_address, --num_processes and --process_id."
             ) from error
-        print(f"a single process: the environment could not be read ({told})", file=sys.stderr)
+        print(f"a single process: the environment could not be read ({cause})", file=sys.stderr)
         return None
-    if found is None and options.mode == "on":
+    if processes is None and options.mode == "on":
         raise errors.UserError(
             "--distributed=on, but neither TPU nor Slurm nor MPI says what the processes are: "
             "give --coordinator_address, --num_processes and --process_id."
         )
-    return found
+    return processes
 
 
-def _join(options: Options, address, num_processes, process_id, local_device_ids):
-    if not jax.config.jax_enable_preemption_service:
+def _join(options: Options, processes: versions.Processes) -> None:
+    address, num_processes, process_id, local_device_ids = processes
+    if not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]: JAX defines it at run time
         raise errors.UserError(
             "JAX_ENABLE_PREEMPTION_SERVICE=0 would let SIGTERM kill one process of "
             f"{num_processes} with nothing saved: unset it."
         )
     seconds = options.initialization_timeout_seconds
 
-    def message():
+    def message() -> str:
         others = num_processes - 1
         if process_id == 0:
             missing = f"not all of the {others} other processes came to {address}"
@@ -227,7 +234,7 @@ def _join(options: Options, address, num_processes, process_id, local_device_ids
             f"process {process_id} of {num_processes} waited {seconds} s for the others: {missing}"
         )
 
-    # Several CPU devices in several processes; other platforms bring their own collectives.
+    # CPU devices of several processes need it; other platforms bring their own collectives.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     with watchdog.deadline(seconds, message):
         if process_id == 0:
@@ -238,22 +245,23 @@ def _join(options: Options, address, num_processes, process_id, local_device_ids
             process_id,
             local_device_ids,
             cluster_detection_method="deactivate",
-            # Longer than ours: at its end it aborts.
+            # Longer than our own, which tells more: at its end JAX aborts.
             initialization_timeout=seconds + 60,
             heartbeat_timeout_seconds=options.heartbeat_timeout_seconds,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
-        # The devices of all are made known to all here.
-        there = jax.process_count()
-    if there != num_processes:
+        # The first call that exchanges the devices of all processes.
+        num_joined = jax.process_count()
+    if num_joined != num_processes:
         raise errors.UserError(
-            f"{num_processes} processes were started, their devices form {there}: each needs a "
-            "device of its own."
+            f"{num_processes} processes were started, their devices form {num_joined}: each needs "
+            "a device of its own."
         )
 
 
 def _wait_for_port(address: str) -> None:
-    """The service crashes on a port in use; the run before may still be leaving."""
+    """Waits until the coordinator's port is free: JAX's service crashes on a port in use, and the
+    process of a run before may not have ended yet."""
     port = int(address.rsplit(":", 1)[1])
     while True:
         with socket.socket() as probe:
@@ -279,12 +287,12 @@ def is_lead() -> bool:
 
 
 def from_lead(*values: int) -> tuple[int, ...]:
-    """The lead's `values`, on every process: each may see a file system of its own age.
+    """The lead's `values`, on every process: a network file system may show each an older state.
 
     A collective: every process calls it, with as many values.
     """
-    found = multihost_utils.broadcast_one_to_all(np.asarray(values, np.int32))
-    return tuple(int(value) for value in found)
+    agreed = multihost_utils.broadcast_one_to_all(np.asarray(values, np.int32))
+    return tuple(int(value) for value in agreed)
 
 
 def from_all(value: int) -> list[int]:
@@ -301,9 +309,10 @@ def exit_code(error: BaseException) -> int:
 
 
 def _chain(error: BaseException | None) -> collections.abc.Iterator[BaseException]:
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    """The error, and the errors that caused it."""
+    visited = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -38,7 +38,7 @@ def write_bytes(path: epath.PathLike, content: bytes, *, temporary_suffix: str =
                 flush_to_disk(file)
             temporary.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
 
@@ -94,7 +94,7 @@ def make_writable_directory(path: epath.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def explained(path: epath.PathLike) -> Iterator[None]:
-    """Turns "no space left" into an error that says what was written and what to do."""
+    """Turns "no space left" into an error that says what was being written and what to do."""
     try:
         yield
     except OSError as error:

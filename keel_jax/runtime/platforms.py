@@ -23,9 +23,9 @@ def choose() -> None:
     JAX would start libtpu there, which writes pages to stderr before it gives up. A machine with
     TPUs, one with a GPU plugin, and one where JAX_PLATFORMS is set are left as they are.
     """
-    is_told = bool(jax.config.jax_platforms)
+    is_chosen = bool(jax.config.jax_platforms)  # pyright: ignore[reportAttributeAccessIssue]: JAX defines it at run time
     has_gpu_plugin = any(importlib.util.find_spec(name) for name in _GPU_PLUGINS)
-    if importlib.util.find_spec("libtpu") and not (is_told or has_gpu_plugin or _has_tpu()):
+    if importlib.util.find_spec("libtpu") and not (is_chosen or has_gpu_plugin or _has_tpu()):
         jax.config.update("jax_platforms", "cpu")
     give_threads()
 
@@ -39,7 +39,8 @@ def give_threads() -> None:
     each other.
     """
     # The flag with any number: a process with one device waits for those of other processes.
-    if jax.config.jax_num_cpu_devices > 1 or _SIMULATED in os.environ.get("XLA_FLAGS", ""):
+    num_devices = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]: JAX defines it at run time
+    if num_devices > 1 or _SIMULATED in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("PJRT_NPROC", _NUM_THREADS)
 
 

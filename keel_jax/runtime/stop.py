@@ -49,14 +49,14 @@ class StopRequest:
         self._asked.set()
         self._asked_at = time.monotonic()
         if self._is_one_of_several:
-            signal.raise_signal(signal.SIGTERM)  # the service tells the others
+            signal.raise_signal(signal.SIGTERM)  # the service passes it on to the others
         name = signal.Signals(number).name
         print(f"\n{name}: saving, then leaving; once more to leave at once.", file=sys.stderr)
 
     def asked(self) -> bool:
         """Whether to stop here; every process asks equally often, at the same points.
 
-        Of several processes all are told at the same call, the first that none has made yet when
+        All processes get the answer yes at the same call, the first that none of them had made when
         the signal came. Calls are counted rather than steps, so that a validation, which asks
         many times within a step, ends early too.
         """

@@ -1,10 +1,13 @@
 """What a run ran on, and what differs between the versions of JAX that we support."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 from jax._src import clusters
@@ -26,14 +29,8 @@ _PACKAGES = (
 
 def describe() -> dict:
     """Versions, devices and the source's commit, for the work directory and for results."""
-    found = {"keel_jax": keel_jax.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
-        "packages": found,
+        "packages": packages(),
         "devices": {
             "platform": jax.default_backend(),
             "kind": jax.devices()[0].device_kind,
@@ -45,15 +42,34 @@ def describe() -> dict:
     }
 
 
-def detect_processes(timeout_seconds: int) -> tuple[str, int, int, list[int] | None] | None:
+def packages() -> dict[str, str]:
+    """Versions of Python, of this project and of the packages whose release matters to a run."""
+    versions = {"keel_jax": keel_jax.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+class Processes(NamedTuple):
+    """The processes of one program, and which of them this is."""
+
+    # HOST:PORT of process 0, the coordinator.
+    address: str
+    num_processes: int
+    process_id: int
+    # Indices of this process's devices on its machine; None: all of them.
+    local_device_ids: Sequence[int] | None = None
+
+
+def detect_processes(timeout_seconds: int) -> Processes | None:
     """What a TPU, Slurm, MPI or Kubernetes environment says of the processes, as JAX reads it.
 
     JAX has no public name for this: `jax.distributed.initialize` does it, but cannot be asked
     whether it would find anything.
 
     Returns:
-      (the coordinator's HOST:PORT, the number of processes, this one's number, its devices or None
-      for all that are there); None outside such an environment.
+      None outside such an environment.
     """
     address, num_processes, process_id, local_device_ids = (
         clusters.ClusterEnv.auto_detect_unset_distributed_params(
@@ -62,7 +78,8 @@ def detect_processes(timeout_seconds: int) -> tuple[str, int, int, list[int] | N
     )
     if num_processes is None:
         return None
-    return address, num_processes, process_id, local_device_ids
+    assert address is not None and process_id is not None, (address, process_id)
+    return Processes(address, num_processes, process_id, local_device_ids)
 
 
 def _commit() -> str | None:
@@ -79,3 +96,7 @@ def _commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+if __name__ == "__main__":
+    print(", ".join(f"{package} {version}" for package, version in packages().items()))

@@ -17,10 +17,10 @@ import time
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import exit_codes
 
-# Seconds between two looks at the clock.
-_LOOK_SECONDS = 1.0
-# Longest that telling of the hang may take: what hangs may be the disk it is told on.
-_TELL_SECONDS = 20.0
+# Seconds between two polls of the clock.
+_POLL_SECONDS = 1.0
+# Longest that reporting a hang may take: what hangs may be the disk of the report.
+_REPORT_SECONDS = 20.0
 
 
 class Watchdog:
@@ -31,7 +31,7 @@ class Watchdog:
       other_limits: limits of named activities, where they differ.
     """
 
-    # Told what hung, before the end; may write a status.
+    # Called with what hung, before the process ends; may write a status.
     on_hang: collections.abc.Callable[[str], None] | None = None
 
     def __init__(
@@ -53,18 +53,20 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self):
-        seen, silent, looked = None, 0.0, time.monotonic()
-        while not self._closed.wait(_LOOK_SECONDS):
+        last_beats, silent_seconds, last_poll = None, 0.0, time.monotonic()
+        while not self._closed.wait(_POLL_SECONDS):
             now = time.monotonic()
             activity, beats = self._clock.activity, self._clock.beats
-            # A look that came late stopped with the rest (SIGSTOP, a machine that was frozen):
-            # that time is not the activity's.
-            silent = 0.0 if beats != seen else silent + min(now - looked, 2 * _LOOK_SECONDS)
-            seen, looked = beats, now
+            # A poll that came late was stopped together with everything else (SIGSTOP, a frozen
+            # machine): that time is not the activity's.
+            silent_seconds += min(now - last_poll, 2 * _POLL_SECONDS)
+            if beats != last_beats:
+                silent_seconds = 0.0
+            last_beats, last_poll = beats, now
             limit = self._other_limits.get(activity, self._limit_seconds)
-            if limit and silent > limit:
+            if limit and silent_seconds > limit:
                 end_process(
-                    f"{activity or 'a step'} showed no sign of life for {silent:.0f} s "
+                    f"{activity or 'a step'} showed no sign of life for {silent_seconds:.0f} s "
                     f"(the limit is {limit:g} s)",
                     self.on_hang,
                 )
@@ -90,7 +92,7 @@ def end_process(
     *,
     stacks: bool = True,
 ) -> None:
-    """Says why, with the stacks of all threads, and leaves at once, whatever the main thread does.
+    """Says why, with the stacks of all threads, and exits at once, whatever the main thread does.
 
     No cleaning up: it would wait for what hangs. What was saved is whole (files.py, Orbax).
     """
@@ -99,9 +101,9 @@ def end_process(
         with contextlib.suppress(OSError, ValueError):  # a standard error that is no file
             faulthandler.dump_traceback(all_threads=True)
     if on_hang is not None:
-        telling = threading.Thread(target=on_hang, args=(message,), daemon=True)
-        telling.start()
-        telling.join(_TELL_SECONDS)
+        reporting = threading.Thread(target=on_hang, args=(message,), daemon=True)
+        reporting.start()
+        reporting.join(_REPORT_SECONDS)
     leave(exit_codes.HUNG)
 
 

@@ -2,8 +2,8 @@
 
 A list of objects, each one step of the way: "action" ("init_from" or "grow"), "source" (the work
 directory that the weights were read from), "step" (of that checkpoint), "num_blocks" (its depth),
-and for "grow" what was done. The list is carried from directory to directory, so the last one tells
-the whole way even where the earlier ones are gone.
+and for "grow" what was done. The list is carried from directory to directory, so that the last one
+has the whole history even where the earlier directories are gone.
 """
 
 import os

@@ -7,19 +7,21 @@ the data and the tokenizer were).
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from keel_jax import config, errors
+from keel_jax.config import renamed
 from keel_jax.runtime import files
 from keel_jax.training import state as state_lib
+from keel_jax.training import trials
 
 DIRECTORY = "checkpoints"
-# A trial's work directory points to the run that holds its checkpoints.
-TRIAL_FILE = "trial.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Checkpoints:
             meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
         )
         # Orbax copies from the device in its own way, which the loop's transfer guard would refuse.
-        with jax.transfer_guard("allow"), self._told():
+        with jax.transfer_guard("allow"), self._as_os_error():
             self._manager.save(meta.step, args=args)
 
     def save_weights(self, params, meta: Meta) -> None:
@@ -129,7 +131,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(dataclasses.asdict(meta))
         )
-        with self._told():
+        with self._as_os_error():
             self._manager.save(meta.step, args=args)
         self.wait()
 
@@ -147,11 +149,11 @@ class Checkpoints:
         Raises:
           OSError: it could not be written; the checkpoints before it are untouched.
         """
-        with self._told():
+        with self._as_os_error():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _told(self):
+    def _as_os_error(self):
         """Turns what a write failed with, whatever the storage raised, into one OSError."""
         try:
             yield
@@ -176,7 +178,7 @@ class Checkpoints:
                 f"--config.train.init_from={self.directory.parent}."
             )
         progress = _as_dict(dataclasses.replace(abstract, params=None))
-        found = self._manager.restore(
+        restored = self._manager.restore(
             self.latest_step(),
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract.params),
@@ -184,8 +186,8 @@ class Checkpoints:
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        state = state_lib.TrainState(params=found["params"], **found["progress"])
-        return state, Meta.from_json(found["meta"])
+        state = state_lib.TrainState(params=restored["params"], **restored["progress"])
+        return state, Meta.from_json(restored["meta"])
 
     def restore_params(self, abstract_params, step: int | None = None) -> tuple[dict, Meta]:
         """The weights alone, of `step` or the newest.
@@ -196,15 +198,15 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         if not steps or (step is not None and step not in steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            there = f"the steps there: {steps}" if steps else "there is none yet"
-            raise errors.UserError(f"{self.directory} does not hold {wanted}; {there}.")
-        found = self._manager.restore(
+            choice = f"the steps there: {steps}" if steps else "there is none yet"
+            raise errors.UserError(f"{self.directory} does not hold {wanted}; {choice}.")
+        restored = self._manager.restore(
             steps[-1] if step is None else step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract_params), meta=ocp.args.JsonRestore()
             ),
         )
-        return found["params"], Meta.from_json(found["meta"])
+        return restored["params"], Meta.from_json(restored["meta"])
 
 
 def load_config(workdir: epath.PathLike) -> config.Config:
@@ -213,19 +215,28 @@ def load_config(workdir: epath.PathLike) -> config.Config:
     Raises:
       UserError: no run has been there.
     """
-    saved = files.read_json(epath.Path(workdir) / "config.json")
+    path = epath.Path(workdir) / "config.json"
+    saved = files.read_json(path)
     if saved is None:
         raise errors.UserError(
             f"{workdir} is not a work directory of a run: it has no config.json."
         )
+    if old_names := renamed.names_in(saved):
+        _say_renamed(str(path), tuple(old_names.items()))
     return config.from_dict(saved)
+
+
+@functools.cache  # once a file
+def _say_renamed(path: str, old_names: tuple[tuple[str, str], ...]) -> None:
+    changes = "; ".join(f"{old} is called {new} now" for old, new in old_names)
+    logging.warning("%s was written under old names: %s.", path, changes)
 
 
 def holder(workdir: epath.PathLike) -> epath.Path:
     """The directory that holds the checkpoints of `workdir`: another one's if that is a trial."""
     workdir = epath.Path(workdir)
-    trial = files.read_json(workdir / TRIAL_FILE)
-    return workdir / trial["checkpoints_in"] if trial else workdir
+    pointer = trials.pointer(workdir)
+    return workdir / pointer.checkpoints_in if pointer else workdir
 
 
 def load_params(
@@ -237,9 +248,9 @@ def load_params(
       UserError: `workdir` holds several trials, no run, or no such checkpoint.
     """
     workdir = epath.Path(workdir)
-    trial = files.read_json(workdir / TRIAL_FILE)
+    pointer = trials.pointer(workdir)
     cfg = load_config(holder(workdir))
-    if cfg.num_trials > 1 and trial is None:
+    if cfg.num_trials > 1 and pointer is None:
         raise errors.UserError(
             f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
         )
@@ -247,8 +258,8 @@ def load_params(
         raise errors.UserError(f"{workdir} holds no checkpoint yet.")
     with Checkpoints(holder(workdir)) as checkpoints:
         params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
-    if trial:
-        params = state_lib.trial_of(params, trial["trial"], cfg.num_trials)
+    if pointer:
+        params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
     return params, meta
 
 

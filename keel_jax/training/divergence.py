@@ -7,7 +7,7 @@ than 100 times what it was in the record before.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -15,7 +15,7 @@ SUBLAYERS = ("attention", "ffn")
 # Growth within one interval between records that counts as out of line. Guess: records of healthy
 # runs of this project move by less than 10 after the warm-up.
 _OUT_OF_LINE = 100.0
-# Records, before the diverging step, over which growth is told; and how many statistics are.
+# Records before the diverging step over which growth is reported, and of how many statistics.
 _WINDOW, _NUM_GROWN = 4, 6
 _GROWING = (
     "stream_rms",
@@ -29,7 +29,7 @@ _GROWING = (
 )
 
 
-def report(records: Mapping[str, np.ndarray], loss: float, grad_norm: float) -> dict:
+def make_report(records: Mapping[str, np.ndarray], loss: float, grad_norm: float) -> dict:
     """The divergence in the last record, as it is written to divergence.json.
 
     Args:
@@ -40,10 +40,10 @@ def report(records: Mapping[str, np.ndarray], loss: float, grad_norm: float) -> 
     Returns:
       "step"; "loss_is_finite", "grad_norm_is_finite"; "forward" and "backward", the first bad
       place (None: none is bad): "block" (from 0), "sublayer", "what", "value" (None: not finite)
-      and "told"; "grew": a list of "statistic", "block", "sublayer", "from_step", "from", "to",
+      and "message"; "grew": a list of "statistic", "block", "sublayer", "from_step", "from", "to",
       "factor", largest factor first; "text", all of it in sentences.
     """
-    found = {
+    report = {
         "step": int(records["step"][-1]),
         "loss_is_finite": math.isfinite(loss),
         "grad_norm_is_finite": math.isfinite(grad_norm),
@@ -51,7 +51,7 @@ def report(records: Mapping[str, np.ndarray], loss: float, grad_norm: float) -> 
         "backward": _first_bad(_backward(records)),
         "grew": _grown(records),
     }
-    return found | {"text": _text(found, loss, grad_norm, records)}
+    return report | {"text": _text(report, loss, grad_norm, records)}
 
 
 def num_blocks(records: Mapping[str, np.ndarray]) -> int:
@@ -87,13 +87,15 @@ def _backward(records) -> Iterator[_Suspect]:
             yield block, sublayer, "cotangent", records["cotangent_rms"][:, block, sublayer]
 
 
-def _first_bad(suspects: Iterator[_Suspect], only_if_not_finite: Iterator[_Suspect] = ()):
+def _first_bad(
+    suspects: Iterable[_Suspect], only_if_not_finite: Iterable[_Suspect] = ()
+) -> dict | None:
     """The first that is not finite, or else the first that is out of line, or None."""
-    seen = list(suspects)
-    for block, sublayer, what, values in [*seen, *only_if_not_finite]:
+    suspects = list(suspects)
+    for block, sublayer, what, values in [*suspects, *only_if_not_finite]:
         if not np.isfinite(values[-1]):
             return _place(block, sublayer, what, values)
-    for block, sublayer, what, values in seen:
+    for block, sublayer, what, values in suspects:
         if len(values) > 1 and 0 < values[-2] * _OUT_OF_LINE < values[-1]:
             return _place(block, sublayer, what, values)
     return None
@@ -101,23 +103,23 @@ def _first_bad(suspects: Iterator[_Suspect], only_if_not_finite: Iterator[_Suspe
 
 def _place(block: int, sublayer: int, what: str, values) -> dict:
     value = float(values[-1])
-    told = f"block {block}, {_name(sublayer)}: {_WORDS.get(what, what)} {value:.3g}"
+    message = f"block {block}, {_name(sublayer)}: {_WORDS.get(what, what)} {value:.3g}"
     if what == "stream":
         # Made by the sub-layer before, whose own branch was in order, or by the embedding.
         before = 2 * block + sublayer - 1
-        told += ", handed on by " + (
+        message += ", handed on by " + (
             f"the residual sum or outer norm of block {before // 2}, {_name(before % 2)}"
             if before >= 0
             else "the embedding"
         )
     if len(values) > 1:
-        told += f" ({float(values[-2]):.3g} in the record before)"
+        message += f" ({float(values[-2]):.3g} in the record before)"
     return {
         "block": block,
         "sublayer": SUBLAYERS[sublayer],
         "what": what,
         "value": value if math.isfinite(value) else None,
-        "told": told,
+        "message": message,
     }
 
 
@@ -138,7 +140,7 @@ def _grown(records) -> list[dict]:
     first = max(0, len(records["step"]) - 1 - _WINDOW)
     if first == len(records["step"]) - 1:
         return []
-    found = []
+    grown = []
     for name, values in records.items():
         if name.partition("/")[0] not in _GROWING:
             continue
@@ -146,49 +148,50 @@ def _grown(records) -> list[dict]:
         end = np.where(np.isfinite(last), last, before)
         usable = np.isfinite(begin) & np.isfinite(end) & (begin > 0)
         factor = np.where(usable, end / np.where(usable, begin, 1.0), 0.0)
-        place = np.unravel_index(factor.argmax(), factor.shape)
-        if factor[place] <= 1:
+        place = [int(index) for index in np.unravel_index(factor.argmax(), factor.shape)]
+        if factor[tuple(place)] <= 1:
             continue
-        sublayer = SUBLAYERS[place[1]] if len(place) > 1 else name.split("/")[1]
-        found.append(
+        block, *of_block = place
+        sublayer = SUBLAYERS[of_block[0]] if of_block else name.split("/")[1]
+        grown.append(
             {
                 "statistic": name,
-                "block": int(place[0]),
+                "block": block,
                 "sublayer": sublayer,
                 "from_step": int(records["step"][first]),
-                "from": float(begin[place]),
-                "to": float(end[place]),
-                "factor": float(factor[place]),
+                "from": float(begin[*place]),
+                "to": float(end[*place]),
+                "factor": float(factor[*place]),
             }
         )
-    return sorted(found, key=lambda line: -line["factor"])[:_NUM_GROWN]
+    return sorted(grown, key=lambda line: -line["factor"])[:_NUM_GROWN]
 
 
-def _text(found: dict, loss: float, grad_norm: float, records) -> str:
-    forward, backward = found["forward"], found["backward"]
+def _text(report: dict, loss: float, grad_norm: float, records) -> str:
+    forward, backward = report["forward"], report["backward"]
     lines = [
-        f"Diverged in step {found['step']} (loss {loss:.4g}, gradient norm {grad_norm:.3g}; "
+        f"Diverged in step {report['step']} (loss {loss:.4g}, gradient norm {grad_norm:.3g}; "
         f"{num_blocks(records)} blocks, counted from 0)."
     ]
     if forward:
-        lines.append(f"Forward, the first bad place from below is {forward['told']}.")
+        lines.append(f"Forward, the first bad place from below is {forward['message']}.")
     else:
         lines.append(
             "Forward, every block is in line"
-            + ("." if found["loss_is_finite"] else ": the loss, or the logits, failed after them.")
+            + ("." if report["loss_is_finite"] else ": the loss, or the logits, failed after them.")
         )
     if backward:
-        lines.append(f"Backward, the first bad place from above is {backward['told']}.")
-        if not found["loss_is_finite"]:
+        lines.append(f"Backward, the first bad place from above is {backward['message']}.")
+        if not report["loss_is_finite"]:
             lines.append("(As the loss is not finite, so is what comes back from it.)")
     else:
         lines.append("Backward, every block is in line.")
-    if found["grew"]:
-        lines.append(f"What grew most since step {found['grew'][0]['from_step']}, and where:")
+    if report["grew"]:
+        lines.append(f"What grew most since step {report['grew'][0]['from_step']}, and where:")
         lines += [
             f"  {line['statistic']}, block {line['block']}, {line['sublayer']}: "
             f"{line['from']:.3g} -> {line['to']:.3g} (x {line['factor']:.3g})"
-            for line in found["grew"]
+            for line in report["grew"]
         ]
     elif len(records["step"]) == 1:
         lines.append("No step before it was recorded.")

@@ -2,6 +2,7 @@
 
 import collections.abc
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ class Evaluator:
         self._batch_size = -(-cfg.train.batch_size // rows) * rows
         self._step = step_lib.compile_eval_step(cfg, mesh, self._batch_size)
         self._abstract = step_lib.abstract_eval_batch(cfg, mesh, self._batch_size)
-        self._share = transfer.share_of(self._abstract["inputs"])
+        self._rows = transfer.rows_of(self._abstract["inputs"])
 
     @property
     def num_batches(self) -> int:
@@ -53,22 +54,22 @@ class Evaluator:
             seq_len=self._cfg.train.seq_len,
             batch_size=self._batch_size,
             mask_documents=self._cfg.data.mask_documents,
-            rank=self._share.index,
-            world_size=self._share.count,
+            rank=self._rows.rank,
+            world_size=self._rows.world_size,
         )
-        total: dict[str, np.ndarray] = {}
+        total: dict[str, Any] = {}
         waiting = None
         for batch in with_progress(itertools.islice(batches, num_batches or None)):
             if stop_asked():
                 return None
-            sums = self._step(params, transfer.put_batch(batch, self._abstract, self._share))
+            sums = self._step(params, transfer.put_batch(batch, self._abstract, self._rows))
             # The batch before is read while this one is computed. Added up in float64.
             total, waiting = _add(total, waiting), sums
         return transfer.per_trial(_add(total, waiting), self._cfg.num_trials)
 
 
-def _add(total: dict[str, np.ndarray], sums) -> dict[str, np.ndarray]:
+def _add(total: dict[str, Any], sums: dict | None) -> dict[str, Any]:
     if sums is None:
         return total
-    sums = jax.device_get(sums)
-    return {key: np.float64(value) + total.get(key, 0.0) for key, value in sums.items()}
+    host = {key: np.float64(value) for key, value in jax.device_get(sums).items()}
+    return {key: value + total.get(key, 0.0) for key, value in host.items()}

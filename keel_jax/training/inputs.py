@@ -105,7 +105,7 @@ def meta(inputs: Inputs) -> checkpoint.Meta:
 
 def train_batches(
     cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh, start_step: int
-) -> collections.abc.Iterator[dict[str, jax.Array]]:
+) -> collections.abc.Generator[dict[str, jax.Array]]:
     """Global batches from `start_step` on; trials of equal seed share their rows.
 
     Raises:
@@ -113,7 +113,7 @@ def train_batches(
     """
     seeds = [seed for _, seed in cfg.trial_settings]
     abstract = step_lib.abstract_batch(cfg, mesh)
-    share = transfer.share_of(abstract["inputs"])
+    rows = transfer.rows_of(abstract["inputs"])
     streams = {
         seed: loader.train_batches(
             inputs.token_sets,
@@ -123,20 +123,20 @@ def train_batches(
             seed=seed,
             start_step=start_step,
             mask_documents=cfg.data.mask_documents,
-            rank=share.index,
-            world_size=share.count,
+            rank=rows.rank,
+            world_size=rows.world_size,
             num_threads=cfg.data.num_threads,
             prefetch_batches=cfg.data.prefetch_batches,
         )
         for seed in dict.fromkeys(seeds)
     }
 
-    def batches():
+    def batches() -> collections.abc.Generator[dict[str, jax.Array]]:
         while True:
-            rows = {seed: next(stream) for seed, stream in streams.items()}
-            batch = rows[seeds[0]]
+            by_seed = {seed: next(stream) for seed, stream in streams.items()}
+            batch = by_seed[seeds[0]]
             if cfg.num_trials > 1:
-                batch = {key: np.stack([rows[seed][key] for seed in seeds]) for key in batch}
-            yield transfer.put_batch(batch, abstract, share)
+                batch = {key: np.stack([by_seed[seed][key] for seed in seeds]) for key in batch}
+            yield transfer.put_batch(batch, abstract, rows)
 
     return batches()

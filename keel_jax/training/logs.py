@@ -12,6 +12,10 @@ from tensorboard.summary.writer import event_file_writer
 
 from keel_jax.runtime import distributed, files
 
+# Classes that protobuf makes at run time.
+Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore
+Summary = summary_pb2.Summary  # pyright: ignore
+
 JSONL = "metrics.jsonl"
 # TensorBoard's number for images with an alpha channel.
 _RGBA = 4
@@ -46,7 +50,7 @@ class Log:
     """Appends rows to metrics.jsonl and to TensorBoard.
 
     Rows after `start_step`, which a killed run wrote beyond its last checkpoint, are removed, and
-    TensorBoard is told to forget them: the log of a resumed run is that of a run never stopped.
+    TensorBoard is asked to forget them: the log of a resumed run is that of one never stopped.
     """
 
     def __init__(self, workdir: epath.PathLike, start_step: int):
@@ -59,7 +63,7 @@ class Log:
                 new.write_text(kept)
                 new.replace(self._path)
         self._events = event_file_writer.EventFileWriter(str(epath.Path(workdir) / "tensorboard"))
-        began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        began = SessionLog(status=SessionLog.START)
         self._add_event(start_step + 1, session_log=began)
 
     def write(self, row: dict[str, float]) -> None:
@@ -70,11 +74,11 @@ class Log:
         }
         files.append_text(self._path, json.dumps(finite) + "\n")
         scalars = [
-            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            Summary.Value(tag=name, simple_value=value)
             for name, value in row.items()
             if name != "step"
         ]
-        self._add_event(row["step"], summary=summary_pb2.Summary(value=scalars))
+        self._add_event(int(row["step"]), summary=Summary(value=scalars))
 
     def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
         """To TensorBoard alone; `images` are PNG files by their tags."""
@@ -82,14 +86,14 @@ class Log:
         for tag, content in images.items():
             # A PNG begins with a signature, then its header: width and height, big-endian.
             width, height = struct.unpack(">II", content[16:24])
-            image = summary_pb2.Summary.Image(
+            image = Summary.Image(
                 width=width, height=height, colorspace=_RGBA, encoded_image_string=content
             )
-            values.append(summary_pb2.Summary.Value(tag=tag, image=image))
-        self._add_event(step, summary=summary_pb2.Summary(value=values))
+            values.append(Summary.Value(tag=tag, image=image))
+        self._add_event(step, summary=Summary(value=values))
 
     def _add_event(self, step: int, **content):
-        event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+        event = Event(wall_time=time.time(), step=step, **content)
         self._events.add_event(event)
 
     def close(self):

@@ -10,19 +10,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from keel_jax.model import layers, lm
 from keel_jax.parallel import gathering, manual, sharding
 
 
 def cross_entropy_sums(
-    h_BTD: jax.Array,
-    w_DV: jax.Array,
-    targets_BT: jax.Array,
-    weights_BT: jax.Array,
+    h_BTD: Float[Array, "B T D"],
+    w_DV: Float[Array, "D V"],
+    targets_BT: Int[Array, "B T"],
+    weights_BT: Float[Array, "B T"],
     *,
     chunk: int,
-) -> dict[str, jax.Array]:
+) -> dict[str, Float[Array, ""]]:
     """Sums over all tokens, float32 scalars: divide once, at the end.
 
     Returns "nats" = sum of weight * -log p(target), "weight" = sum of weights, "log_z_squared" =

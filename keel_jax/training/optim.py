@@ -80,7 +80,7 @@ def make(optim: config.OptimConfig) -> optax.GradientTransformation:
 
         return jax.tree.map(scale, directions, params, rates, decays), state
 
-    return optax.GradientTransformation(direction.init, update)
+    return optax.GradientTransformation(direction.init, update)  # pyright: ignore[reportArgumentType]: optax allows params=None, which we never pass
 
 
 def clip(grads, clip_norm: float) -> tuple[typing.Any, jax.Array]:

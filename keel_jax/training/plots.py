@@ -22,7 +22,7 @@ _COLORS = matplotlib.colormaps["viridis"].with_extremes(bad="red")
 
 
 class Family(typing.NamedTuple):
-    """How a family of statistics is told and drawn."""
+    """How a family of statistics is named and drawn."""
 
     title: str
     is_log: bool
@@ -48,12 +48,12 @@ FAMILIES = {
 
 def families(records: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """The statistics of each family that was recorded: by name within it, [R, N] or [R, N, 2]."""
-    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in FAMILIES}
+    by_family: dict[str, dict[str, np.ndarray]] = {name: {} for name in FAMILIES}
     for name, values in records.items():
         family, _, member = name.partition("/")
-        if family in found:
-            found[family][member] = values
-    return {family: members for family, members in found.items() if members}
+        if family in by_family:
+            by_family[family][member] = values
+    return {family: members for family, members in by_family.items() if members}
 
 
 def images(records: Mapping[str, np.ndarray]) -> dict[str, bytes]:

@@ -42,14 +42,14 @@ class Progress:
             )
             self._bar.start()
             self._task = self._bar.add_task("", total=num_steps, completed=start_step, message="")
-        self._num_steps = num_steps
+        self._num_steps, self._message = num_steps, ""
 
     def step(self, step: int, message: str | None) -> None:
         """Moves on; `message` replaces the text (None: keep it)."""
         if self._bar:
-            self._bar.update(
-                self._task, completed=step, **({"message": message} if message else {})
-            )
+            self._bar.update(self._task, completed=step)
+            if message:
+                self._bar.update(self._task, message=message)
         elif self._visible and message:
             print(f"step {step}/{self._num_steps}  {message}", flush=True)
 

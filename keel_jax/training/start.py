@@ -19,7 +19,7 @@ from keel_jax.training import workdir as workdir_lib
 def ended_before(
     cfg: config.Config, workdir: epath.Path, checkpoints: checkpoint.Checkpoints
 ) -> int | None:
-    """The exit code of a run that has nothing left to do, told; None if there is something.
+    """The exit code of a run that has nothing left to do, which it says; None if it has.
 
     A diverged run would diverge again with the same options. With others (a lower rate) it goes on
     from its newest checkpoint before the divergence.
@@ -80,37 +80,38 @@ def begin(
             state = dataclasses.replace(state, params=params)
         ancestry.record(checkpoints.directory.parent, ancestors)
         return state, 0
-    state, found = checkpoints.restore(state_lib.abstract(cfg, mesh))
-    _check_same_data(checkpoints.directory, found, meta)
+    state, restored = checkpoints.restore(state_lib.abstract(cfg, mesh))
+    _check_same_data(checkpoints.directory, restored, meta)
     rates = np.asarray([rate for rate, _ in cfg.trial_settings], np.float32)
     rates = rates.reshape(state.peak_lr.shape)
     rates = transfer.put_everywhere(rates, state.peak_lr.sharding)
-    return dataclasses.replace(state, peak_lr=rates), found.step
+    return dataclasses.replace(state, peak_lr=rates), restored.step
 
 
 def _initial_params(cfg, mesh, meta, like):
     """The weights that `train.init_from` names, for every trial, laid out as `like`; their way."""
     workdir, step = parse_checkpoint(cfg.train.init_from)
-    theirs = checkpoint.load_config(workdir).model
+    their_model = checkpoint.load_config(workdir).model
     changed = {
-        name: (getattr(theirs, name), getattr(cfg.model, name))
+        name: (getattr(their_model, name), getattr(cfg.model, name))
         for name, field in options.fields(config.ModelConfig).items()
         if options.change_of(field) is options.Change.MODEL
-        and getattr(theirs, name) != getattr(cfg.model, name)
+        and getattr(their_model, name) != getattr(cfg.model, name)
     }
     if changed:
         lines = "; ".join(f"model.{k}: {a!r} there, {b!r} here" for k, (a, b) in changed.items())
         raise errors.UserError(
             f"train.init_from={cfg.train.init_from} holds another model ({lines})."
         )
-    params, found = checkpoint.load_params(workdir, mesh, step)
-    if found.tokenizer_fingerprint != meta.tokenizer_fingerprint:
+    params, their_meta = checkpoint.load_params(workdir, mesh, step)
+    if their_meta.tokenizer_fingerprint != meta.tokenizer_fingerprint:
         raise errors.UserError(
             f"train.init_from={cfg.train.init_from} was trained with tokenizer "
-            f"{found.tokenizer_fingerprint[:12]}, data.path was made with "
+            f"{their_meta.tokenizer_fingerprint[:12]}, data.path was made with "
             f"{meta.tokenizer_fingerprint[:12]}: prepare the data with that run's tokenizer.model."
         )
-    ancestors = [*ancestry.read(workdir), ancestry.entry("init_from", workdir, found.step, theirs)]
+    ancestor = ancestry.entry("init_from", workdir, their_meta.step, their_model)
+    ancestors = [*ancestry.read(workdir), ancestor]
     if cfg.num_trials > 1:
         spread = jax.jit(
             lambda tree: jax.tree.map(
@@ -128,10 +129,10 @@ def parse_checkpoint(path: str) -> tuple[epath.Path, int | None]:
     return (epath.Path(match[1]), int(match[2])) if match else (epath.Path(path), None)
 
 
-def _check_same_data(directory, found: checkpoint.Meta, now: checkpoint.Meta):
+def _check_same_data(directory: epath.Path, saved: checkpoint.Meta, now: checkpoint.Meta):
     for name, was, is_now in (
-        ("tokenizer", found.tokenizer_fingerprint, now.tokenizer_fingerprint),
-        ("data", found.data_fingerprint, now.data_fingerprint),
+        ("tokenizer", saved.tokenizer_fingerprint, now.tokenizer_fingerprint),
+        ("data", saved.data_fingerprint, now.data_fingerprint),
     ):
         if was != is_now:
             raise errors.UserError(

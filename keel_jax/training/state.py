@@ -5,6 +5,8 @@ run of one trial holds no such axis. `over_trials` is the one place that knows.
 """
 
 import collections.abc
+import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -27,12 +29,14 @@ class TrainState:
     # bool []: the loss or a gradient was not finite; from then on nothing changes any more.
     diverged: jax.Array
     # float32 tree, as `lm.init` makes it.
-    params: dict
+    params: Any
     # The optimizer's own, float32 moments and int32 counts.
-    opt_state: tuple
+    opt_state: Any
 
 
-def over_trials(function: collections.abc.Callable, num_trials: int, **vmap_options):
+def over_trials(
+    function: collections.abc.Callable, num_trials: int, **vmap_options: Any
+) -> collections.abc.Callable:
     """`function` of one trial as a function of all: itself, or its vmap over the mesh's trials."""
     if num_trials == 1:
         return function
@@ -65,7 +69,7 @@ def initializer(cfg: config.Config) -> collections.abc.Callable[[], TrainState]:
 
 
 def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
-    """Where each leaf of the state lies: a tree of NamedSharding shaped like the state.
+    """Where each leaf of the state lies: a NamedSharding in the place of each array.
 
     Optimizer moments lie where their parameter does; counts and factored moments everywhere.
 
@@ -86,13 +90,9 @@ def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     params = jax.tree_util.tree_map_with_path(
         place, shapes.params, lm.logical_axes(lm.LanguageModel(cfg.model))
     )
-    return TrainState(
-        step=everywhere(shapes.step),
-        peak_lr=everywhere(shapes.peak_lr),
-        diverged=everywhere(shapes.diverged),
-        params=params,
-        opt_state=optim.match_params(shapes.opt_state, shapes.params, params, everywhere),
-    )
+    opt_state = optim.match_params(shapes.opt_state, shapes.params, params, everywhere)
+    rest = jax.tree.map(everywhere, dataclasses.replace(shapes, params=None, opt_state=None))
+    return dataclasses.replace(rest, params=params, opt_state=opt_state)
 
 
 def create(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
@@ -110,6 +110,6 @@ def abstract(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     )
 
 
-def trial_of(tree, trial: int, num_trials: int):
+def trial_of(tree: Any, trial: int, num_trials: int) -> Any:
     """One trial's part of a state, or of anything stacked like it."""
     return tree if num_trials == 1 else jax.tree.map(lambda leaf: leaf[trial], tree)

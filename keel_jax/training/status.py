@@ -8,9 +8,8 @@ from keel_jax import config
 from keel_jax.model import lm, residual
 from keel_jax.runtime import distributed, exit_codes, files
 from keel_jax.runtime import session as session_lib
-from keel_jax.training import ancestry, transfer
+from keel_jax.training import ancestry, transfer, trials
 from keel_jax.training import state as state_lib
-from keel_jax.training import workdir as workdir_lib
 
 # Seconds between two writes while a run goes on.
 _STATUS_SECONDS = 5.0
@@ -68,10 +67,10 @@ class Status:
         self._written = self._clock.total
         self._write_one(self._workdir, exit_code, self._step, error)
         if self._cfg.num_trials > 1:
-            trials = workdir_lib.trial_directories(self._workdir, self._cfg)
-            codes = trial_codes or [exit_code] * len(trials)
-            steps = trial_steps or [self._step] * len(trials)
-            for directory, code, step in zip(trials, codes, steps, strict=True):
+            directories = trials.directories(self._workdir, self._cfg)
+            codes = trial_codes or [exit_code] * len(directories)
+            steps = trial_steps or [self._step] * len(directories)
+            for directory, code, step in zip(directories, codes, steps, strict=True):
                 self._write_one(directory, code, step, error)
 
     def _write_one(self, directory, exit_code, step, error):

@@ -5,6 +5,7 @@ Dimension letters: B batch, T time, A accumulation steps.
 
 import collections.abc
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def batch_sums_and_stats(
             lm.ordered_context(batch["segment_ids"]),
         ),
     )
-    h_BTD, stats = model.apply(
+    outputs = model.apply(
         {"params": params},
         tokens,
         context=context,
@@ -52,6 +53,7 @@ def batch_sums_and_stats(
         measured=measured,
         method="hidden_and_stats",
     )
+    h_BTD, stats = cast(tuple[jax.Array, dict | None], outputs)
     sums = loss.cross_entropy_sums(
         h_BTD,
         lm.output_matrix(params, cfg.model),
@@ -85,7 +87,8 @@ def train_step(
 
     finite = jnp.isfinite(sums["nats"]) & jnp.isfinite(grad_norm)
     diverged = state.diverged | ~finite
-    stepped = state.replace(
+    stepped = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=lm.project(optim.apply(state.params, updates, learning_rate), cfg.model),
         opt_state=opt_state,
@@ -99,7 +102,7 @@ def train_step(
         "diverged": diverged,
         **plan_stats,
     }
-    return new_state.replace(diverged=diverged), metrics
+    return dataclasses.replace(new_state, diverged=diverged), metrics
 
 
 def mean_gradients(grads, sums: Sums):

@@ -72,7 +72,7 @@ class Store:
                 self._write()
 
     def append(self, step: int, record: dict[str, np.ndarray]) -> None:
-        """Adds what was seen of `step`; on disk when it returns."""
+        """Adds the record of `step`; it is on disk when this returns."""
         row = {"step": np.asarray([step], np.int64)}
         row |= {name: np.asarray(value, np.float32)[None] for name, value in record.items()}
         shapes = [{name: a.shape[1:] for name, a in c.items()} for c in (self._chunk, row)]
@@ -86,13 +86,13 @@ class Store:
         directory = self._workdir / DIRECTORY
         directory.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
-        np.savez(content, **self._chunk)
+        np.savez(content, allow_pickle=False, **self._chunk)
         path = directory / f"{self._chunk['step'][0]:010}.npz"
         files.write_bytes(path, content.getvalue())
 
 
 class Recorder:
-    """Looks at the steps that are due, in all trials, and keeps what it saw.
+    """Looks at the steps that are due, in all trials, and keeps their statistics.
 
     Every process makes one and calls it alike: the program that looks is a collective. The lead
     writes.
@@ -130,16 +130,18 @@ class Recorder:
         every = self._cfg.telemetry.every_steps
         return bool(every) and (step % every == 0 or step in (1, self._cfg.train.num_steps))
 
-    def look(self, state: state_lib.TrainState, batch: dict):
+    def look(self, state: state_lib.TrainState, batch: dict) -> dict | None:
         """Dispatches the look at the step that `state` takes on `batch`; None where it is off."""
         return self._look and self._look(state, batch)
 
-    def record(self, step: int, seen, trials: collections.abc.Iterable[int]) -> None:
+    def record(
+        self, step: int, statistics: dict | None, trials: collections.abc.Iterable[int]
+    ) -> None:
         """Keeps what `look` gave for `step`, waited for, of these trials."""
-        if seen is None:
+        if statistics is None:
             return
         with self._clock.measure("telemetry"):
-            host = jax.device_get(seen)
+            host = jax.device_get(statistics)
             if not self._stores:
                 return
             for trial in trials:
@@ -149,7 +151,7 @@ class Recorder:
                 self.draw()
 
     def explain(self, trial: int, step: int, sums: dict[str, float]) -> None:
-        """Writes and tells where `step`, recorded, went wrong in a trial that diverged in it.
+        """Writes and prints where `step`, recorded, went wrong in a trial that diverged in it.
 
         Args:
           sums: the train step's own numbers.
@@ -158,7 +160,7 @@ class Recorder:
             return
         directory = self._directories[trial]
         loss = sums["nats"] / (sums["weight"] or math.nan)
-        report = divergence.report(load(directory), loss, sums["grad_norm"])
+        report = divergence.make_report(load(directory), loss, sums["grad_norm"])
         assert report["step"] == step, (report["step"], step)
         files.write_json(directory / DIVERGENCE, report)
         name = f"trial {trial}: " if self._cfg.num_trials > 1 else ""

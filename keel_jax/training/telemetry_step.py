@@ -131,8 +131,8 @@ def _optimizer(state: state_lib.TrainState, grads, cfg: config.Config) -> dict:
             )
         )
 
-    _, seen = jax.lax.scan(some, None, jnp.arange(cfg.model.num_blocks // num_stages))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), seen)
+    _, of_stages = jax.lax.scan(some, None, jnp.arange(cfg.model.num_blocks // num_stages))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), of_stages)
 
 
 def _adam(opt_state, options: config.OptimConfig) -> dict:

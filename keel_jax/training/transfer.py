@@ -1,6 +1,7 @@
 """Between the host and the devices: batches there, scalars back; in any number of processes."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,43 +11,43 @@ from keel_jax.training import state as state_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """Which of `count` equal, contiguous shares of the rows this process reads."""
+class Rows:
+    """Which of `world_size` equal, contiguous parts of a batch's rows this process reads."""
 
-    index: int
-    count: int
+    rank: int
+    world_size: int
 
 
-def share_of(leaf: jax.ShapeDtypeStruct) -> Share:
-    """The smallest share that holds the rows [..., B, T] of `leaf` on this process's devices.
+def rows_of(leaf: jax.ShapeDtypeStruct) -> Rows:
+    """The smallest part that holds the rows [..., B, T] of `leaf` on this process's devices.
 
     Not every process has rows of its own: along other axes than the batch's, several hold the same.
     """
     size = leaf.shape[-2]
+    assert leaf.sharding is not None
     places = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
-    spans = [place[-2].indices(size)[:2] for place in places]
+    spans = [place[-2].indices(size)[:2] for place in places if place is not None]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-    rows = last - first
-    if size % rows or first % rows:
-        return Share(0, 1)
-    return Share(first // rows, size // rows)
+    num_rows = last - first
+    if size % num_rows or first % num_rows:
+        return Rows(0, 1)
+    return Rows(first // num_rows, size // num_rows)
 
 
-def put_batch(batch: dict[str, np.ndarray], abstract: dict, share: Share) -> dict[str, jax.Array]:
-    """The global arrays of a batch, of which this process holds the rows of `share`.
+def put_batch(batch: dict[str, np.ndarray], abstract: dict, rows: Rows) -> dict[str, jax.Array]:
+    """The global arrays of a batch, of which this process holds `rows`.
 
     Args:
-      batch: arrays [..., B / count, T]: all but the rows are whole.
+      batch: arrays [..., B / world_size, T]: all but the rows are whole.
       abstract: shapes and shardings of the global arrays [..., B, T].
     """
 
     def put(local, leaf):
-        first = share.index * local.shape[-2]
+        first = rows.rank * local.shape[-2]
 
         def part(place):
-            rows = place[-2].indices(leaf.shape[-2])
-            here = slice(rows[0] - first, rows[1] - first)
-            return local[(*place[:-2], here, place[-1])]
+            start, stop, _ = place[-2].indices(leaf.shape[-2])
+            return local[(*place[:-2], slice(start - first, stop - first), place[-1])]
 
         # Not from a callback: the loop's transfer guard asks for explicit copies.
         places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
@@ -61,7 +62,7 @@ def put_everywhere(array: np.ndarray, place: jax.sharding.Sharding) -> jax.Array
     return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 
-def fetch(tree):
+def fetch(tree: Any) -> Any:
     """The values of global arrays as NumPy's, whole on every process.
 
     A collective where an array is spread over processes (trials): every process calls it.

@@ -17,7 +17,7 @@ from etils import epath
 from keel_jax import config, errors
 from keel_jax.config import options
 from keel_jax.runtime import distributed, files, versions
-from keel_jax.training import checkpoint
+from keel_jax.training import checkpoint, trials
 
 # How long a network file system may take to show a new file to another host.
 _SHARED_SECONDS = 20.0
@@ -34,8 +34,9 @@ def prepare(workdir: epath.PathLike, cfg: config.Config) -> epath.Path:
     workdir = files.make_writable_directory(workdir)
     if (workdir / checkpoint.DIRECTORY).exists():
         _check_unchanged(workdir, checkpoint.load_config(workdir), cfg)
-    # From here on the lead writes: all have read what was there.
+    # From here on the lead writes: all processes have read what was in the directory.
     _check_shared(workdir)
+    trials.rename_old(workdir)
     return workdir
 
 
@@ -48,33 +49,18 @@ def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> 
     """Writes the run's description, for the run and for each trial."""
     if not distributed.is_lead():
         return
-    for directory, trial_cfg in zip(directories(workdir, cfg), _configs(cfg), strict=True):
-        directory.mkdir(parents=True, exist_ok=True)
-        files.write_json(directory / "config.json", config.to_dict(trial_cfg))
-        (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
-    for trial, directory in enumerate(trial_directories(workdir, cfg)):
-        if cfg.num_trials > 1:
-            holder = {"checkpoints_in": "../..", "trial": trial}
-            files.write_json(directory / checkpoint.TRIAL_FILE, holder)
+    _describe_one(workdir, cfg, tokenizer)
+    if cfg.num_trials > 1:
+        for trial, directory in enumerate(trials.directories(workdir, cfg)):
+            _describe_one(directory, cfg.for_trial(trial), tokenizer)
+            trials.write_pointer(directory, trial)
     files.write_json(workdir / "versions.json", versions.describe())
 
 
-def trial_directories(workdir: epath.Path, cfg: config.Config) -> list[epath.Path]:
-    """Where each trial's metrics and status go: one trial's, the work directory itself."""
-    if cfg.num_trials == 1:
-        return [workdir]
-    return [workdir / "trials" / f"{trial:03}" for trial in range(cfg.num_trials)]
-
-
-def directories(workdir: epath.Path, cfg: config.Config) -> list[epath.Path]:
-    """The work directory and, if there are several trials, theirs."""
-    return [workdir] if cfg.num_trials == 1 else [workdir, *trial_directories(workdir, cfg)]
-
-
-def _configs(cfg: config.Config) -> list[config.Config]:
-    if cfg.num_trials == 1:
-        return [cfg]
-    return [cfg, *(cfg.for_trial(trial) for trial in range(cfg.num_trials))]
+def _describe_one(directory: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    files.write_json(directory / "config.json", config.to_dict(cfg))
+    (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
 
 
 def _check_shared(workdir):
@@ -86,9 +72,10 @@ def _check_shared(workdir):
         mark.write_bytes(b"")
     distributed.from_all(True)  # written
     deadline = time.monotonic() + _SHARED_SECONDS
-    while not (seen := mark.exists()) and time.monotonic() < deadline:
+    while not (is_visible := mark.exists()) and time.monotonic() < deadline:
         time.sleep(0.5)
-    missing = [number for number, saw in enumerate(distributed.from_all(seen)) if not saw]
+    visible = distributed.from_all(is_visible)
+    missing = [number for number, is_there in enumerate(visible) if not is_there]
     if distributed.is_lead():
         mark.unlink()
     if missing:

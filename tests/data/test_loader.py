@@ -2,14 +2,15 @@
 
 import collections
 import itertools
-import json
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 
 from keel_jax.data import loader, shards
-from keel_jax.data.preparing import preparation
+from tests.data.preparing import corpora
 
 SEQ_LEN = 16
 KEYS = {
@@ -20,17 +21,14 @@ KEYS = {
 }
 
 
-def _make_set(directory, name, lines, tokenizer_model=""):
-    source = directory / f"{name}.jsonl"
-    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    options = {} if tokenizer_model else {"vocab_size": 300}
-    preparation.prepare(
-        [str(source)],
+def _make_set(directory, name, values, tokenizer_model: epath.PathLike = ""):
+    inputs = corpora.write_jsonl(directory / f"{name}.jsonl", values)
+    corpora.prepare(
+        inputs,
         directory / name,
-        validation_fraction=0.2,
         unit_bytes=700,
         tokenizer_model=tokenizer_model,
-        **options,
+        vocab_size=None if tokenizer_model else 300,
     )
     return shards.open_set(directory / name)
 
@@ -54,8 +52,8 @@ def token_set(token_sets):
 
 
 def _take(token_sets, count, **options):
-    options = {"seq_len": SEQ_LEN, "batch_size": 4, "seed": 0} | options
-    batches = loader.train_batches(token_sets, **options)
+    given: dict[str, Any] = {"seq_len": SEQ_LEN, "batch_size": 4, "seed": 0, **options}
+    batches = loader.train_batches(token_sets, **given)
     taken = list(itertools.islice(batches, count))
     batches.close()
     return taken
@@ -107,12 +105,11 @@ def test_starting_anywhere_is_the_uninterrupted_stream(num_sets, token_sets):
 def test_processes_share_the_batch_of_one(num_sets, world_size, token_sets):
     sets = token_sets[:num_sets]
     whole = _take(sets, 6, start_step=3)
-    shares = [
-        _take(sets, 6, start_step=3, rank=index, world_size=world_size)
-        for index in range(world_size)
+    by_rank = [
+        _take(sets, 6, start_step=3, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
     for step, expected in enumerate(whole):
-        joined = {key: np.concatenate([share[step][key] for share in shares]) for key in expected}
+        joined = {key: np.concatenate([own[step][key] for own in by_rank]) for key in expected}
         _assert_equal([joined], [expected])
 
 
@@ -153,9 +150,9 @@ def test_examples_are_shifted_windows_with_segments_and_weights(token_set):
     for row in _rows(_take([token_set], 8)):
         np.testing.assert_array_equal(row["inputs"][1:], row["targets"][:-1])
         segment = 0
-        for token, found in zip(row["inputs"], row["segment_ids"], strict=True):
+        for token, segment_id in zip(row["inputs"], row["segment_ids"], strict=True):
             segment += token == token_set.eos_id
-            assert found == segment
+            assert segment_id == segment
         assert any(
             np.array_equal(weights[place + 1 : place + SEQ_LEN + 1], row["loss_weights"])
             for place in _position(split, row)
@@ -168,31 +165,31 @@ def test_examples_are_shifted_windows_with_segments_and_weights(token_set):
 
 
 def test_a_mixture_keeps_its_proportions_in_every_stretch(token_sets):
-    def share(weights, start, count):
+    def fraction_of_first(weights, start, count):
         rows = _rows(_take(token_sets, count, weights=weights, start_step=start, batch_size=8))
         of_first = [bool(_position(token_sets[0].split("train"), row)) for row in rows]
         return sum(of_first) / len(of_first)
 
     for start in (0, 40, 1000):
-        assert share((3.0, 1.0), start, 10) == pytest.approx(0.75, abs=0.03)
-        assert share((0.1, 0.9), start, 10) == pytest.approx(0.1, abs=0.03)
+        assert fraction_of_first((3.0, 1.0), start, 10) == pytest.approx(0.75, abs=0.03)
+        assert fraction_of_first((0.1, 0.9), start, 10) == pytest.approx(0.1, abs=0.03)
     sizes = [token_set.split("train").num_tokens for token_set in token_sets]
-    assert share((), 0, 20) == pytest.approx(sizes[0] / sum(sizes), abs=0.03)
+    assert fraction_of_first((), 0, 20) == pytest.approx(sizes[0] / sum(sizes), abs=0.03)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("seq_len, batch_size", [(16, 4), (7, 4), (1, 4), (13, 8), (5000, 4)])
 def test_validation_is_every_target_once_in_order(seq_len, batch_size, world_size, token_set):
     split = token_set.split("validation")
-    options = {"seq_len": seq_len, "batch_size": batch_size}
+    options: dict[str, Any] = {"seq_len": seq_len, "batch_size": batch_size}
     count = loader.num_validation_batches(token_set, **options)
-    shares = [
-        list(loader.validation_batches(token_set, rank=index, world_size=world_size, **options))
-        for index in range(world_size)
+    by_rank = [
+        list(loader.validation_batches(token_set, rank=rank, world_size=world_size, **options))
+        for rank in range(world_size)
     ]
-    assert [len(share) for share in shares] == [count] * world_size
+    assert [len(own) for own in by_rank] == [count] * world_size
     rows = {
-        key: np.concatenate([share[step][key] for step in range(count) for share in shares])
+        key: np.concatenate([own[step][key] for step in range(count) for own in by_rank])
         for key in KEYS
     }
     num_targets = split.num_tokens - 1
@@ -212,7 +209,7 @@ def test_validation_is_every_target_once_in_order(seq_len, batch_size, world_siz
 
 
 def test_validation_can_end_earlier(token_set):
-    options = {"seq_len": 8, "batch_size": 2}
+    options: dict[str, Any] = {"seq_len": 8, "batch_size": 2}
     whole = list(loader.validation_batches(token_set, **options))
     _assert_equal(list(loader.validation_batches(token_set, num_batches=3, **options)), whole[:3])
     assert loader.num_validation_batches(token_set, num_batches=3, **options) == 3
@@ -223,18 +220,19 @@ def test_validation_can_end_earlier(token_set):
 
 def test_impossible_requests_are_errors_with_both_numbers(token_sets, token_set, tmp_path):
     size = token_set.split("train").num_tokens
-    for sets, options, message in (
+    cases: list[tuple[Any, dict[str, Any], str]] = [
         ([token_set], {"seq_len": size}, rf"{size} tokens.*= {size + 1}"),
-        ([token_set], {"batch_size": 6, "world_size": 4}, "batch of 6.*no 4 equal"),
-        ([token_set], {"rank": 4, "world_size": 4}, "4 is not one of 4"),
+        ([token_set], {"batch_size": 6, "world_size": 4}, "batch of 6.*equally among 4"),
+        ([token_set], {"rank": 4, "world_size": 4}, "Rank 4 is outside the world size of 4"),
         ([token_set], {"split": "test"}, "no split 'test'; it has train, validation"),
         (token_sets, {"weights": (1.0,)}, "1 weights for 2"),
         (token_sets, {"weights": (1.0, 0.0)}, "positive"),
         ([], {}, "no token set"),
-    ):
+    ]
+    for sets, options, message in cases:
         with pytest.raises(ValueError, match=message):
             _take(sets, 1, **options)
-    with pytest.raises(ValueError, match="batch of 3.* 2 equal shares"):
+    with pytest.raises(ValueError, match="batch of 3.*equally among 2"):
         loader.validation_batches(token_set, seq_len=8, batch_size=3, world_size=2)
     foreign = _make_set(tmp_path, "foreign", [{"text": f"{i} quite other"} for i in range(40)])
     with pytest.raises(ValueError, match="different tokenizers.*--tokenizer="):
@@ -243,10 +241,10 @@ def test_impossible_requests_are_errors_with_both_numbers(token_sets, token_set,
     assert _take([token_set], 1, seq_len=size - 1)[0]["inputs"].shape == (4, size - 1)
 
 
-def test_mistakes_are_told_at_the_call_and_not_at_the_first_batch(token_sets):
+def test_errors_are_raised_by_the_call_and_not_by_the_first_batch(token_sets):
     for wrong in ({"weights": (1.0,)}, {"seq_len": 10**9}, {"batch_size": 0}):
         with pytest.raises(ValueError):
-            options = {"seq_len": SEQ_LEN, "batch_size": 4, "seed": 0} | wrong
+            options: dict[str, Any] = {"seq_len": SEQ_LEN, "batch_size": 4, "seed": 0, **wrong}
             loader.train_batches(token_sets, **options)
 
 

@@ -1,4 +1,8 @@
-"""Laws of reading shards: what is missing, cut or foreign is an error that says what to do."""
+"""Laws of reading shards: files that are missing, cut, changed or foreign are errors.
+
+`data.integrity` is tested here too. What the streams contain is tested where they are written, in
+`preparing/test_preparation.py` and `preparing/test_shard_writing.py`.
+"""
 
 import hashlib
 import json
@@ -8,17 +12,14 @@ import sys
 import pytest
 
 from keel_jax.data import shards
-from keel_jax.data.preparing import preparation
+from tests.data.preparing import corpora
 
 
 @pytest.fixture
 def directory(tmp_path):
-    source = tmp_path / "a.jsonl"
-    lines = [{"prompt": f"question {i}", "response": "some answer " * (i + 1)} for i in range(30)]
-    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    preparation.prepare(
-        [str(source)], tmp_path / "set", vocab_size=300, validation_fraction=0.2, unit_bytes=1000
-    )
+    values = [{"prompt": f"question {i}", "response": "some answer " * (i + 1)} for i in range(30)]
+    inputs = corpora.write_jsonl(tmp_path / "a.jsonl", values)
+    corpora.prepare(inputs, tmp_path / "set", vocab_size=300, unit_bytes=1000)
     return tmp_path / "set"
 
 
@@ -44,12 +45,12 @@ def test_a_flipped_bit_is_found_where_checksums_are_asked_for(name, directory):
     written = hashlib.sha256(content).hexdigest()[:12]
     content[-1] ^= 1
     (directory / name).write_bytes(content)
-    there = hashlib.sha256(content).hexdigest()[:12]
-    message = f"{name} has sha256 {there}, but {written} was written.*same prepare command"
+    changed = hashlib.sha256(content).hexdigest()[:12]
+    message = f"{name} has sha256 {changed}, but {written} was written.*same prepare command"
     with pytest.raises(ValueError, match=message):
         shards.open_set(directory, verify=True)
     with pytest.raises(ValueError, match=message):
-        shards.open_set(directory).verify()  # opened without: only sizes were looked at
+        shards.open_set(directory).verify()  # opened without: only sizes were compared
 
 
 def test_foreign_and_damaged_directories_are_errors(directory, tmp_path):
@@ -99,11 +100,14 @@ def test_ranges_outside_the_stream_are_errors(directory):
     assert split.tokens(5, 5).shape == (0,)
 
 
+def test_large_vocabularies_take_four_bytes():
+    assert shards.token_dtype(1 << 16).itemsize == 2 and shards.token_dtype((1 << 16) + 1) == "<u4"
+
+
 def test_preparing_and_reading_do_without_jax():
     code = (
         "import sys; from keel_jax.data import loader, shards;"
         "from keel_jax.data.preparing import preparation;"
         "sys.exit('jax' in sys.modules or 'grain' in sys.modules or 'pyarrow' in sys.modules)"
     )
-    # The package's own __init__ is not the matter here: only what keel_jax.data adds counts.
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""A small project and a world of stand-ins for the launchers' tests (see standin.py)."""
+"""A small project and a world of stand-ins for the launchers' tests (standins/program.py)."""
 
 import contextlib
 import json
@@ -14,9 +14,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+LAUNCHERS = ("tpu_vm", "queued_resource", "gke", "xpk", "slurm", "local")
+# The two kinds of Cloud TPU machine differ in their gcloud commands only.
+KINDS = pytest.mark.parametrize(
+    "module", ["tpu_vm", pytest.param("queued_resource", marks=pytest.mark.slow)]
+)
+# gcloud's nouns.
+KIND_OF = {"tpu_vm": "tpu-vm", "queued_resource": "queued-resources"}
+
 PROGRAMS = ("gcloud", "kubectl", "xpk", "sbatch", "sacct", "squeue", "scancel", "scontrol", "srun")
 # What a worker has. `python3.X -m venv` makes an environment whose python is the real one and whose
-# pip only looks at what it is given; it fails if the directory STANDIN has a file `no-pip`.
+# pip only checks its input; it fails if the directory STANDIN has a file `no-pip`.
 TOOLS = {
     "hostname": 'echo "${KEEL_TEST_HOST:-here}"',
     PYTHON: f'''
@@ -32,7 +40,7 @@ TOOLS = {
 }
 
 # The driver's stand-in. It ends as WORKDIR/PROCESS says, one word a start, the last for ever: an
-# exit code, `sleep`, or `child` (has a child, and sleeps).
+# exit code, `sleep`, `child` (has a child, and sleeps), or `ignore_sigterm` (and sleeps).
 _TRAIN = """
 import os, pathlib, signal, sys, time
 flags = dict(arg.lstrip("-").partition("=")[::2] for arg in sys.argv[1:])
@@ -47,15 +55,16 @@ words = script.read_text().split() if script.exists() else ["0"]
 word = words[min(number, len(words)) - 1]
 print("process", process, "start", number, "does", word, flush=True)
 def save(*_):
-    # As the driver: the supervisor's echo of what a whole Slurm step was sent is no second request.
+    # As in the driver, SIGTERM that comes again is no second request: a whole Slurm step gets one,
+    # and its supervisors pass theirs on.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 if word == "child":
     (workdir / "child").write_text(str(os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600")))
-if word == "ignore_interrupts":
+if word == "ignore_sigterm":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if word in ("sleep", "child", "ignore_interrupts"):
+if word in ("sleep", "child", "ignore_sigterm"):
     (workdir / f"{process}.ready").touch()
     time.sleep(600)
 if int(word) > 128:
@@ -105,7 +114,7 @@ def git(directory, *words) -> str:
 
 
 class World:
-    """Stand-ins on PATH, what they were asked, and what they have created."""
+    """Stand-ins on PATH, the commands that they got, and what they have created."""
 
     def __init__(self, directory: pathlib.Path, project: pathlib.Path):
         self.directory, self.project = directory, project
@@ -121,7 +130,7 @@ class World:
             (bin_ / name).write_text(
                 f"#!{sys.executable} -SE\nimport sys\n"
                 f"sys.path.insert(0, {str(ROOT / 'tests/launch')!r})\n"
-                f"import standin\nsys.exit(standin.main({name!r}))\n"
+                f"from standins import program\nsys.exit(program.main({name!r}))\n"
             )
         for name, script in TOOLS.items():
             (bin_ / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -136,14 +145,14 @@ class World:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
-    def tell(self, name: str, value):
-        """Writes a script of the stand-ins: faults, states, jobset, pods, sacct, plan."""
+    def configure(self, name: str, value):
+        """Writes a file that the stand-ins read: faults, states, jobset, pods, sacct, plan."""
         path = self.directory / (name if name == "plan" else f"{name}.json")
         path.write_text(json.dumps(value))
 
     def command(self, module: str, *flags: str) -> list[str]:
-        """A launcher with what it always needs; a later flag counts."""
-        where = {
+        """A launcher with the flags that it always needs; of a repeated flag the last counts."""
+        required = {
             "tpu_vm": ["--topology=v5e:2x4", "--zone=z"],
             "queued_resource": ["--topology=v5e:2x4", "--zone=z"],
             "gke": ["--topology=v5e:2x4"],
@@ -152,20 +161,20 @@ class World:
             "local": ["--num_processes=2"],
         }[module]
         if module != "local":
-            where += [
+            required += [
                 f"--constraints={self.directory / 'constraints.txt'}",
                 "--name=demo",
                 f"--run_dir={self.directory / 'run'}",
             ]
         if module in ("tpu_vm", "queued_resource", "gke", "xpk"):
-            where += ["--poll_seconds=0.2"]
+            required += ["--poll_seconds=0.2"]
         return [
             sys.executable,
             "-m",
             f"launch.{module}",
             "--config=experiments/configs/tiny.py",
             f"--workdir={self.workdir}",
-            *where,
+            *required,
             *flags,
         ]
 
@@ -215,9 +224,9 @@ class World:
 
 @pytest.fixture
 def world(tmp_path, project):
-    made = World(tmp_path, project)
-    yield made
-    # What a test left running on its workers, because it failed or because it was to.
-    for pid in made.directory.glob("hosts/*/keel/pid"):
+    world = World(tmp_path, project)
+    yield world
+    # Runs that the test left on its workers, on purpose or because it failed.
+    for pid in world.directory.glob("hosts/*/keel/pid"):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(int(pid.read_text()), signal.SIGKILL)

@@ -21,13 +21,13 @@ def _is_alive(pid: int) -> bool:
         (["0", "0"], 0, 1),
         (["3", "3"], 3, 1),
         (["137 0", "76 0"], 0, 2),
-        # One dies, the other is stuck, even to SIGTERM: it is killed, and the cause is the verdict.
-        (["ignore_interrupts 0", "137 0"], 0, 2),
-        (["1", "ignore_interrupts"], 1, 1),
+        # One dies, the other ignores even SIGTERM: it is killed, and the code is that of the cause.
+        (["ignore_sigterm 0", "137 0"], 0, 2),
+        (["1", "ignore_sigterm"], 1, 1),
         pytest.param(["75 0", "75 0"], 0, 2, marks=pytest.mark.slow),
     ],
 )
-def test_the_verdict(world, scripts, code, starts):
+def test_exit_codes(world, scripts, code, starts):
     for process, script in enumerate(scripts):
         (world.workdir / str(process)).write_text(script)
     done = world.launch("local", "--grace_seconds=0.3")
@@ -58,6 +58,6 @@ def test_ctrl_c_saves_and_leaves_no_orphan(world, number):
 
 
 def test_what_does_not_fit_is_not_started(world):
-    world.tell("plan", 4)
+    world.configure("plan", 4)
     assert world.launch("local").returncode == 4 and world.starts() == {}
     assert world.launch("local", "--no_plan").returncode == 0

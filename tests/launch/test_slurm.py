@@ -1,7 +1,6 @@
-"""Slurm jobs: the script does what it says, and a job that is followed does not stay behind."""
+"""Slurm jobs: submitted as the options say, and a job that is followed does not stay behind."""
 
 import signal
-import subprocess
 
 import pytest
 
@@ -24,54 +23,6 @@ def test_submitting(world):
         assert f"#SBATCH {flag}\n" in head
 
 
-def _job(world, **env) -> subprocess.Popen:
-    """Runs the job's script, as Slurm would on the first node."""
-    done = world.launch("slurm")
-    assert done.returncode == 0, done.stderr
-    (world.directory / "run/logs").mkdir(exist_ok=True)
-    return subprocess.Popen(
-        ["bash", str(world.directory / "run/job.sh")],
-        cwd=world.directory,
-        env={**world.env, "STANDIN_WORKERS": "2", "SLURM_JOB_ID": "77", **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize(
-    ("scripts", "code", "starts"),
-    [
-        (["0", "0"], 0, 1),
-        pytest.param(["76 0", "137 0"], 0, 2, marks=pytest.mark.slow),
-        # srun itself would say 134, and hide the cause.
-        (["134", "1"], 1, None),
-        (["3", "3"], 3, 1),
-    ],
-)
-def test_the_job_supervises_and_judges(world, scripts, code, starts):
-    for task, script in enumerate(scripts):
-        (world.workdir / str(task)).write_text(script)
-    process = _job(world, MAX_RETRIES="1")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
-    if starts:
-        assert world.starts() == {"0": starts, "1": starts}
-    assert world.calls("scontrol") == []
-
-
-@pytest.mark.parametrize(("restarts", "requeues"), [("0", 1), ("100", 0)])
-def test_before_its_time_is_up_it_saves_and_puts_itself_back(world, restarts, requeues):
-    for task in "01":
-        (world.workdir / task).write_text("sleep")
-    process = _job(world, SLURM_RESTART_COUNT=restarts)
-    world.wait_for(lambda: len(list(world.workdir.glob("*.ready"))) == 2)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
-    assert world.calls("scontrol") == ["scontrol requeue 77"] * requeues
-
-
 @pytest.mark.parametrize(
     ("states", "code"),
     [
@@ -82,19 +33,19 @@ def test_before_its_time_is_up_it_saves_and_puts_itself_back(world, restarts, re
     ],
 )
 def test_following(world, states, code):
-    world.tell("sacct", states)
+    world.configure("sacct", states)
     done = world.launch("slurm", "--follow", "--poll_seconds=0.1")
     assert (done.returncode, world.resources()) == (code, {}), done.stderr
 
 
 def test_a_job_that_stays_in_the_queue_is_cancelled(world):
-    world.tell("sacct", ["PENDING|0:0"])
+    world.configure("sacct", ["PENDING|0:0"])
     done = world.launch("slurm", "--follow", "--poll_seconds=0.1", "--wait_minutes=0.005")
     assert (done.returncode, world.resources()) == (1, {}) and "still PENDING" in done.stderr
 
 
 def test_ctrl_c_cancels(world):
-    world.tell("sacct", ["RUNNING|0:0"])
+    world.configure("sacct", ["RUNNING|0:0"])
     process = world.start("slurm", "--follow", "--poll_seconds=0.1")
     world.wait_for(lambda: world.calls("sacct"))
     process.send_signal(signal.SIGINT)
@@ -103,7 +54,7 @@ def test_ctrl_c_cancels(world):
 
 
 def test_a_refused_job(world):
-    world.tell("faults", [dict(match="sbatch", code=1, stderr="Invalid partition name")])
+    world.configure("faults", [dict(match="sbatch", code=1, stderr="Invalid partition name")])
     done = world.launch("slurm")
     assert done.returncode == 1 and "Invalid partition" in done.stderr
     assert world.launch("slurm", "--workdir=relative").returncode == 1

@@ -17,8 +17,8 @@ def test_a_run_that_ends_well(world):
 
 @pytest.mark.parametrize(("pods", "code"), [([3, 3], 3), ([76, 137], 137)])
 def test_a_failed_workload_has_its_pods_code(world, pods, code):
-    world.tell("faults", [dict(match="--wait-for-job", code=125)])
-    world.tell("pods", pods)
+    world.configure("faults", [dict(match="--wait-for-job", code=125)])
+    world.configure("pods", pods)
     done = world.launch("xpk", "--keep")
     assert (done.returncode, world.resources()) == (code, {}), done.stderr
 
@@ -33,7 +33,7 @@ def test_a_failed_workload_has_its_pods_code(world, pods, code):
     ids=["create", "half-created", "wait"],
 )
 def test_a_start_that_fails_leaves_nothing(world, fault):
-    world.tell("faults", [fault])
+    world.configure("faults", [fault])
     done = world.launch("xpk")
     assert (done.returncode, world.resources()) == (1, {}), done.stderr
     assert fault["stderr"] in done.stderr
@@ -42,31 +42,31 @@ def test_a_start_that_fails_leaves_nothing(world, fault):
 def test_the_queue_is_bounded_and_a_long_run_is_not(world):
     timed_out = dict(match="--wait-for-job", code=124)
     queued = dict(match="QUEUED", stdout="Jobset Name   Created\ndemo   2026\n")
-    world.tell("faults", [timed_out, queued])
+    world.configure("faults", [timed_out, queued])
     done = world.launch("xpk")
     assert (done.returncode, world.resources()) == (1, {})
     assert "still in the queue after 60 minutes" in done.stderr
-    world.tell("faults", [timed_out])
+    world.configure("faults", [timed_out])
     assert world.launch("xpk").returncode == 0
     waits = [call.split("--timeout=")[1] for call in world.calls("--timeout")]
     assert waits[-2:] == ["3600", str(168 * 3600 - 3600)]
 
 
-def test_what_is_there_already_is_not_touched(world):
-    world.tell("resources", {"workload/demo": {}})
+def test_what_exists_already_is_not_touched(world):
+    world.configure("resources", {"workload/demo": {}})
     done = world.launch("xpk")
     assert done.returncode == 1 and "already" in done.stderr
     assert list(world.resources()) == ["workload/demo"] and world.calls(" delete ") == []
 
 
 def test_a_failure_to_delete_is_loud(world):
-    world.tell("faults", [dict(match=" delete ", code=1, times=99)])
+    world.configure("faults", [dict(match=" delete ", code=1, times=99)])
     done = world.launch("xpk", "--delete_tries=2")
     assert done.returncode == 5 and f"  {world.calls(' delete ')[0]}" in done.stderr.splitlines()
 
 
 def test_ctrl_c_deletes(world):
-    world.tell("faults", [dict(match="--wait-for-job", sleep=30)])
+    world.configure("faults", [dict(match="--wait-for-job", sleep=30)])
     process = world.start("xpk")
     world.wait_for(lambda: world.calls("--wait-for-job"))
     process.send_signal(signal.SIGINT)

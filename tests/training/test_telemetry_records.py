@@ -413,12 +413,12 @@ def _planted(block: int, sublayer: str, leaf: str) -> dict:
     ],
 )
 def test_the_first_bad_block_forward_is_the_one_planted(block, sublayer, leaf, place, told):
-    found = divergence.report(
+    found = divergence.make_report(
         _records(_alone(), _planted(block, sublayer, leaf)), math.nan, math.nan
     )
     forward = found["forward"]
     assert (forward["block"], forward["sublayer"], forward["what"]) == place
-    assert told in forward["told"] and forward["told"] in found["text"]
+    assert told in forward["message"] and forward["message"] in found["text"]
     assert not found["loss_is_finite"] and found["step"] == 11
     # What comes back from a loss that is not finite is bad from the top.
     assert (found["backward"]["block"], found["backward"]["sublayer"]) == (3, "ffn")
@@ -443,7 +443,7 @@ def test_the_first_bad_block_backward_is_the_one_planted(monkeypatch):
         return residual_sum(x, f, gains, inputs, topology, sublayer, **options)
 
     monkeypatch.setattr(equation, "residual_sum", planted)
-    found = divergence.report(_records(_alone(), _look(_config())), 1.0, math.nan)
+    found = divergence.make_report(_records(_alone(), _look(_config())), 1.0, math.nan)
     assert found["forward"] is None
     backward = found["backward"]
     assert (backward["block"], backward["sublayer"]) == (1, "ffn")
@@ -455,7 +455,7 @@ def test_out_of_line_is_told_where_all_is_finite():
     calm, wild = (dict(_alone()) for _ in range(2))
     wild["branch_rms"] = calm["branch_rms"].copy()
     wild["branch_rms"][2, 1] *= 1e3
-    found = divergence.report(_records(calm, wild), 1.0, math.inf)
+    found = divergence.make_report(_records(calm, wild), 1.0, math.inf)
     assert (found["forward"]["block"], found["forward"]["sublayer"]) == (2, "ffn")
     assert found["backward"] is None
     assert found["grew"][0]["statistic"] == "branch_rms"
@@ -464,7 +464,7 @@ def test_out_of_line_is_told_where_all_is_finite():
 
 
 def test_a_loss_that_fails_after_healthy_blocks_is_told_so():
-    found = divergence.report(_records(_alone()), math.inf, math.nan)
+    found = divergence.make_report(_records(_alone()), math.inf, math.nan)
     assert found["forward"] is None and found["grew"] == []
     assert "the loss, or the logits, failed after them" in found["text"]
     assert "No step before it was recorded." in found["text"]

@@ -25,23 +25,23 @@ class _Place:
 
 
 @pytest.mark.parametrize(
-    ("rows", "share"),
+    ("spans", "rows"),
     [
         ([slice(None)], (0, 1)),
         ([slice(4, 8)], (1, 2)),
         ([slice(6, 7), slice(7, 8)], (3, 4)),
         # The same rows twice: the time axis, or a tensor axis, goes over processes.
         ([slice(4, 8), slice(4, 8)], (1, 2)),
-        # With gaps, or not one of equal shares: everything.
+        # With gaps, or not one of equal parts: everything.
         ([slice(0, 2), slice(6, 8)], (0, 1)),
         ([slice(2, 4), slice(4, 6)], (0, 1)),
         ([slice(0, 2), slice(4, 6)], (0, 1)),
     ],
 )
 @pytest.mark.parametrize("trials", [(), (3,)])
-def test_a_process_reads_the_smallest_share_with_its_rows(rows, share, trials):
-    leaf = types.SimpleNamespace(shape=(*trials, 8, 16), sharding=_Place(*rows))
-    assert transfer.share_of(leaf) == transfer.Share(*share)
+def test_a_process_reads_the_smallest_part_with_its_rows(spans, rows, trials):
+    leaf = types.SimpleNamespace(shape=(*trials, 8, 16), sharding=_Place(*spans))
+    assert transfer.rows_of(leaf) == transfer.Rows(*rows)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_batch_arrives_as_it_is(sizes):
         key: rng.integers(0, 64, leaf.shape).astype(leaf.dtype) for key, leaf in abstract.items()
     }
     with jax.transfer_guard("disallow"):
-        found = transfer.put_batch(batch, abstract, transfer.share_of(abstract["inputs"]))
+        found = transfer.put_batch(batch, abstract, transfer.rows_of(abstract["inputs"]))
     for key, leaf in abstract.items():
         assert found[key].sharding == leaf.sharding
         np.testing.assert_array_equal(found[key], batch[key])

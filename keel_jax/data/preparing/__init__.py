@@ -1,1 +1,1 @@
-"""Text to tokenizer and token shards: what `prepare` does, offline."""
+"""From text to a tokenizer and token shards: the offline part, which `keel_jax.prepare` runs."""

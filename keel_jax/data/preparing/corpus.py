@@ -1,4 +1,4 @@
-"""Text sources as documents: what an input consists of, cut into work units that workers read."""
+"""The text corpus of a preparation: its files, cut into work units, and their documents."""
 
 import dataclasses
 import glob
@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -16,8 +17,8 @@ from keel_jax.data.preparing import documents, formats, stdlib
 STDLIB = "stdlib"
 INPUT_FORMATS = ("auto", *formats.READERS)
 
-# Work units are as small as keeps their number near 1024: few enough files to open at once, many
-# enough to share out among workers and hosts.
+# Work units are as small as possible while their number stays near 1024: few enough files to open
+# at once, and enough to divide among workers and hosts.
 _MIN_UNIT_BYTES = 1 << 20
 _TARGET_NUM_UNITS = 1024
 
@@ -34,7 +35,7 @@ _FORMAT_OF_SUFFIX = {
 
 @dataclasses.dataclass(frozen=True)
 class WorkUnit:
-    """A piece of the input that one worker reads from its beginning to its end.
+    """A piece of the input that one worker reads from beginning to end; it becomes one shard.
 
     Attributes:
       format: key of `formats.READERS`.
@@ -42,8 +43,8 @@ class WorkUnit:
       start, stop: the range inside the file: bytes (JSONL), row groups (Parquet), records
         (ArrayRecord); 0 and -1 for whole files.
       num_bytes: size on disk, for progress.
-      digest: identifies the content as far as the file system tells: paths, sizes and modification
-        times; for `stdlib` relative paths and contents.
+      digest: identifies the content by what the file system says of it: paths, sizes and
+        modification times; for `stdlib` by relative paths and contents.
     """
 
     format: str
@@ -56,25 +57,25 @@ class WorkUnit:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """An input, planned. `digest` identifies all units; `description` goes into the index."""
+    """An input cut into units: `digest` identifies them all, `description` goes into the index."""
 
     units: tuple[WorkUnit, ...]
     num_bytes: int
     digest: str
-    description: dict
+    description: dict[str, Any]
 
 
-def plan(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: int = 0) -> Corpus:
+def discover(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: int = 0) -> Corpus:
     """Finds the files of `inputs` and cuts them into work units, the same way on every host.
 
     Args:
-      inputs: globs (`**` descends), or the one word 'stdlib'.
-      input_format: 'auto' goes by file name (anything not known is text, one document a file); or
-        one of `formats.READERS` for all files.
+      inputs: globs (`**` descends into directories), or the one word 'stdlib'.
+      input_format: 'auto' goes by file name (a name that is not known means text, one document per
+        file); or one of `formats.READERS` for all files.
       unit_bytes: target size of a unit; 0 chooses by the size of the input.
 
     Raises:
-      UserError: a glob that matches no file, an unknown format, nothing but empty files.
+      UserError: a glob that matches no file, an unknown format, or only empty files.
     """
     if input_format not in INPUT_FORMATS:
         raise errors.UserError(
@@ -88,7 +89,7 @@ def plan(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: int =
         if len(inputs) > 1:
             raise errors.UserError(
                 f"'stdlib' stands alone, but the inputs are {list(inputs)}: prepare it into a "
-                "directory of its own and mix the two when training; a file of that name is "
+                "directory of its own and mix the two in training; a file of that name is written "
                 "'./stdlib'."
             )
         files = [
@@ -97,7 +98,7 @@ def plan(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: int =
         ]
         description = {"name": STDLIB, "python_version": platform.python_version()}
     else:
-        files = _files(inputs, input_format)
+        files = _match_files(inputs, input_format)
         description = {"name": "files"}
     num_bytes = sum(file.num_bytes for file in files)
     if not num_bytes:
@@ -114,26 +115,24 @@ def plan(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: int =
     )
 
 
-def read(
+def read_documents(
     unit: WorkUnit, tally: documents.Tally, *, text_field: str = "text"
 ) -> Iterator[documents.Document]:
     """The documents of a unit in order; bad and empty ones are left out and counted in `tally`.
 
     Raises:
-      UserError: a file that is no file of its format, or lacks the text field.
+      UserError: a file that is not of its format, or has no column for the text.
     """
     reader = formats.READERS[unit.format]
     for path in unit.paths:
         try:
             yield from reader(path, unit.start, unit.stop, tally, text_field)
         except FileNotFoundError as error:
-            raise errors.UserError(
-                f"{path} was there when the input was planned and is gone now."
-            ) from error
+            raise errors.UserError(f"{path} was removed after the preparation began.") from error
 
 
 def is_validation(document: documents.Document, validation_fraction: float) -> bool:
-    """Whether a document belongs to the validation split: decided by its content's hash alone."""
+    """Whether a document belongs to the validation split; only its content's hash decides."""
     content = document.text if not document.prompt else f"{document.prompt}\0{document.text}"
     digest = hashlib.sha256(content.encode()).digest()
     return int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
@@ -144,15 +143,15 @@ def sample_training_texts(
 ) -> Iterator[str]:
     """Texts of training documents, about `num_bytes` in all, the same ones on every machine.
 
-    All of a corpus that is not larger; else at most 1/64 of the sample (or 1 MiB) from each unit,
-    in an order fixed by the units' digests, so that a large corpus's sample is not one file's.
+    If the corpus is larger than that, each unit gives at most 1/64 of the sample (or 1 MiB), in an
+    order fixed by the units' digests, so that the sample does not come from a single file.
     """
     unit_limit = num_bytes if corpus.num_bytes <= num_bytes else max(num_bytes // 64, 1 << 20)
     remaining = num_bytes
     for unit in sorted(corpus.units, key=lambda unit: unit.digest):
         unit_remaining = min(unit_limit, remaining)
-        # Bad documents are reported when the unit is prepared, not here.
-        for document in read(unit, documents.Tally(), text_field=text_field):
+        # Bad documents are reported when the unit is tokenized, not here.
+        for document in read_documents(unit, documents.Tally(), text_field=text_field):
             if is_validation(document, validation_fraction):
                 continue
             for text, _ in document.parts():
@@ -167,13 +166,15 @@ def sample_training_texts(
 
 @dataclasses.dataclass(frozen=True)
 class _File:
+    """A file of the input; `identity` stands for its content in digests."""
+
     path: str
     num_bytes: int
     identity: str
     format: str
 
 
-def _files(patterns: Sequence[str], input_format: str) -> list[_File]:
+def _match_files(patterns: Sequence[str], input_format: str) -> list[_File]:
     paths = set()
     for pattern in patterns:
         matches = [path for path in _glob(pattern) if not epath.Path(path).is_dir()]
@@ -224,7 +225,7 @@ def _format(path: str) -> str:
 
 
 def _cut(files: Sequence[_File], unit_bytes: int) -> Iterator[WorkUnit]:
-    """Runs of small text files; ranges of one large file of another format."""
+    """Units: runs of small text files, and ranges of single files of the other formats."""
     run: list[_File] = []
     for file in files:
         if file.format == "text":

@@ -1,8 +1,8 @@
-"""Documents: what a line, a record or a row says, and what was wrong with the ones left out."""
+"""Documents: parsed from a line, a record or a row, or rejected with a reason and counted."""
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -14,14 +14,14 @@ _MAX_WEIGHT = float(np.finfo(np.float16).max)  # weights are stored as float16
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A document; `weight` is the loss weight of its text's tokens, `prompt` before it weighs 0."""
+    """A document: `weight` is the loss weight of its text's tokens; its prompt's have weight 0."""
 
     text: str
     prompt: str = ""
     weight: float = 1.0
 
     def parts(self) -> tuple[tuple[str, float], ...]:
-        """(text, loss weight) pieces in order; each is tokenized by itself."""
+        """(text, loss weight) parts in order; each is tokenized on its own."""
         if self.prompt:
             return (self.prompt, 0.0), (self.text, self.weight)
         return ((self.text, self.weight),)
@@ -29,15 +29,15 @@ class Document:
 
 @dataclasses.dataclass
 class Tally:
-    """What was left out: bad documents, the first few with file, line and reason; empty ones."""
+    """Counts the documents left out, bad or empty; the first bad ones with place and reason."""
 
     num_bad: int = 0
     num_empty: int = 0
     examples: list[str] = dataclasses.field(default_factory=list)
-    max_bad: int | None = None  # where reading stops early; None never
+    max_bad: int | None = None  # one more bad document is an error; None: any number is allowed
 
-    def keep(self, document: Document | str, where: str) -> bool:
-        """Whether a parsed document is to be kept; if not, it is counted."""
+    def keep(self, document: Document | str, where: str) -> TypeGuard[Document]:
+        """Whether the result of parsing is a document to keep; if not, it is counted."""
         if isinstance(document, str):
             self.add_bad(where, document)
             return False
@@ -46,8 +46,8 @@ class Tally:
             return False
         return True
 
-    def add_bad(self, where: str, reason: str):
-        """Counts a bad document. Raises ValueError past `max_bad`."""
+    def add_bad(self, where: str, reason: str) -> None:
+        """Counts a bad document. Raises UserError if there are more than `max_bad`."""
         self.num_bad += 1
         if len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(f"{where}: {reason}")
@@ -60,19 +60,19 @@ def too_many_bad(num_bad: int, max_bad: int, examples: list[str]) -> errors.User
     return errors.UserError(
         f"{num_bad} bad documents so far, more than --max_bad_documents={max_bad}. The first ones: "
         + "; ".join(examples)
-        + ". Mend the input, or allow more: they are left out and counted."
+        + ". Correct the input, or allow more: they are left out and counted."
     )
 
 
-def parse(line: bytes, text_field: str, *, plain_text: bool) -> Document | str:
-    """A document from a JSON object in UTF-8, or words for what is wrong with it.
+def parse_record(record: bytes, text_field: str, *, plain_text: bool) -> Document | str:
+    """A document from a JSON object in UTF-8, or the reason why it is none.
 
-    With `plain_text`, whatever is no JSON object of a known form is the text itself.
+    With `plain_text`, a record that is not a JSON object of a known form is the text itself.
     """
     try:
-        text = line.decode()
+        text = record.decode()
     except UnicodeDecodeError as error:
-        return undecodable(error)
+        return describe_undecodable(error)
     if plain_text and not text.startswith("{"):
         return Document(text)
     try:
@@ -85,7 +85,7 @@ def parse(line: bytes, text_field: str, *, plain_text: bool) -> Document | str:
 
 
 def from_values(values: Any, text_field: str) -> Document | str:
-    """A document from a JSON value or a table's row, or words for what is wrong with it."""
+    """A document from a JSON value or a table's row, or the reason why it is none."""
     if not isinstance(values, dict):
         return f"a JSON {type(values).__name__}, not an object"
     if text_field in values:
@@ -93,7 +93,7 @@ def from_values(values: Any, text_field: str) -> Document | str:
     elif "prompt" in values and "response" in values:
         weight = values.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float):
-            return f"weight {weight!r} is no number"
+            return f"weight {weight!r} is not a number"
         if not 0 <= weight <= _MAX_WEIGHT:  # NaN fails too
             return f"weight {weight!r} is not between 0 and {_MAX_WEIGHT:.0f}"
         document = Document(values["response"], values["prompt"], float(weight))
@@ -109,6 +109,6 @@ def from_values(values: Any, text_field: str) -> Document | str:
     return document
 
 
-def undecodable(error: UnicodeDecodeError) -> str:
-    """Words for a byte that is not UTF-8."""
+def describe_undecodable(error: UnicodeDecodeError) -> str:
+    """Names the first byte that is not UTF-8."""
     return f"invalid UTF-8 (byte 0x{error.object[error.start]:02x}, {error.reason})"

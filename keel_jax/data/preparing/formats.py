@@ -1,4 +1,4 @@
-"""File formats: how a range of one file becomes documents, bad ones counted and left out."""
+"""File formats: how a range of one file becomes documents; bad ones are counted and left out."""
 
 import contextlib
 import gzip
@@ -6,7 +6,7 @@ import importlib
 import io
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import IO, Any
 
 from etils import epath
 
@@ -29,7 +29,7 @@ def read_text(
         text = content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        tally.add_bad(f"{path}, line {line}", documents.undecodable(error))
+        tally.add_bad(f"{path}, line {line}", documents.describe_undecodable(error))
         return
     document = documents.Document(text)
     if tally.keep(document, path):
@@ -43,11 +43,11 @@ def read_jsonl(
     with _open(path) as file:
         first_line = 1
         if start:
-            # The line that reaches over `start` belongs to the unit before; one that begins exactly
-            # at `start` is ours, which reading on from start - 1 gets right.
+            # A line that `start` cuts in two belongs to the unit before; one that begins exactly at
+            # `start` is ours. Skipping the rest of the line that holds start - 1 does both.
             file.seek(start - 1)
             file.readline()
-            first_line = 0  # not known; counted only if there is something to report
+            first_line = 0  # not known yet; counted only if there is something to report
         offset = begin = file.tell() if stop >= 0 else 0
         try:
             for number, line in enumerate(file):
@@ -56,7 +56,7 @@ def read_jsonl(
                 offset += len(line)
                 if not line.strip():
                     continue
-                document = documents.parse(line, text_field, plain_text=False)
+                document = documents.parse_record(line, text_field, plain_text=False)
                 if isinstance(document, str):
                     first_line = first_line or _line_number(path, begin)
                 if tally.keep(document, f"{path}, line {first_line + number}"):
@@ -96,13 +96,13 @@ def read_parquet(
 def read_array_record(
     path: str, start: int, stop: int, tally: documents.Tally, text_field: str
 ) -> Documents:
-    """Records [start, stop): JSON objects as in JSONL, anything else is the text itself."""
+    """Records [start, stop): JSON objects as in JSONL; anything else is the text itself."""
     for first in range(start, stop, _NUM_RECORDS_AT_ONCE):
         last = min(first + _NUM_RECORDS_AT_ONCE, stop)
         with _array_record(path) as reader:
             records = reader.read(first, last)
         for number, record in enumerate(records, first + 1):
-            document = documents.parse(record, text_field, plain_text=True)
+            document = documents.parse_record(record, text_field, plain_text=True)
             if tally.keep(document, f"{path}, record {number}"):
                 yield document
 
@@ -119,13 +119,13 @@ READERS: dict[str, Reader] = {
 def ranges(
     file_format: str, path: str, num_bytes: int, unit_bytes: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Cuts a file into (start, stop, num_bytes), about `unit_bytes` each, as its reader counts.
+    """Cuts a file into (start, stop, num_bytes) of about `unit_bytes`, in its reader's own units.
 
     Raises:
       UserError: the file is not of its format.
     """
     if file_format == "jsonl":
-        if path.lower().endswith((".gz", ".zst")):  # no way into the middle
+        if path.lower().endswith((".gz", ".zst")):  # cannot be read from the middle
             yield 0, -1, num_bytes
             return
         for start in range(0, num_bytes, unit_bytes):
@@ -168,8 +168,8 @@ def _line_number(path: str, offset: int) -> int:
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[BinaryIO]:
-    """The file's bytes, decompressed; closed to the bottom (GzipFile leaves its own file open)."""
+def _open(path: str) -> Iterator[IO[bytes] | io.BufferedIOBase]:
+    """The file's bytes, decompressed. Also closes the raw file, which GzipFile leaves open."""
     with epath.Path(path).open("rb") as raw:
         if path.lower().endswith(".gz"):
             with gzip.GzipFile(fileobj=raw) as file:
@@ -183,9 +183,9 @@ def _open(path: str) -> Iterator[BinaryIO]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """Decompresses frame after frame; the package's own stream takes a cut-off file for a whole."""
+    """Decompresses frame after frame; the package's own reader does not notice a truncated file."""
 
-    def __init__(self, raw: BinaryIO, zstandard):
+    def __init__(self, raw: IO[bytes], zstandard: Any):
         self._raw = raw
         self._zstandard = zstandard
         self._frame = None
@@ -194,7 +194,7 @@ class _ZstdFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._decompressed:
             compressed = self._frame.unused_data if self._frame and self._frame.eof else b""
             compressed = compressed or self._raw.read(_CHUNK_BYTES)
@@ -213,13 +213,13 @@ class _ZstdFile(io.RawIOBase):
         self._decompressed = self._decompressed[count:]
         return count
 
-    def close(self):
+    def close(self) -> None:
         self._raw.close()
         super().close()
 
 
-def _package(module: str, path: str):
-    """Imports an optional package; only those who read its format need it."""
+def _package(module: str, path: str) -> Any:
+    """Imports an optional package, which is needed only to read its format."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -230,21 +230,21 @@ def _package(module: str, path: str):
         ) from error
 
 
-def _parquet_file(raw: BinaryIO, path: str):
+def _parquet_file(raw: IO[bytes], path: str) -> Any:
     parquet = _package("pyarrow.parquet", path)
     try:
         return parquet.ParquetFile(raw)
     except (ValueError, OSError) as error:  # pyarrow.ArrowInvalid is a ValueError
-        raise errors.UserError(f"{path} is not a whole Parquet file: {error}") from error
+        raise errors.UserError(f"{path} is not an intact Parquet file: {error}") from error
 
 
 @contextlib.contextmanager
-def _array_record(path: str) -> Iterator:
+def _array_record(path: str) -> Iterator[Any]:
     module = _package("array_record.python.array_record_module", path)
     reader = None
     try:
         reader = module.ArrayRecordReader(path)
         yield reader
-        reader.close()  # a damaged file may say so only here
+        reader.close()  # damage may be reported only here
     except (ValueError, RuntimeError) as error:
-        raise errors.UserError(f"{path} is not a whole ArrayRecord file: {error}") from error
+        raise errors.UserError(f"{path} is not an intact ArrayRecord file: {error}") from error

@@ -1,29 +1,34 @@
-"""The index of a token set: all sidecars added up; written last, it makes the set whole."""
+"""The index of a token set: the sum of all sidecars, written last; with it the set is complete."""
 
 import base64
 import dataclasses
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keel_jax import errors
 from keel_jax.data import shards, tokenizer
-from keel_jax.data.preparing import corpus, shard_writing
+from keel_jax.data.preparing import corpus, sidecars
+from keel_jax.data.preparing import options as preparation_options
+
+_MAX_EXAMPLES = 20  # bad documents that the index names
 
 
-def index_of(
-    sidecars: Sequence[dict],
+def build_index(
+    unit_sidecars: Sequence[sidecars.Sidecar],
     model: tokenizer.Tokenizer,
-    settings: shard_writing.Settings,
+    settings: preparation_options.ShardSettings,
     source: corpus.Corpus,
-) -> dict:
-    """The content of index.json, the same whoever makes it.
+) -> dict[str, Any]:
+    """The content of index.json, the same on every host.
 
     Raises:
-        UserError: a split without documents, or one in which nothing is to be learned.
+        UserError: a split without documents, or one in which no target has a loss weight.
     """
+    bad_examples = [text for sidecar in unit_sidecars for text in sidecar["bad_examples"]]
     index = {
         "format": shards.FORMAT,
         "version": shards.VERSION,
@@ -34,14 +39,19 @@ def index_of(
         "source": source.description,
         "source_digest": source.digest,
         "settings": dataclasses.asdict(settings),
-        "num_bad_documents": sum(sidecar["num_bad_documents"] for sidecar in sidecars),
-        "bad_examples": [text for sidecar in sidecars for text in sidecar["bad_examples"]][:20],
-        "num_empty_documents": sum(sidecar["num_empty_documents"] for sidecar in sidecars),
+        "num_bad_documents": sum(sidecar["num_bad_documents"] for sidecar in unit_sidecars),
+        "bad_examples": bad_examples[:_MAX_EXAMPLES],
+        "num_empty_documents": sum(sidecar["num_empty_documents"] for sidecar in unit_sidecars),
         "splits": {
-            split: _split_entry([sidecar["splits"][split] for sidecar in sidecars], model)
+            split: _split_entry([sidecar["splits"][split] for sidecar in unit_sidecars], model)
             for split in settings.splits
         },
     }
+    _check_splits(index, settings)
+    return index
+
+
+def _check_splits(index: Mapping[str, Any], settings: preparation_options.ShardSettings) -> None:
     num_documents = {name: entry["num_documents"] for name, entry in index["splits"].items()}
     if not sum(num_documents.values()):
         raise errors.UserError(
@@ -63,31 +73,32 @@ def index_of(
                 f"{num_documents[name]} documents have weight 0): give some of them a weight, or "
                 "choose another --validation_fraction (0: no validation split) and add --overwrite."
             )
-    return index
 
 
-def is_same(index: dict, other: dict) -> bool:
-    """Whether two indices say the same; the last digit of an entropy is the machine's."""
+def indices_agree(index: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two indices are equal apart from entropies, whose last digit varies by machine."""
     return _without_entropies(index) == _without_entropies(other)
 
 
-def _without_entropies(index: dict) -> dict:
+def _without_entropies(index: Mapping[str, Any]) -> dict[str, Any]:
     splits = {
         name: {key: value for key, value in entry.items() if "entropy" not in key}
         for name, entry in index["splits"].items()
     }
-    return index | {"splits": splits}
+    return {**index, "splits": splits}
 
 
-def _split_entry(entries: Sequence[dict], model: tokenizer.Tokenizer) -> dict:
+def _split_entry(
+    entries: Sequence[sidecars.SplitEntry], model: tokenizer.Tokenizer
+) -> dict[str, Any]:
     counts = np.zeros(model.vocab_size, np.int64)
     for entry in entries:
         counts += np.frombuffer(zlib.decompress(base64.b64decode(entry["counts"])), "<i8")
     counts[model.eos_id] += 1  # the EOS that leads the stream
     num_tokens = int(counts.sum())
     num_bytes = sum(entry["num_bytes"] for entry in entries)
-    shares = counts[counts > 0] / num_tokens
-    entropy_bits = float(-(shares * np.log2(shares)).sum())
+    frequencies = counts[counts > 0] / num_tokens
+    entropy_bits = float(-(frequencies * np.log2(frequencies)).sum())
     return {
         "num_tokens": num_tokens,
         "num_documents": sum(entry["num_documents"] for entry in entries),
@@ -100,8 +111,6 @@ def _split_entry(entries: Sequence[dict], model: tokenizer.Tokenizer) -> dict:
             entropy_bits * num_tokens / num_bytes if num_bytes else math.inf
         ),
         "shards": [
-            dataclasses.asdict(shard_writing.shard_of(entry))
-            for entry in entries
-            if entry["num_tokens"]
+            dataclasses.asdict(sidecars.shard_of(entry)) for entry in entries if entry["num_tokens"]
         ],
     }

@@ -1,43 +1,17 @@
-"""Writing token shards: a work unit becomes one file a split and a sidecar that describes them."""
+"""Writing token shards: a work unit becomes one file per split and a sidecar describing them."""
 
 import base64
-import dataclasses
-import hashlib
-import json
 import zlib
 
 import numpy as np
-from absl import logging
 from etils import epath
 
 from keel_jax.data import shards, tokenizer
-from keel_jax.data.preparing import atomic_files, corpus, documents
+from keel_jax.data.preparing import atomic_files, corpus, documents, sidecars
+from keel_jax.data.preparing import options as preparation_options
 from keel_jax.runtime import files
 
-TRAIN, VALIDATION = "train", "validation"
-_BATCH_BYTES = 1 << 20  # text tokenized in one call
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides a unit's tokens, beside its text and the tokenizer."""
-
-    validation_fraction: float
-    text_field: str
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return (TRAIN, VALIDATION) if self.validation_fraction > 0 else (TRAIN,)
-
-
-def sidecar_file(number: int) -> str:
-    return f"unit-{number:05d}.json"
-
-
-def unit_digest(unit: corpus.WorkUnit, tokenizer_fingerprint: str, settings: Settings) -> str:
-    """Identifies what a unit's shards are made from."""
-    made_from = [shards.VERSION, unit.digest, tokenizer_fingerprint, dataclasses.asdict(settings)]
-    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+_BATCH_BYTES = 1 << 20  # UTF-8 bytes of text tokenized in one call
 
 
 def write_unit(
@@ -45,12 +19,12 @@ def write_unit(
     number: int,
     unit: corpus.WorkUnit,
     model: tokenizer.Tokenizer,
-    settings: Settings,
+    settings: preparation_options.ShardSettings,
     *,
     max_bad_documents: int,
     temporary_suffix: str,
-) -> dict:
-    """Tokenizes a work unit into one file a split and, last, writes its sidecar; returns it.
+) -> sidecars.Sidecar:
+    """Tokenizes a work unit into one file per split, then writes its sidecar and returns it.
 
     Raises:
         UserError: an unreadable input, or more bad documents than allowed.
@@ -62,11 +36,12 @@ def write_unit(
         for split in settings.splits
     }
     try:
-        for document in corpus.read(unit, tally, text_field=settings.text_field):
+        for document in corpus.read_documents(unit, tally, text_field=settings.text_field):
             is_validation = corpus.is_validation(document, settings.validation_fraction)
-            writers[VALIDATION if is_validation else TRAIN].add(document)
-        sidecar = {
-            "digest": unit_digest(unit, model.fingerprint, settings),
+            split = preparation_options.VALIDATION if is_validation else preparation_options.TRAIN
+            writers[split].add(document)
+        sidecar: sidecars.Sidecar = {
+            "digest": sidecars.unit_digest(unit, model.fingerprint, settings),
             "splits": {split: writer.finish() for split, writer in writers.items()},
             "num_bad_documents": tally.num_bad,
             "bad_examples": tally.examples,
@@ -75,43 +50,13 @@ def write_unit(
     finally:
         for writer in writers.values():
             writer.close()
-    files.write_json(output / sidecar_file(number), sidecar, temporary_suffix=temporary_suffix)
+    path = output / sidecars.sidecar_file(number)
+    files.write_json(path, sidecar, temporary_suffix=temporary_suffix)
     return sidecar
-
-
-def read_sidecar(output: epath.Path, number: int, digest: str, *, is_own: bool) -> dict | None:
-    """The sidecar of a unit that is whole and was made from the same; None if it is to be made.
-
-    Of this host's own units every file is read and its checksum compared. What is damaged is
-    logged, and its sidecar removed, lest another host count the unit as done. Of other hosts'
-    units the sizes are compared.
-    """
-    path = output / sidecar_file(number)
-    sidecar = atomic_files.read_record(path)
-    if sidecar is None or sidecar.get("digest") != digest:
-        return None
-    for entry in sidecar["splits"].values():
-        if not entry["num_tokens"]:
-            continue
-        itemsize = entry["num_bytes_on_disk"] // entry["num_tokens"]
-        for name, num_bytes, sha256 in shard_of(entry).files(itemsize):
-            wrong = shards.what_is_wrong(output / name, num_bytes, sha256 if is_own else "")
-            if wrong:
-                if is_own:
-                    logging.warning("%s %s. It is made anew.", output / name, wrong)
-                    path.unlink(missing_ok=True)
-                return None
-    return sidecar
-
-
-def shard_of(entry: dict) -> shards.Shard:
-    """What a sidecar says of one split, as the index keeps it."""
-    names = [field.name for field in dataclasses.fields(shards.Shard)]
-    return shards.Shard(**{name: entry[name] for name in names})
 
 
 class _ShardWriter:
-    """One split of one unit: tokens (and weights, once one differs from 1) to temporary files."""
+    """Writes one split of one unit: its tokens and, once one differs from 1, its loss weights."""
 
     def __init__(self, path: epath.Path, model: tokenizer.Tokenizer, temporary_suffix: str):
         self._path = path
@@ -124,11 +69,11 @@ class _ShardWriter:
         self._weights: atomic_files.HashedFile | None = None
         self._counts = np.zeros(model.vocab_size, np.int64)
         self._num_tokens = self._num_targets = self._num_documents = self._num_bytes = 0
-        # Sums of float16 numbers in float64: exact for any shard of a real size.
+        # Sums of float16 numbers in float64: exact for a shard of any realistic size.
         self._num_loss_bytes = self._total_target_weight = 0.0
 
-    def add(self, document: documents.Document):
-        """Takes a document; it is tokenized and written together with its neighbours."""
+    def add(self, document: documents.Document) -> None:
+        """Adds a document, which is tokenized and written in one batch with its neighbours."""
         self._pending.append(document)
         for text, weight in document.parts():
             num_bytes = len(text.encode())
@@ -139,8 +84,8 @@ class _ShardWriter:
         if self._pending_bytes >= _BATCH_BYTES:
             self._write_pending()
 
-    def finish(self) -> dict:
-        """Writes the rest, gives the files their names, returns the sidecar's entry."""
+    def finish(self) -> sidecars.SplitEntry:
+        """Writes the rest, gives the files their final names and returns the sidecar's entry."""
         self._write_pending()
         for path, file in self._files.items():
             file.finish(path)
@@ -156,18 +101,18 @@ class _ShardWriter:
             "num_bytes_on_disk": self._num_tokens * self._dtype.itemsize,
             "sha256": token_file.sha256 if token_file else "",
             "weights_sha256": self._weights.sha256 if self._weights else "",
-            # Frequencies of all ids, for the split's entropy: summed when the index is written.
+            # Summed when the index is written, for the split's entropy.
             "counts": base64.b64encode(
                 zlib.compress(self._counts.astype("<i8").tobytes())
             ).decode(),
         }
 
-    def close(self):
-        """Removes what did not get its name."""
+    def close(self) -> None:
+        """Removes temporary files that `finish` has not renamed."""
         for file in self._files.values():
             file.discard()
 
-    def _write_pending(self):
+    def _write_pending(self) -> None:
         if not self._pending:
             return
         parts = [part for document in self._pending for part in document.parts()]
@@ -189,8 +134,8 @@ class _ShardWriter:
         self._num_tokens += len(tokens)
         self._pending, self._pending_bytes = [], 0
 
-    def _write_weights(self, counts: np.ndarray, weights: np.ndarray):
-        """Weight weights[i] for the next counts[i] tokens."""
+    def _write_weights(self, counts: np.ndarray, weights: np.ndarray) -> None:
+        """Writes weights[i] for each of the next counts[i] tokens, if one is or was not 1."""
         self._num_targets += int(counts[weights > 0].sum())
         self._total_target_weight += float(counts @ weights.astype(np.float64))
         if not self._weights:

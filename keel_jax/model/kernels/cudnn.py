@@ -12,6 +12,7 @@ Dimension letters: B batch, T time, N query heads, K key/value heads, H head wid
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 # Of H. Up to 256 from compute capability 9.0 (Hopper) on.
 HEAD_DIM_MULTIPLE = 8
@@ -21,8 +22,11 @@ DTYPE = "bfloat16"
 
 
 def attend(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array
-) -> jax.Array:
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segment_ids_BT: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
     """`attention.attend` of rows of tokens to themselves, in order."""
     num_tokens = q_BTNH.shape[1]
     odd = num_tokens % 2

@@ -5,18 +5,19 @@ width.
 """
 
 import jax
+from jaxtyping import Array, Float, Int
 
 
 def attend(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
     *,
-    query_index_BT: jax.Array,
-    key_index_BS: jax.Array,
-    query_segment_ids_BT: jax.Array,
-    key_segment_ids_BS: jax.Array,
-) -> jax.Array:
+    query_index_BT: Int[Array, "B T"],
+    key_index_BS: Int[Array, "B S"],
+    query_segment_ids_BT: Int[Array, "B T"],
+    key_segment_ids_BS: Int[Array, "B S"],
+) -> Float[Array, "B T N H"]:
     """`attention.attend`, holding [B, N, T, S] scores."""
     causal_BTS = key_index_BS[:, None, :] <= query_index_BT[:, :, None]
     same_document_BTS = query_segment_ids_BT[:, :, None] == key_segment_ids_BS[:, None, :]

@@ -19,6 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as kernel_lib,
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
+from jaxtyping import Array, Float, Int
 
 # Registers are 128 wide.
 _LANES = 128
@@ -29,13 +30,13 @@ _MAX_BLOCK = 512
 
 
 def attend(
-    q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    segment_ids_BT: jax.Array,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segment_ids_BT: Int[Array, "B T"],
     *,
     interpret: bool = False,
-) -> jax.Array:
+) -> Float[Array, "B T N H"]:
     """`attention.attend` of rows of tokens to themselves, in order; no [T, T] array exists.
 
     Args:
@@ -49,7 +50,7 @@ def attend(
         return jnp.pad(x_BTNH, fill).swapaxes(1, 2)
 
     segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, padded(num_tokens) - num_tokens)))
-    o_BNTH = jax.vmap(kernel)(
+    o_BNTH: jax.Array = jax.vmap(kernel)(  # pyright: ignore[reportAssignmentType]: no residuals
         rows_first(q_BTNH * jnp.asarray(width**-0.5, q_BTNH.dtype)),
         rows_first(k_BTKH),
         rows_first(v_BTKH),

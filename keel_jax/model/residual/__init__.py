@@ -6,7 +6,7 @@ Topologies of several streams, or of another rule, have a module each; `registry
 
 from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
 from keel_jax.model.residual.equation import ATTENTION, FFN, SUBLAYERS, BlockInputs, Topology
-from keel_jax.model.residual.norms import rms_norm, unit
+from keel_jax.model.residual.norms import along_last, rms_norm, unit
 from keel_jax.model.residual.registry import rule, topology
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Rule",
     "SublayerContext",
     "Topology",
+    "along_last",
     "rms_norm",
     "rule",
     "topology",

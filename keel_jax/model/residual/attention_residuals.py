@@ -3,17 +3,20 @@
 Dimension letters: B batch, T time, D model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from keel_jax import config
 from keel_jax.model.residual import carry as carry_lib
 from keel_jax.model.residual import equation, norms, topologies
+from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
 
 
-class AttentionResiduals(carry_lib.Rule):
+class AttentionResiduals(Rule):
     """h = sum_i softmax_i(q . RMSNorm(v_i)) v_i; the branch is F(LN(h)).  (2603.15031, block form)
 
     The N blocks stand in groups of equal size (the last may be smaller), which the paper calls
@@ -27,23 +30,25 @@ class AttentionResiduals(carry_lib.Rule):
     block keeps that many arrays for the backward pass.
     """
 
-    def topology(self, model):
+    def topology(self, model: config.ModelConfig) -> equation.Topology:
         return topologies.pre_ln(model)
 
-    def num_arrays(self, model):
+    def num_arrays(self, model: config.ModelConfig) -> int:
         return _num_groups(model) + 1
 
-    def parameters(self, model, sublayer, block):
+    def parameters(
+        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+    ) -> dict[str, Parameter]:
         return {"depth_query": carry_lib.zeros((model.d_model,), ("norm",))}
 
-    def output_parameters(self, model):
+    def output_parameters(self, model: config.ModelConfig) -> dict[str, Parameter]:
         return {"depth_query": carry_lib.zeros((model.d_model,), ("norm",))}
 
-    def init_carry(self, x_BTD, model):
+    def init_carry(self, x_BTD: Float[Array, "B T D"], model: config.ModelConfig) -> Carry:
         # The embedding is what came before the first group: block 0 files it like a group's sum.
         return (jnp.zeros_like(x_BTD),) * _num_groups(model), x_BTD
 
-    def branch_input(self, carry, sub):
+    def branch_input(self, carry: Carry, sub: SublayerContext) -> tuple[Any, Float[Array, "B T D"]]:
         memory, sum_BTD = carry
         block, size = sub.inputs.block, _group_size(sub.model)
         group, is_first = block // size, block % size == 0
@@ -57,11 +62,13 @@ class AttentionResiduals(carry_lib.Rule):
         h_BTD = _attend((*memory, sum_BTD), is_filled, sub.params["depth_query"], sub.model)
         return (memory, sum_BTD), sub.branch_input(h_BTD)
 
-    def update_carry(self, held, f_BTD, sub):
+    def update_carry(self, held: Any, f_BTD: Float[Array, "B T D"], sub: SublayerContext) -> Carry:
         memory, sum_BTD = held
         return memory, sub.residual_sum(sum_BTD, f_BTD)
 
-    def readout(self, carry, params, model):
+    def readout(
+        self, carry: Carry, params: Mapping[str, jax.Array], model: config.ModelConfig
+    ) -> Float[Array, "B T D"]:
         memory, sum_BTD = carry
         is_filled = [True] * (len(memory) + 1)
         return _attend((*memory, sum_BTD), is_filled, params["depth_query"], model)
@@ -73,7 +80,7 @@ def _attend(
     """softmax over the filled sources of query . RMSNorm(source), times them; float32."""
 
     def score(x_BTD, is_filled):
-        key_BTD = norms.rms_norm(x_BTD, 1.0, model.norm_epsilon)
+        key_BTD = norms.rms_norm(x_BTD, None, model.norm_epsilon)
         return jnp.where(is_filled, jnp.einsum("btd,d->bt", key_BTD, query_D), -jnp.inf)
 
     scores = jnp.stack([score(*pair) for pair in zip(sources, is_filled, strict=True)])

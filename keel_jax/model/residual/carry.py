@@ -12,11 +12,13 @@ Dimension letters: B batch, T time, D model, M streams.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from keel_jax import config
 from keel_jax.model.residual import equation, norms, topologies
@@ -48,7 +50,9 @@ class SublayerContext:
     # This block's.
     inputs: equation.BlockInputs
 
-    def stream_and_branch_input(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def stream_and_branch_input(
+        self, x_BTD: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
         """`equation.branch_input` of one array: the stream in its dtype, what the branch reads in
         the compute dtype."""
         return equation.branch_input(
@@ -61,11 +65,13 @@ class SublayerContext:
             dtype=jnp.dtype(self.model.compute_dtype),
         )
 
-    def branch_input(self, x_BTD: jax.Array) -> jax.Array:
+    def branch_input(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What the branch reads of one array, in the compute dtype."""
         return self.stream_and_branch_input(x_BTD)[1]
 
-    def residual_sum(self, x_BTD: jax.Array, f_BTD: jax.Array) -> jax.Array:
+    def residual_sum(
+        self, x_BTD: Float[Array, "B T D"], f_BTD: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
         """`equation.residual_sum` of one array, in its dtype."""
         return equation.residual_sum(
             x_BTD,
@@ -77,7 +83,7 @@ class SublayerContext:
             epsilon=self.model.norm_epsilon,
         )
 
-    def norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
+    def norm(self, name: str, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """RMSNorm with the gain `name`, float32."""
         return norms.rms_norm(x_BTD, self.params[name], self.model.norm_epsilon)
 
@@ -95,7 +101,7 @@ class Rule:
         return 1
 
     def parameters(
-        self, model: config.ModelConfig, sublayer: int, block: jax.typing.ArrayLike
+        self, model: config.ModelConfig, sublayer: int, block: jax.Array
     ) -> dict[str, Parameter]:
         """What a sub-layer learns beside the gains of `equation`; `block` is the block's number."""
         del model, sublayer, block
@@ -106,22 +112,22 @@ class Rule:
         del model
         return {}
 
-    def init_carry(self, x_BTD: jax.Array, model: config.ModelConfig) -> Carry:
+    def init_carry(self, x_BTD: Float[Array, "B T D"], model: config.ModelConfig) -> Carry:
         """The carry before block 0, from the embedding."""
         del model
         return x_BTD
 
-    def branch_input(self, carry: Carry, sub: SublayerContext) -> tuple[Any, jax.Array]:
+    def branch_input(self, carry: Carry, sub: SublayerContext) -> tuple[Any, Float[Array, "B T D"]]:
         """What `update_carry` takes, and what the branch reads, in the compute dtype."""
         return sub.stream_and_branch_input(carry)
 
-    def update_carry(self, held: Any, f_BTD: jax.Array, sub: SublayerContext) -> Carry:
+    def update_carry(self, held: Any, f_BTD: Float[Array, "B T D"], sub: SublayerContext) -> Carry:
         """The carry after the sub-layer, from what `branch_input` held and the branch's output."""
         return sub.residual_sum(held, f_BTD)
 
     def readout(
         self, carry: Carry, params: Mapping[str, jax.Array], model: config.ModelConfig
-    ) -> jax.Array:
+    ) -> Float[Array, "B T D"]:
         """What the final norm, or the logits, read of the carry after the last block."""
         del params, model
         return carry
@@ -142,9 +148,17 @@ def gain(model: config.ModelConfig) -> Parameter:
     return Parameter((model.d_model,), ("norm",), jnp.ones(model.d_model))
 
 
-def weighted_sum(weights: Sequence[jax.Array], streams: Sequence[jax.Array]) -> jax.Array:
-    """The float32 sum of weight x stream; weights are scalars or [B, T]."""
-    return sum(
-        weight[..., None] * x_BTD.astype(jnp.float32)
+def weighted_sum(
+    weights: Iterable[jax.Array], streams: Iterable[Float[Array, "B T D"]]
+) -> Float[Array, "B T D"]:
+    """The float32 sum of weight x stream; each weight is a scalar or [B, T]."""
+    terms = [
+        along_stream(weight, x_BTD) * x_BTD.astype(jnp.float32)
         for weight, x_BTD in zip(weights, streams, strict=True)
-    )
+    ]
+    return functools.reduce(jnp.add, terms)
+
+
+def along_stream(weight: jax.Array, x_BTD: Float[Array, "B T D"]) -> jax.Array:
+    """A weight, a scalar or [B, T], as an array of a stream's rank."""
+    return jax.lax.broadcast_to_rank(weight[..., None], x_BTD.ndim)

@@ -16,11 +16,13 @@ Dimension letters: N blocks, B batch, T time, D model.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from keel_jax.model import intervention as intervention_lib
 from keel_jax.model.residual import norms
@@ -69,7 +71,15 @@ class Topology:
 
 
 def uniform(
-    num_blocks: int, *, alpha=1.0, b=1.0, s=1.0, inner=False, outer=False, branch=False, **more
+    num_blocks: int,
+    *,
+    alpha: float = 1.0,
+    b: float = 1.0,
+    s: float = 1.0,
+    inner: bool = False,
+    outer: bool = False,
+    branch: bool = False,
+    **more: Any,
 ) -> Topology:
     """The same constants in every sub-layer; `more` are the other fields."""
 
@@ -91,8 +101,8 @@ def uniform(
 class DeferredNorm:
     """An outer norm that one sub-layer leaves to the next one (`deferred`); [N, …] if stacked."""
 
-    # float32 [D].
-    gain: jax.Array
+    # float32 [D]; None while `reversible` carries it elsewhere.
+    gain: jax.Array | None
     # bool []: without it the block has no such norm.
     is_on: jax.Array
 
@@ -114,7 +124,7 @@ class BlockInputs:
 
 
 def branch_input(
-    x_BTD: jax.Array,
+    x_BTD: Float[Array, "*B D"],
     gains: Mapping[str, jax.Array],
     inputs: BlockInputs,
     topology: Topology,
@@ -122,7 +132,7 @@ def branch_input(
     *,
     epsilon: float,
     dtype: jnp.dtype,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
     """The stream x, and beta * s * inner(x), what the branch F reads; computed in float32.
 
     Args:
@@ -137,31 +147,33 @@ def branch_input(
     """
     stream_dtype, x_BTD = x_BTD.dtype, x_BTD.astype(jnp.float32)
     below = inputs.deferred_norm[sublayer]
-    if below is not None and topology.inner_norm[:, sublayer].all():
-        x_BTD, h_BTD = norms.norm_twice(
-            x_BTD, below.gain, below.is_on, gains["inner_norm"], epsilon
-        )
-    else:
-        if below is not None:
-            x_BTD = norms.rms_norm_if(below.is_on, x_BTD, below.gain, epsilon)
+    if below is None:
         h_BTD = _norm_where(x_BTD, gains, "inner_norm", inputs, topology, sublayer, epsilon)
+    else:
+        assert below.gain is not None, "`deferred.with_gain` first"
+        if topology.inner_norm[:, sublayer].all():
+            inner_gain = gains["inner_norm"]
+            x_BTD, h_BTD = norms.norm_twice(x_BTD, below.gain, below.is_on, inner_gain, epsilon)  # pyright: ignore[reportGeneralTypeIssues]: a custom_vjp's result is an object to it
+        else:
+            x_BTD = norms.rms_norm_if(below.is_on, x_BTD, below.gain, epsilon)
+            h_BTD = _norm_where(x_BTD, gains, "inner_norm", inputs, topology, sublayer, epsilon)
     if (topology.input_scale != 1).any():
         h_BTD = inputs.topology["input_scale"][sublayer] * h_BTD
     if topology.has_beta:
-        h_BTD = gains["beta"] * h_BTD
+        h_BTD = norms.along_last(gains["beta"], h_BTD) * h_BTD
     return x_BTD.astype(stream_dtype), h_BTD.astype(dtype)
 
 
 def residual_sum(
-    x_BTD: jax.Array,
-    f_BTD: jax.Array,
+    x_BTD: Float[Array, "*B D"],
+    f_BTD: Float[Array, "*B D"],
     gains: Mapping[str, jax.Array],
     inputs: BlockInputs,
     topology: Topology,
     sublayer: int,
     *,
     epsilon: float,
-) -> jax.Array:
+) -> Float[Array, "*B D"]:
     """outer( alpha * x + a * b * branch(f) ), computed in float32, returned in the stream's dtype.
 
     Without the outer norm, if it is deferred to the sub-layer above.
@@ -184,13 +196,13 @@ def residual_sum(
 
 
 def branch_output(
-    f_BTD: jax.Array,
+    f_BTD: Float[Array, "*B D"],
     gains: Mapping[str, jax.Array],
     topology: Topology,
     sublayer: int,
     *,
     epsilon: float,
-) -> jax.Array:
+) -> Float[Array, "*B D"]:
     """branch(f) in float32; arguments as in `residual_sum`."""
     f32_BTD = f_BTD.astype(jnp.float32)
     if topology.has("branch_norm", sublayer):

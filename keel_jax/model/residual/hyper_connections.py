@@ -4,13 +4,19 @@ Dimension letters: B batch, T time, D model, M streams, K mixing weights of a to
 """
 
 import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from keel_jax import config
 from keel_jax.model.residual import carry as carry_lib
-from keel_jax.model.residual import norms, topologies
+from keel_jax.model.residual import equation, norms, topologies
+from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
 
 # Initial factor of the dynamic part (2409.19606, algorithm 2; 2512.24880).
 _DYNAMIC_SCALE = 0.01
@@ -22,30 +28,32 @@ SINKHORN_STEPS = 20
 _MIX_LOGIT, _READ_LOGIT = -8.0, 1.0
 
 
-class _Streams(carry_lib.Rule):
+class _Streams(Rule):
     """M streams that begin with the embedding; their sum is read out."""
 
-    def topology(self, model):
+    def topology(self, model: config.ModelConfig) -> equation.Topology:
         # What their branches read is normed, and so is what is read out.
         return topologies.pre_ln(model)
 
-    def num_arrays(self, model):
+    def num_arrays(self, model: config.ModelConfig) -> int:
         return model.hyper_streams
 
-    def init_carry(self, x_BTD, model):
+    def init_carry(self, x_BTD: Float[Array, "B T D"], model: config.ModelConfig) -> Carry:
         return (x_BTD,) * model.hyper_streams
 
-    def update_carry(self, held, f_BTD, sub):
+    def update_carry(self, held: Any, f_BTD: Float[Array, "B T D"], sub: SublayerContext) -> Carry:
         """Each mixed stream plus its weight times the branch's output, in the stream's dtype."""
         mixed, writes = held
         f_BTD = f_BTD.astype(jnp.float32)
         return tuple(
-            (x_BTD + weight[..., None] * f_BTD).astype(sub.model.stream_dtype)
+            (x_BTD + carry_lib.along_stream(weight, f_BTD) * f_BTD).astype(sub.model.stream_dtype)
             for x_BTD, weight in zip(mixed, writes, strict=True)
         )
 
-    def readout(self, carry, params, model):
-        return sum(x_BTD.astype(jnp.float32) for x_BTD in carry)
+    def readout(
+        self, carry: Carry, params: Mapping[str, jax.Array], model: config.ModelConfig
+    ) -> Float[Array, "B T D"]:
+        return functools.reduce(jnp.add, [x_BTD.astype(jnp.float32) for x_BTD in carry])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,29 +73,31 @@ class HyperConnections(_Streams):
 
     is_dynamic: bool
 
-    def parameters(self, model, sublayer, block):
+    def parameters(
+        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+    ) -> dict[str, Parameter]:
         m = model.hyper_streams
         read = jax.nn.one_hot((2 * block + sublayer) % m, m)
         static = jnp.concatenate([read[:, None], jnp.eye(m), jnp.ones((m, 1))], axis=1)
-        leaves = {"hyper_static": carry_lib.Parameter((m, m + 2), ("scalar", "scalar"), static)}
+        leaves = {"hyper_static": Parameter((m, m + 2), ("scalar", "scalar"), static)}
         if self.is_dynamic:
             leaves["hyper_dynamic"] = carry_lib.zeros((model.d_model, m + 2), ("embed", "scalar"))
             scale = jnp.full(2, _DYNAMIC_SCALE)
-            leaves["hyper_scale"] = carry_lib.Parameter((2,), ("scalar",), scale)
+            leaves["hyper_scale"] = Parameter((2,), ("scalar",), scale)
         return leaves
 
-    def branch_input(self, carry, sub):
+    def branch_input(self, carry: Carry, sub: SublayerContext) -> tuple[Any, Float[Array, "B T D"]]:
         rows = [self._row(stream, x_BTD, sub) for stream, x_BTD in enumerate(carry)]
         reads, *mixes, writes = zip(*rows, strict=True)
         mixed = tuple(carry_lib.weighted_sum(mix, carry) for mix in mixes)
         return (mixed, writes), sub.branch_input(carry_lib.weighted_sum(reads, carry))
 
-    def _row(self, stream: int, x_BTD: jax.Array, sub) -> list[jax.Array]:
+    def _row(self, stream: int, x_BTD: jax.Array, sub: SublayerContext) -> list[jax.Array]:
         """r, the M weights of A and w of one stream: scalars, or [B, T] where dynamic."""
         row_K = sub.params["hyper_static"][stream]
         if not self.is_dynamic:
             return list(row_K)
-        normed_BTD = norms.rms_norm(x_BTD, 1.0, sub.model.norm_epsilon)
+        normed_BTD = norms.rms_norm(x_BTD, None, sub.model.norm_epsilon)
         moved_KBT = jnp.tanh(jnp.einsum("btd,dk->kbt", normed_BTD, sub.params["hyper_dynamic"]))
         of_reads, of_writes = sub.params["hyper_scale"]
         scales = [of_reads] * (len(row_K) - 1) + [of_writes]
@@ -111,7 +121,9 @@ class ManifoldHyperConnections(_Streams):
     The norm's gain is left out, as `dynamic` absorbs it.
     """
 
-    def parameters(self, model, sublayer, block):
+    def parameters(
+        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+    ) -> dict[str, Parameter]:
         m = model.hyper_streams
         own = 2 * jax.nn.one_hot((2 * block + sublayer) % m, m) - 1
         mix = _MIX_LOGIT * (1 - jnp.eye(m))
@@ -119,12 +131,12 @@ class ManifoldHyperConnections(_Streams):
         num_weights = m * (m + 2)
         dynamic = (m, model.d_model, num_weights)
         return {
-            "mhc_bias": carry_lib.Parameter((num_weights,), ("scalar",), bias),
+            "mhc_bias": Parameter((num_weights,), ("scalar",), bias),
             "mhc_dynamic": carry_lib.zeros(dynamic, ("scalar", "embed", "scalar")),
-            "mhc_scale": carry_lib.Parameter((3,), ("scalar",), jnp.full(3, _DYNAMIC_SCALE)),
+            "mhc_scale": Parameter((3,), ("scalar",), jnp.full(3, _DYNAMIC_SCALE)),
         }
 
-    def branch_input(self, carry, sub):
+    def branch_input(self, carry: Carry, sub: SublayerContext) -> tuple[Any, Float[Array, "B T D"]]:
         m = len(carry)
         reads, writes, mixes = mhc_weights(carry, sub)
         mixed = tuple(
@@ -134,16 +146,18 @@ class ManifoldHyperConnections(_Streams):
 
 
 def mhc_weights(
-    carry: tuple[jax.Array, ...], sub: carry_lib.SublayerContext
+    carry: tuple[jax.Array, ...], sub: SublayerContext
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """mHC's r [M, B, T], w [M, B, T] and A [M (to), M (from), B, T] of each token."""
     m = len(carry)
     streams = [x_BTD.astype(jnp.float32) for x_BTD in carry]
-    square_BT = sum(jnp.mean(x * x, axis=-1) for x in streams) / m
-    dots_KBT = sum(
+    square_BT = functools.reduce(jnp.add, [jnp.mean(x * x, axis=-1) for x in streams]) / m
+    dots = [
         jnp.einsum("btd,dk->kbt", x_BTD, w_DK)
         for x_BTD, w_DK in zip(streams, sub.params["mhc_dynamic"], strict=True)
-    ) * jax.lax.rsqrt(square_BT + sub.model.norm_epsilon)
+    ]
+    rstd_BT = jax.lax.rsqrt(square_BT + sub.model.norm_epsilon)
+    dots_KBT = functools.reduce(jnp.add, dots) * rstd_BT[None]
     scale_K = sub.params["mhc_scale"][np.repeat([0, 1, 2], [m, m, m * m])]
     u_KBT = scale_K[:, None, None] * dots_KBT + sub.params["mhc_bias"][:, None, None]
     reads, writes = jax.nn.sigmoid(u_KBT[:m]), 2 * jax.nn.sigmoid(u_KBT[m : 2 * m])

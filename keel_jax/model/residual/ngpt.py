@@ -1,13 +1,17 @@
 """nGPT: a stream of length 1 that each sub-layer moves along the sphere."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from keel_jax import config
-from keel_jax.model.residual import carry as carry_lib
 from keel_jax.model.residual import equation, norms
+from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
 
 
-class NGpt(carry_lib.Rule):
+class NGpt(Rule):
     """h' = unit(h + |a| * (unit(F(h)) - h)), unit(x) = x / |x| along D.  (2410.01131)
 
     a is learned for each of the D dimensions; it begins at a_0 = `model.ngpt_rate` and is kept as
@@ -20,21 +24,22 @@ class NGpt(carry_lib.Rule):
     undone by the projection, so that it only rescales the learning rate.
     """
 
-    def topology(self, model):
+    def topology(self, model: config.ModelConfig) -> equation.Topology:
         return equation.uniform(model.num_blocks, on_sphere=True)  # no norm, no scale
 
-    def parameters(self, model, sublayer, block):
+    def parameters(
+        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+    ) -> dict[str, Parameter]:
         return {"step_size": sphere_scale(model, model.d_model, ("norm",))}
 
-    def update_carry(self, held, f_BTD, sub):
+    def update_carry(self, held: Any, f_BTD: Float[Array, "B T D"], sub: SublayerContext) -> Carry:
         h_BTD = held.astype(jnp.float32)
         rate_D = jnp.abs(sub.params["step_size"]) * sub.model.ngpt_rate * sub.model.d_model**0.5
-        moved_BTD = h_BTD + rate_D * (norms.unit(f_BTD) - h_BTD)
+        rate = norms.along_last(rate_D, h_BTD)
+        moved_BTD = h_BTD + rate * (norms.unit(f_BTD) - h_BTD)
         return norms.unit(moved_BTD).astype(held.dtype)
 
 
-def sphere_scale(
-    model: config.ModelConfig, size: int, axes: tuple[str, ...]
-) -> carry_lib.Parameter:
+def sphere_scale(model: config.ModelConfig, size: int, axes: tuple[str, ...]) -> Parameter:
     """A learned scale of nGPT that begins at 1 and is kept divided by sqrt(D) (2410.01131, 2.5)."""
-    return carry_lib.Parameter((size,), axes, jnp.full(size, model.d_model**-0.5))
+    return Parameter((size,), axes, jnp.full(size, model.d_model**-0.5))

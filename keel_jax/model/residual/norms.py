@@ -7,33 +7,47 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 # Far below the square of any vector met, so that `unit` divides by its length alone.
 _LEAST_SQUARE = 1e-24
 
 
-def rms_norm(x: jax.Array, gain: jax.Array | float, epsilon: float) -> jax.Array:
-    """gain * x / sqrt(mean(x^2) + epsilon) over the last axis, in float32 (arXiv:1910.07467)."""
+def rms_norm(
+    x: Float[Array, "*B D"], gain: Float[Array, " D"] | None, epsilon: float
+) -> Float[Array, "*B D"]:
+    """gain * x / sqrt(mean(x^2) + epsilon) over the last axis, in float32 (arXiv:1910.07467).
+
+    Without a gain it is 1.
+    """
     x = x.astype(jnp.float32)
-    return gain * (x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon))
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    return x if gain is None else along_last(gain, x) * x
 
 
-def unit(x: jax.Array) -> jax.Array:
+def along_last(gain: Float[Array, " D"], x: Float[Array, "*B D"]) -> Float[Array, "..."]:
+    """The vector as an array of x's rank, to be broadcast against it."""
+    return jax.lax.broadcast_to_rank(gain, x.ndim)
+
+
+def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """x / |x| over the last axis, in float32; 0 stays 0."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + _LEAST_SQUARE)
 
 
-def rms_norm_if(is_on: jax.Array, x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
+def rms_norm_if(
+    is_on: Bool[Array, ""], x: Float[Array, "*B D"], gain: Float[Array, " D"], epsilon: float
+) -> Float[Array, "*B D"]:
     """`rms_norm` if the scalar says so, else x: its factors are chosen, not the arrays."""
     x = x.astype(jnp.float32)
     rstd, gain = factors(is_on, x, gain, epsilon)
-    return gain * (x * rstd)
+    return along_last(gain, x) * (x * rstd)
 
 
 def factors(
-    is_on: jax.Array, x: jax.Array, gain: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array]:
+    is_on: Bool[Array, ""], x: Float[Array, "*B D"], gain: Float[Array, " D"], epsilon: float
+) -> tuple[Float[Array, "*B 1"], Float[Array, " D"]]:
     """(1 / sqrt(mean(x^2) + epsilon), gain) of a norm that is on, ones of one that is off."""
     rstd = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
     return jnp.where(is_on, rstd, 1), jnp.where(is_on, gain, 1)
@@ -41,8 +55,12 @@ def factors(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def norm_twice(
-    z: jax.Array, outer_gain: jax.Array, is_on: jax.Array, inner_gain: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array]:
+    z: Float[Array, "*B D"],
+    outer_gain: Float[Array, " D"],
+    is_on: Bool[Array, ""],
+    inner_gain: Float[Array, " D"],
+    epsilon: float,
+) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
     """x = outer(z) and inner(x), two RMSNorms over the last axis whose sums are of z alone.
 
         r = 1 / sqrt(mean(z^2) + epsilon)                       x = outer_gain (r z)
@@ -66,6 +84,7 @@ def norm_twice(
 
 def _norm_twice_forward(z, outer_gain, is_on, inner_gain, epsilon):
     r, gain = factors(is_on, z, outer_gain, epsilon)
+    gain, inner_gain = along_last(gain, z), along_last(inner_gain, z)
     q = jax.lax.rsqrt(r * r * jnp.mean((gain * z) ** 2, axis=-1, keepdims=True) + epsilon)
     x = gain * (z * r)
     return (x, inner_gain * (x * q)), (z, r, gain, q, is_on, inner_gain)

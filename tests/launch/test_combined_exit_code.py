@@ -6,7 +6,7 @@ import re
 import pytest
 
 from keel_jax.runtime import exit_codes
-from launch import verdict
+from launch import combined_exit_code
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -32,13 +32,13 @@ ROOT = pathlib.Path(__file__).parents[2]
     ],
 )
 def test_combined_exit_codes(codes, expected):
-    assert verdict.combine_exit_codes(codes) == expected
-    assert verdict.combine_exit_codes(reversed(codes)) == expected
+    assert combined_exit_code.combine_exit_codes(codes) == expected
+    assert combined_exit_code.combine_exit_codes(reversed(codes)) == expected
 
 
 def test_no_processes_have_no_code():
     with pytest.raises(ValueError, match="no processes"):
-        verdict.combine_exit_codes([])
+        combined_exit_code.combine_exit_codes([])
 
 
 def test_the_supervisor_starts_again_exactly_what_is_retryable():
@@ -46,12 +46,11 @@ def test_the_supervisor_starts_again_exactly_what_is_retryable():
     branches = re.findall(r"^    ([\d| ]+)\)(.*)", script, re.MULTILINE)
     final = {int(code) for codes, rest in branches if "exit" in rest for code in codes.split("|")}
     again = {int(code) for codes, _ in branches for code in codes.split("|")} - final
-    assert again == set(verdict.RETRYABLE)
+    assert again == set(combined_exit_code.RETRYABLE)
     assert final == {exit_codes.DONE, exit_codes.DIVERGED}
 
 
 def test_codes_are_read_from_files(tmp_path):
     (tmp_path / "0").write_text("76\n")
     (tmp_path / "2").write_text("137\n")
-    assert verdict.read(tmp_path, 3) == [76, None, 137]
-    assert verdict.of_returncode(-9) == 137 and verdict.of_returncode(3) == 3
+    assert combined_exit_code.read_exit_codes(tmp_path, 3) == [76, None, 137]

@@ -1,0 +1,101 @@
+"""The tokenizer that all hosts of a preparation share: host 0 makes it, the others wait for it."""
+
+import time
+
+from absl import logging
+from etils import epath
+
+from keel_jax.data import integrity, shards, tokenizer
+from keel_jax.data.preparing import atomic_files, corpus, output_directory, tokenizer_training
+from keel_jax.data.preparing import options as preparation_options
+from keel_jax.runtime import files
+
+_POLL_SECONDS = 0.5
+_WAIT_MESSAGE_SECONDS = 60
+
+
+def obtain(
+    output: epath.Path,
+    plan: output_directory.Plan,
+    source: corpus.Corpus,
+    options: preparation_options.PreparationOptions,
+    temporary_suffix: str,
+) -> tokenizer.Tokenizer:
+    """The tokenizer of the directory: kept from an earlier run, made (host 0) or waited for.
+
+    Raises:
+        UserError: SentencePiece cannot train such a tokenizer on this text.
+        OSError: no space left, or the directory cannot be written.
+        TimeoutError: host 0 made no tokenizer within `options.host_wait_seconds`.
+    """
+    if options.host_index != 0:
+        return _wait_for_host_0(output, plan, options.host_wait_seconds)
+    model = _load_if_ready(output, plan)
+    if model is None:
+        model = _make(output, plan, source, options, temporary_suffix)
+    return model
+
+
+def _make(
+    output: epath.Path,
+    plan: output_directory.Plan,
+    source: corpus.Corpus,
+    options: preparation_options.PreparationOptions,
+    temporary_suffix: str,
+) -> tokenizer.Tokenizer:
+    path = output / shards.TOKENIZER_FILE
+    temporary = output / (shards.TOKENIZER_FILE + temporary_suffix)
+    with files.explained(path):
+        if options.tokenizer_model:
+            temporary.write_bytes(epath.Path(options.tokenizer_model).read_bytes())
+        else:
+            texts = corpus.sample_training_texts(
+                source,
+                num_bytes=options.tokenizer_sample_bytes,
+                validation_fraction=options.validation_fraction,
+                text_field=options.text_field,
+            )
+            tokenizer_training.train_tokenizer(
+                texts, temporary, options.trained_vocab_size, options.tokenizer_type
+            )
+        temporary.replace(path)
+    model = tokenizer.Tokenizer.load(path)
+    # Written after the model: a host that sees this record can use the model.
+    record = {
+        "plan": output_directory.plan_digest(plan),
+        "fingerprint": model.fingerprint,
+    }
+    record_path = output / output_directory.TOKENIZER_RECORD_FILE
+    files.write_json(record_path, record, temporary_suffix=temporary_suffix)
+    return model
+
+
+def _load_if_ready(output: epath.Path, plan: output_directory.Plan) -> tokenizer.Tokenizer | None:
+    """The directory's tokenizer if it is intact and was made for this plan."""
+    record = atomic_files.read_record(output / output_directory.TOKENIZER_RECORD_FILE)
+    path = output / shards.TOKENIZER_FILE
+    if not record or record["plan"] != output_directory.plan_digest(plan) or not path.exists():
+        return None
+    if integrity.file_sha256(path) != record["fingerprint"]:
+        return None
+    return tokenizer.Tokenizer.load(path)
+
+
+def _wait_for_host_0(
+    output: epath.Path, plan: output_directory.Plan, wait_seconds: float
+) -> tokenizer.Tokenizer:
+    begin = last_message = time.monotonic()
+    while (model := _load_if_ready(output, plan)) is None:
+        now = time.monotonic()
+        if now - begin > wait_seconds:
+            raise TimeoutError(
+                f"Host 0 made no tokenizer for this input and these settings in {output} within "
+                f"{wait_seconds:.0f} s: is it running, with the same flags and the same input "
+                f"files? (The directory's plan: {output_directory.recorded_plan(output)}; this "
+                f"host's: {plan})"
+            )
+        if now - last_message > _WAIT_MESSAGE_SECONDS:
+            logging.info("Waiting for host 0's tokenizer in %s: %.0f s.", output, now - begin)
+            last_message = now
+        time.sleep(_POLL_SECONDS)
+    return model

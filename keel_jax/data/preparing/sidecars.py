@@ -1,0 +1,177 @@
+"""Sidecars: one JSON file for each work unit, which describes its shards; and which units have one.
+
+A sidecar is written after its shards, so a unit that has one is done.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+from etils import epath
+
+from keel_jax.data import integrity, shards, tokenizer
+from keel_jax.data.preparing import atomic_files, corpus, documents
+from keel_jax.data.preparing import options as preparation_options
+
+
+class SplitEntry(typing.TypedDict):
+    """What a sidecar says of one split of its unit."""
+
+    file: str
+    num_tokens: int
+    num_documents: int
+    num_bytes: int
+    num_loss_bytes: float
+    num_targets: int
+    total_target_weight: float
+    num_bytes_on_disk: int
+    sha256: str
+    weights_sha256: str
+    counts: str  # how often each id occurs: int64 [vocab_size], zlib, base64
+
+
+class Sidecar(typing.TypedDict):
+    """The content of unit-*.json."""
+
+    digest: str
+    splits: dict[str, SplitEntry]
+    num_bad_documents: int
+    bad_examples: list[str]
+    num_empty_documents: int
+
+
+def sidecar_file(number: int) -> str:
+    """The file name of a unit's sidecar."""
+    return f"unit-{number:05d}.json"
+
+
+def unit_digest(
+    unit: corpus.WorkUnit, tokenizer_fingerprint: str, settings: preparation_options.ShardSettings
+) -> str:
+    """Identifies what a unit's shards are made from."""
+    made_from = [shards.VERSION, unit.digest, tokenizer_fingerprint, dataclasses.asdict(settings)]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+def shard_of(entry: SplitEntry) -> shards.Shard:
+    """The part of a split's entry that the index keeps."""
+    return shards.Shard(
+        file=entry["file"],
+        num_tokens=entry["num_tokens"],
+        sha256=entry["sha256"],
+        weights_sha256=entry["weights_sha256"],
+    )
+
+
+def num_tokens(sidecar: Sidecar) -> int:
+    """Tokens of a unit, all splits together."""
+    return sum(entry["num_tokens"] for entry in sidecar["splits"].values())
+
+
+def check_num_bad(sidecars: Sequence[Sidecar], max_bad_documents: int) -> None:
+    """Raises UserError if these units together have more bad documents than allowed."""
+    num_bad = sum(sidecar["num_bad_documents"] for sidecar in sidecars)
+    if num_bad > max_bad_documents:
+        examples = [example for sidecar in sidecars for example in sidecar["bad_examples"]]
+        raise documents.too_many_bad(num_bad, max_bad_documents, examples[:5])
+
+
+class UnitStatus:
+    """Which units of a corpus are done: this host's own, and those of the other hosts.
+
+    Attributes:
+        own_numbers: the units that are this host's to make.
+    """
+
+    def __init__(
+        self,
+        output: epath.Path,
+        source: corpus.Corpus,
+        model: tokenizer.Tokenizer,
+        options: preparation_options.PreparationOptions,
+    ):
+        """Reads the sidecars of this host's units and verifies the checksums of their shards."""
+        self._output = output
+        settings = options.shard_settings
+        self._digests = [unit_digest(unit, model.fingerprint, settings) for unit in source.units]
+        self.own_numbers = range(options.host_index, len(source.units), options.host_count)
+        self._own: dict[int, Sidecar] = {}
+        for number in self.own_numbers:
+            sidecar = _read_own(output, number, self._digests[number])
+            if sidecar is not None:
+                self._own[number] = sidecar
+
+    @property
+    def done(self) -> Mapping[int, Sidecar]:
+        """The sidecars of this host's finished units, in the order of the units."""
+        return dict(sorted(self._own.items()))
+
+    @property
+    def missing(self) -> list[int]:
+        """This host's units that are still to be made."""
+        return [number for number in self.own_numbers if number not in self._own]
+
+    def add(self, number: int, sidecar: Sidecar) -> None:
+        """Takes note of a unit that this host has just made."""
+        self._own[number] = sidecar
+
+    def all_sidecars(self) -> list[Sidecar] | None:
+        """The sidecars of all units in order, other hosts' as of now; None if one is missing."""
+        sidecars = []
+        for number, digest in enumerate(self._digests):
+            if number in self.own_numbers:
+                sidecar = self._own.get(number)
+            else:
+                sidecar = _read_others(self._output, number, digest)
+            if sidecar is None:
+                return None
+            sidecars.append(sidecar)
+        return sidecars
+
+
+def _read_own(output: epath.Path, number: int, digest: str) -> Sidecar | None:
+    """The sidecar of a unit whose shards are intact and made from the same; else None.
+
+    Every file is read and its checksum compared. A damaged one is logged and the sidecar removed,
+    so that no other host counts the unit as done.
+    """
+    sidecar = _read(output, number, digest)
+    damage = sidecar and _damage(output, sidecar, verify_checksums=True)
+    if damage:
+        logging.warning("%s It will be rebuilt.", damage)
+        (output / sidecar_file(number)).unlink(missing_ok=True)
+        return None
+    return sidecar
+
+
+def _read_others(output: epath.Path, number: int, digest: str) -> Sidecar | None:
+    """The sidecar of another host's unit, whose files are compared by size only; else None."""
+    sidecar = _read(output, number, digest)
+    if sidecar and _damage(output, sidecar, verify_checksums=False):
+        return None
+    return sidecar
+
+
+def _read(output: epath.Path, number: int, digest: str) -> Sidecar | None:
+    record = atomic_files.read_record(output / sidecar_file(number))
+    if record is None or record.get("digest") != digest:
+        return None
+    # A record with this digest was written by `shard_writing.write_unit` of this format version.
+    return typing.cast(Sidecar, record)
+
+
+def _damage(output: epath.Path, sidecar: Sidecar, *, verify_checksums: bool) -> str:
+    """Says which of the unit's files is damaged and how; empty if none is."""
+    for entry in sidecar["splits"].values():
+        if not entry["num_tokens"]:
+            continue
+        itemsize = entry["num_bytes_on_disk"] // entry["num_tokens"]
+        for name, num_bytes, sha256 in shard_of(entry).files(itemsize):
+            path = output / name
+            damage = integrity.describe_damage(path, num_bytes, sha256 if verify_checksums else "")
+            if damage:
+                return f"{path} {damage}."
+    return ""

@@ -1,0 +1,26 @@
+"""Laws of the options: impossible ones are errors before anything is written."""
+
+from typing import Any
+
+import pytest
+
+from keel_jax.data.preparing import options as preparation_options
+from keel_jax.data.preparing import preparation
+
+
+def test_impossible_settings_are_errors_before_anything_is_written(source, tmp_path):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"validation_fraction": 1.0}, "1.0"),
+        ({"num_workers": 0}, "0 workers"),
+        ({"unit_bytes": -1}, "-1 bytes"),
+        ({"host_index": 2, "host_count": 2}, "2 is outside the 2"),
+        ({"host_count": 2, "overwrite": True}, "delete the directory yourself"),
+        ({"tokenizer_model": "x.model", "vocab_size": 300}, "no effect"),
+        ({"tokenizer_model": "x.model"}, "no tokenizer model"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            preparation.prepare_token_set(
+                source, tmp_path / "out", preparation_options.PreparationOptions(**options)
+            )
+    assert not (tmp_path / "out").exists()
