@@ -16,8 +16,8 @@ queries and keys are taken in chunks: the scores of one chunk of queries and one
 that exist at once. A chunk of keys that lies wholly in the future of a chunk of queries is skipped.
 
 Tokens carry their index in the sequence, so that they may lie on the devices in any order. In
-consecutive order nothing of the last device's work would be skipped, and almost all of the first
-one's; `zigzag` gives each device a part from both ends.
+consecutive order the last device would skip almost nothing and the first almost everything;
+`zigzag` gives each device a part from both ends.
 
 Dimension letters: B batch, T time on this device, N query heads, K key/value heads, G query heads a
 key/value head, H head width; C chunks, t and s a chunk's queries and keys.

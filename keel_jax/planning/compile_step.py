@@ -85,9 +85,8 @@ def _compile_and_measure(
             return report.Refusal(*refusal), time.monotonic() - begin
         seconds = time.monotonic() - begin
         allocations = buffers.read_dump(directory)
-    text, stats = compiled.as_text(), compiled.memory_analysis()
-    assert text is not None and stats is not None, "XLA's TPU and CPU compilers give both"
-    program = hlo.parse(text)
+    program, stats = hlo.read_program(compiled), compiled.memory_analysis()
+    assert stats is not None, "XLA's compilers for CPUs, GPUs and TPUs say how much memory it takes"
     collectives = traffic.collectives(program, mesh, target.simulated_slices)
     executed = flops.executed_flops(program)
     step_estimate = None

@@ -5,7 +5,7 @@ runs: the product of the trip counts of the loops around it. An instruction in a
 conditional counts as if the branch were always taken, unless the branch is marked as one that is
 never expected to be (`named_scopes.RARE_BRANCH`): then it counts as if it never were.
 
-    program = hlo.parse(compiled.as_text())
+    program = hlo.read_program(compiled)
     for computation, instruction, times in program.executed():
         print(times, instruction.opcode, instruction.shapes)
 """
@@ -14,6 +14,8 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator
+
+import jax
 
 from keel_jax.planning import hlo_text
 from keel_jax.runtime import named_scopes
@@ -107,8 +109,15 @@ class Program:
         return any(named_scopes.RARE_BRANCH in instruction.op_name for instruction in instructions)
 
 
+def read_program(compiled: jax.stages.Compiled) -> Program:
+    """What the compiler made of a jitted function."""
+    text = compiled.as_text()
+    assert text is not None, "XLA's compilers for CPUs, GPUs and TPUs give the program's text"
+    return parse(text)
+
+
 def parse(text: str) -> Program:
-    """The program of optimized HLO text (`jax.stages.Compiled.as_text()`).
+    """The program of optimized HLO text.
 
     Raises:
       UserError: the text is no HLO module.

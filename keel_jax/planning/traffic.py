@@ -1,6 +1,6 @@
 """What a compiled program sends between devices: every collective, over which axes, how often.
 
-program = hlo.parse(compiled.as_text())
+program = hlo.read_program(compiled)
 for c in traffic.collectives(program, mesh):
     print(c.kind, c.axes, c.count, c.bytes, c.network, c.shapes)
 """
