@@ -70,8 +70,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         directories = trials.directories(workdir, cfg)
         logs = resources.enter_context(logs_lib.Logs(directories, step))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
-        progress = progress_lib.Progress(cfg.train.num_steps, step, visible=distributed.is_lead())
-        resources.enter_context(progress)
+        progress = resources.enter_context(progress_lib.Progress(cfg.train.num_steps, step))
         [is_evaluated] = distributed.from_lead(logs_lib.is_evaluated(directories[0], step))
         peak = chips.peak_flops_per_second(jax.devices()[0])
 
@@ -108,7 +107,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         return status.end(code, step, state)
 
 
-def main(_) -> int:
+def main(_: list[str]) -> int:
     cfg = config.from_config_dict(_CONFIG.value)
     with distributed.program(distributed.from_flags()):
         return train(cfg, _WORKDIR.value)

@@ -1,10 +1,6 @@
-"""The entry point: its JSON, its exit codes, its search, and what it refuses."""
+"""The entry point: its JSON, its exit codes, and what it refuses."""
 
-import ast
-import dataclasses
-import functools
 import json
-import math
 import os
 import pathlib
 import subprocess
@@ -12,10 +8,7 @@ import sys
 
 import pytest
 
-from keel_jax import config, plan
-from keel_jax.planning import cost_model, search
 from keel_jax.runtime import exit_codes
-from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -95,81 +88,3 @@ def test_a_plan_of_a_tpu_and_one_that_is_too_large(tmp_path):
     assert not value["fits"] and hbm["missing"] == hbm["total"] - hbm["limit"] > 0
     assert hbm["arguments"] + hbm["temporaries"] == hbm["total"]
     assert "devices" in value["advice"] and "does not fit" in done.stdout
-
-
-def test_a_search_finds_a_front_to_paste():
-    """Of meshes, micro-batches, and plans of recomputation."""
-    cfg = conftest.tiny_config(
-        model=dict(num_blocks=8, recompute=dict(plan="auto")), train=dict(batch_size=4)
-    )
-    told = []
-    found = plan.find(cfg, "cpu:2", 1, 2, told.append)
-    assert len(told) == 2 and 1 <= len(found) <= 2
-    costs, sizes = [r.cost for r in found], [r.total_bytes for r in found]
-    assert costs == sorted(costs) and sizes == sorted(sizes, reverse=True)
-    assert all("--config.model.recompute.plan=" in one for one in told)
-    for result in found:
-        again = config.default()
-        again.update(config.to_dict(cfg))
-        for flag in search.overrides(cfg, result.cfg):
-            name, _, text = flag.removeprefix("--config.").partition("=")
-            *sections, option = name.split(".")
-            section = functools.reduce(lambda raw, key: raw[key], sections, again)
-            kind = type(section[option])
-            section[option] = ast.literal_eval(text) if kind in (bool, tuple) else kind(text)
-        # The kernel follows from the mesh: no flag says it.
-        planned = config.from_config_dict(again)
-        model = dataclasses.replace(planned.model, attention=result.cfg.model.attention)
-        assert dataclasses.replace(planned, model=model) == result.cfg
-
-
-def test_candidates_are_valid_and_all_different():
-    cfg = conftest.tiny_config(model=dict(num_blocks=2), train=dict(batch_size=8))
-    found = list(search.candidates(cfg, 8, 2))
-    assert len(set(found)) == len(found) > 20
-    for candidate in found:
-        sizes = candidate.mesh.ici_sizes
-        assert math.prod(sizes.values()) == 4
-        assert candidate.mesh.dcn_data == 2
-
-
-def _fake(cost, size, fits=True):
-    class Fake:
-        total_bytes = size
-
-    fake = Fake()
-    fake.cost, fake.fits = cost, fits
-    return fake
-
-
-def test_the_front_drops_what_another_plan_beats():
-    fast, small, beaten = _fake(1, 10), _fake(3, 2), _fake(2, 11)
-    assert search.front([small, beaten, fast, _fake(0, 1, False)]) == [fast, small]
-    over, further = _fake(1, 10, False), _fake(1, 12, False)
-    assert search.front([further, over]) == [over]
-
-
-def test_advice_is_segments_or_micro_batches_or_more_devices():
-    cfg = conftest.tiny_config(
-        model=dict(recompute=dict(plan="block"), num_blocks=64, attention="reference"),
-        train=dict(batch_size=64, seq_len=64),
-    )
-    sizes = dict.fromkeys(config.MESH_AXES, 1) | {"fsdp": 8}
-    shards = cost_model.Shards(1000, 2000, 100, ())
-
-    def takes(cfg):
-        return cost_model.temporaries(cfg, sizes, 1000).total
-
-    def advice(cfg, total, limit):
-        return cost_model.advice(cfg, sizes, shards, total, limit)
-
-    segments = config.RecomputeConfig(plan="segments")
-    deep = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, recompute=segments))
-    saved = takes(cfg) - takes(deep)
-    assert "recompute.plan=segments" in advice(cfg, 3100 + saved, 3100)
-    # In segments already: half of the rows at a time.
-    halved = dataclasses.replace(cfg.train, accumulation_steps=2)
-    total = 3100 + takes(deep)
-    limit = 3100 + takes(dataclasses.replace(deep, train=halved))
-    assert "accumulation_steps=2 " in advice(deep, total, limit)
-    assert "about 16 devices" in advice(cfg, 1e12, 0.5e12)

@@ -42,7 +42,7 @@ def measure(num_blocks: int, plan: config.RecomputeConfig, slice_name: str = "")
     widths = _TPU_WIDTHS if slice_name else {}
     model = dataclasses.replace(cfg.model, num_blocks=num_blocks, recompute=plan, **widths)
     cfg = dataclasses.replace(cfg, model=model)
-    devices = topology.devices(slice_name) if slice_name else jax.devices()[:1]
+    devices = topology.parse(slice_name).devices if slice_name else jax.devices()[:1]
     mesh = mesh_lib.make(config.MeshConfig(), devices)
     begin = time.monotonic()
     lowered = step_lib.lower_train_step(resolve.resolve(cfg, mesh), mesh)
@@ -64,7 +64,7 @@ def main(_: list[str]) -> None:
     """Measures what the flags say."""
     compilation.enable_cache("")
     if _TOPOLOGY.value:
-        topology.prepare(_TOPOLOGY.value)
+        topology.parse(_TOPOLOGY.value).configure_jax()
     plan = config.RecomputeConfig(
         plan=_PLAN.value, segment_blocks=tuple(map(int, _SEGMENT_BLOCKS.value))
     )

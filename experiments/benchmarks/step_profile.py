@@ -45,7 +45,7 @@ def measure(cfg: config.Config, num_steps: int) -> dict:
         seconds = (time.monotonic() - begin) / num_steps
         spent = _microseconds(directory)
     parts = cycles.sum_up(
-        hlo.parse(step.as_text()),
+        hlo.read_program(step),
         lambda instruction, _: (
             0 if instruction.opcode in _CONTAINERS else spent[instruction.name] / num_steps
         ),

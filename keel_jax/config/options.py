@@ -33,7 +33,7 @@ def option(
     return dataclasses.field(default=default, metadata={"change": change, "baseline": baseline})
 
 
-def fields(cls: type, prefix: str = "") -> dict[str, dataclasses.Field]:
+def fields(cls: typing.Any, prefix: str = "") -> dict[str, dataclasses.Field]:
     """Every option of a tree of dataclasses, by its dotted name."""
     by_name = {}
     for field in dataclasses.fields(cls):

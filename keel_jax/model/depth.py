@@ -94,7 +94,7 @@ class Depth(nn.Module):
         if measured.probes is not None:
             # The cotangent is a sum over microbatches.
             rows = rows[0], dataclasses.replace(inputs, probe=measured.probes / count)
-        parts, stats = pipeline.run(
+        parts, stats = pipeline.run_stages(
             stage, rows, parts, contexts, x_axes=layers.BRANCH_AXES, out_axes=layers.LOSS_AXES
         )
         stream = jax.tree.map(lambda x, y: x.swapaxes(0, 1).reshape(y.shape), parts, stream)

@@ -121,10 +121,10 @@ class Embedding(nn.Module):
             self.norm = layers.norm_gain(self, "norm", m.d_model)
 
     def __call__(self, tokens_BT: Int[Array, "B T"]) -> residual.Carry:
-        if self.is_initializing() or not sharding.has_devices_to_share():
+        if self.is_initializing() or not sharding.has_several_devices():
             x_BTD = self.table[tokens_BT]
         else:
-            x_BTD = lookup.rows(self.table, tokens_BT)
+            x_BTD = lookup.lookup_rows(self.table, tokens_BT)
         if residual.topology(self.model).embedding_norm:
             x_BTD = residual.rms_norm(x_BTD, self.norm, self.model.norm_epsilon)
         x_BTD = sharding.constrain(x_BTD.astype(self.model.stream_dtype), layers.STREAM_AXES)

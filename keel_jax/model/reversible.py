@@ -34,9 +34,8 @@ import jax.numpy as jnp
 
 from keel_jax import config
 from keel_jax.model import recompute
+from keel_jax.runtime import named_scopes
 
-# In the names of what a stretch computes only where its reconstruction failed.
-FALLBACK = "reversal_fallback"
 # Errors of a stretch: at its anchor, and the largest last step of the iteration.
 NUM_ERRORS = 2
 
@@ -223,7 +222,7 @@ class _Depth:
         dz_BTD, first_gradients = pull_first(dz_BTD)
         return dz_BTD, _joined(_stacked(first_gradients), gradients), errors
 
-    @jax.named_scope(FALLBACK)
+    @jax.named_scope(named_scopes.RARE_BRANCH)
     def _recomputed(self, dz_BTD, z_BTD, rows, context):
         """The cotangent of z below these blocks, and their gradients: exact."""
         learned, inputs = rows

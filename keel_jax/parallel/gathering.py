@@ -1,9 +1,9 @@
-"""Gathering what ZeRO has split, on the way back scattering sums: level by level.
+"""Gathers weights that ZeRO has split, and reduce-scatters their gradients, level by level.
 
 A TPU's compiler (libtpu 0.0.42, arrays of width 1024 on v5e) scatters sums among up to 8 devices.
 Among 16 it sums the whole array on every device and keeps a part; among 64 it gathers by summing as
-well. So groups are taken apart into levels, which send the same bytes: of 16 devices first 4
-neighbours each, then 4 such groups (docs/planning.md).
+well. So a group is divided into levels, which send the same bytes: of 16 devices first 4 neighbours
+each, then 4 such groups (docs/planning.md).
 """
 
 import functools
@@ -13,19 +13,19 @@ import jax
 
 from keel_jax.parallel import sharding
 
-# Devices of one level, at most.
+# Devices of one level, at most. Scatters: what the compiler was seen to do, above.
 MAX_GATHER, MAX_SCATTER = 16, 8
 
 
-def rows(w: jax.Array, logical_axis: str) -> jax.Array:
-    """All of a weight of which each device holds consecutive rows; within shard_map.
+def gather_rows(w: jax.Array, logical_axis: str) -> jax.Array:
+    """All rows of a weight of which each device holds some, consecutive ones; within shard_map.
 
-    The gradient is summed over the devices and scattered, in w's dtype. The result does not differ
-    between them, but their gradients do: use it within the same shard_map.
+    The gradient is summed over the devices and scattered, in w's dtype. All devices get the same
+    result, but each has a gradient of its own: the result must be used within the same shard_map.
 
     Args:
       w: this device's rows, [rows / devices, …].
-      logical_axis: of the rows, for which ZeRO has split them: "embed" or "table_embed".
+      logical_axis: the rows' axis, along which ZeRO has split them: "embed" or "table_embed".
     """
     sizes = sharding.mesh_sizes()
     axes = tuple(axis for axis in sharding.RULES[logical_axis] if sizes[axis] > 1)
@@ -33,7 +33,7 @@ def rows(w: jax.Array, logical_axis: str) -> jax.Array:
 
 
 def levels(size: int, largest: int) -> list[int]:
-    """`size` as a product of few, nearly equal factors up to `largest`; a larger prime stays.
+    """`size` as a product of few, nearly equal factors up to `largest`; larger primes are kept.
 
     >>> levels(16, 8), levels(256, 16)
     ([4, 4], [16, 16])
@@ -50,7 +50,7 @@ def levels(size: int, largest: int) -> list[int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gather(w, axes: tuple[str, ...]):
+def _gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     for groups in _groups(axes, MAX_GATHER):
         w = jax.lax.all_gather(w, axes, axis=0, tiled=True, axis_index_groups=groups)
     return w
@@ -70,12 +70,12 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _groups(axes: tuple[str, ...], largest: int) -> list[list[list[int]]]:
-    """Level by level, neighbours first: which devices, numbered along `axes`, work together."""
+    """The groups of devices, numbered along `axes`, of each level; neighbours first."""
     sizes = sharding.mesh_sizes()
     num_devices = math.prod(sizes[axis] for axis in axes)
-    found, stride = [], 1
+    groups_of_levels, stride = [], 1
     for size in levels(num_devices, largest):
-        found.append(
+        groups_of_levels.append(
             [
                 [first + stride * i for i in range(size)]
                 for start in range(0, num_devices, stride * size)
@@ -83,4 +83,4 @@ def _groups(axes: tuple[str, ...], largest: int) -> list[list[list[int]]]:
             ]
         )
         stride *= size
-    return found
+    return groups_of_levels

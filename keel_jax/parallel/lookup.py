@@ -1,9 +1,9 @@
-"""Rows of a table that is split along both of its dimensions, without making it whole anywhere.
+"""Looks up rows of a table that is split along both dimensions, without gathering it anywhere.
 
 Left to the partitioner, a table split over `tensor` is gathered on every device for the lookup,
-and its gradient summed whole on every device.
+and its whole gradient is summed on every device.
 
-Dimension letters: B batch, T time, V vocabulary, D model; P parts of the width, d one of them.
+Dimension letters: B batch, T time, V vocabulary, D model; P parts of the width, d the width of one.
 """
 
 import jax
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from keel_jax.parallel import gathering, manual, sharding
 
 
-def rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+def lookup_rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     """table[tokens], [B, T, D] split as the stream; inside jit under `jax.set_mesh`.
 
-    Each device gathers the width of its own vocabulary rows, looks up the tokens that are among
-    them, and the devices of one vocabulary exchange sums of one row and zeros, exact in any dtype.
-    The gradient goes the same way back: it is reduce-scattered to where the table lies.
+    Each device gathers the whole width of its own vocabulary rows, looks up the tokens that are
+    among them and takes zeros for the others. The devices that share a vocabulary then exchange
+    sums of one row and zeros, exact in any dtype. The gradient takes the same way back: it is
+    reduce-scattered to where the table lies.
 
     Args:
       table_VD: with logical axes ("vocab", "table_embed").
@@ -26,14 +27,15 @@ def rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     vocab_axes = sharding.RULES["vocab"]
 
     def local_rows(table_VD, tokens_BT):
-        # Part by part, not side by side: a part narrower than a TPU's 128 lanes could not be
-        # scattered along the width, and its gradient would be summed whole on every device.
-        parts_PVd = gathering.rows(table_VD[None], "table_embed")
+        # Gathered in parts [P, V, d], not along the width: a part narrower than a TPU's 128 lanes
+        # could not be scattered along the width, and its whole gradient would be summed on every
+        # device.
+        parts_PVd = gathering.gather_rows(table_VD[None], "table_embed")
         num_rows = parts_PVd.shape[1]
         table_VD = parts_PVd.swapaxes(0, 1).reshape(num_rows, -1)
         row_BT = tokens_BT - jax.lax.axis_index(vocab_axes) * num_rows
-        here_BT = (0 <= row_BT) & (row_BT < num_rows)
-        x_BTD = jnp.where(here_BT[..., None], table_VD[jnp.clip(row_BT, 0, num_rows - 1)], 0)
+        is_own_BT = (0 <= row_BT) & (row_BT < num_rows)
+        x_BTD = jnp.where(is_own_BT[..., None], table_VD[jnp.clip(row_BT, 0, num_rows - 1)], 0)
         return jax.lax.psum_scatter(x_BTD, vocab_axes, scatter_dimension=1, tiled=True)
 
     in_axes = ("vocab", "table_embed"), ("batch", "time")

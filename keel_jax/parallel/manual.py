@@ -1,6 +1,7 @@
-"""Functions on each device's part of an array: `jax.shard_map`, placed by the one rule table."""
+"""Functions of each device's part of an array: `jax.shard_map`, with specs from the rule table."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -10,13 +11,13 @@ Axes = tuple[str, ...]
 
 
 def over_mesh(
-    function: Callable, in_axes: Sequence[Axes], out_axes: Axes | tuple[Axes, ...]
-) -> Callable:
-    """`function` of whole arrays, run by every device on its own part of them.
+    function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Axes | tuple[Axes, ...]
+) -> Callable[..., Any]:
+    """A function of whole arrays, in which every device runs `function` on its own part of them.
 
-    The mesh is the ambient one (`jax.set_mesh`), and of it what no surrounding shard_map has taken:
-    within a pipeline's stage the axis `stage` is manual already, and the others are still to be
-    split. Without a mesh, or with nothing left to split, `function` itself.
+    The mesh is the ambient one (`jax.set_mesh`), without the axes that a surrounding shard_map has
+    made manual: within a pipeline's stage that is `stage`. Without a mesh, or without an axis that
+    is left, `function` itself.
 
     Args:
       in_axes: logical axes of each positional argument.
@@ -30,14 +31,17 @@ def over_mesh(
     }
     if not auto:
         return function
-    is_one = not out_axes or isinstance(out_axes[0], str)
-    out_specs = sharding.spec(out_axes) if is_one else tuple(map(sharding.spec, out_axes))
     return jax.shard_map(
         function,
         in_specs=tuple(sharding.spec(axes) for axes in in_axes),
-        out_specs=out_specs,
+        out_specs=jax.tree.map(sharding.spec, out_axes, is_leaf=_is_one_array),
         axis_names=auto,
-        # Pallas kernels and hand-written gradients do not say over which axes they vary, and what
-        # was gathered over an axis is not known to be alike along it.
+        # Pallas kernels and hand-written gradients do not say over which axes they vary, and JAX
+        # does not know that what was gathered over an axis is equal along it.
         check_vma=False,
     )
+
+
+def _is_one_array(axes: tuple) -> bool:
+    """Whether these are the axes of one array, and not a tuple of several arrays' axes."""
+    return all(isinstance(axis, str) for axis in axes)

@@ -8,31 +8,32 @@ import numpy as np
 from jax.experimental import mesh_utils
 
 from keel_jax import config, errors
+from keel_jax.runtime import devices as devices_lib
 
 AXES = config.MESH_AXES
 
 
 def make(
     mesh: config.MeshConfig,
-    devices: Sequence[jax.Device] | None = None,
-    num_slices: int | None = None,
+    devices: Sequence[devices_lib.Device] | None = None,
+    simulated_slices: int | None = None,
 ) -> jax.sharding.Mesh:
     """A mesh with axes AXES over `devices` (all of them by default).
 
     Along each axis the slices are outermost: its first (size within a slice) devices share a
     slice. Within a slice JAX lays the axes onto the chips' links.
 
-    Axes are of type Auto: `jax.make_mesh` gives Explicit ones, under which linen's constraints
+    Axes are of type Auto: `jax.make_mesh` makes Explicit ones, under which linen's constraints
     raise.
 
     Args:
-      num_slices: None: as the devices say; a number: that many groups of equal size, in the order
-        of `devices`, stand for slices.
+      simulated_slices: that many groups of equal size, in the order of `devices`, stand for slices;
+        None: the devices themselves name the slices they are in.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or of slices.
     """
-    slices = split_slices(jax.devices() if devices is None else devices, num_slices)
+    slices = split_slices(jax.devices() if devices is None else devices, simulated_slices)
     sizes = tuple(resolve_sizes(mesh, len(slices[0]), len(slices)).values())
     ici, dcn = zip(*sizes, strict=True)
     within = [
@@ -52,7 +53,7 @@ def make(
 def widest(model: config.ModelConfig) -> config.MeshConfig:
     """As many shards as every matrix allows; the other devices, and slices, share the rows.
 
-    For entry points that take a run's weights to whatever devices are here.
+    For entry points that load a run's weights on whatever devices this machine has.
     """
     slice_devices = len(split_slices(jax.devices())[0])
     fsdp = math.gcd(slice_devices, model.d_model, model.d_ffn, model.num_heads * model.head_dim)
@@ -60,25 +61,25 @@ def widest(model: config.ModelConfig) -> config.MeshConfig:
 
 
 def split_slices(
-    devices: Sequence[jax.Device], num_slices: int | None = None
-) -> list[list[jax.Device]]:
+    devices: Sequence[devices_lib.Device], simulated_slices: int | None = None
+) -> list[list[devices_lib.Device]]:
     """The devices of each slice; arguments as in `make`.
 
     Raises:
       UserError: the slices are not of one size.
     """
     devices = list(devices)
-    if num_slices is None:
+    if simulated_slices is None:
         index_of = {device: getattr(device, "slice_index", 0) for device in devices}
     else:
-        index_of = {d: i * num_slices // len(devices) for i, d in enumerate(devices)}
-    slices: dict[int, list[jax.Device]] = {}
+        index_of = {d: i * simulated_slices // len(devices) for i, d in enumerate(devices)}
+    slices: dict[int, list[devices_lib.Device]] = {}
     for device in devices:
         slices.setdefault(index_of[device], []).append(device)
     sizes = [len(group) for group in slices.values()]
     if len(set(sizes)) > 1:
         raise errors.UserError(
-            f"The {len(devices)} devices form slices of {sizes} devices: not alike."
+            f"The {len(devices)} devices form slices of {sizes} devices: they must be of one size."
         )
     return [slices[index] for index in sorted(slices)]
 
@@ -97,12 +98,13 @@ def resolve_sizes(
 
 
 def _resolve(sizes: Mapping[str, int], total: int, what: str) -> list[int]:
+    """`sizes` with -1 replaced by what is left of `total`; `what` names it in the message."""
     fixed = math.prod(size for size in sizes.values() if size != -1)
     resolved = [total // fixed if size == -1 else size for size in sizes.values()]
     if math.prod(resolved) != total:
-        told = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != 1)
+        given = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != 1)
         raise errors.UserError(
-            f"{told or 'The sizes of the mesh'} do not multiply to the {total} {what} that are "
-            "there (every other size is 1); set one of them to -1 to take what is left."
+            f"{given or 'The sizes of the mesh'} do not multiply to the {total} {what} "
+            "available (every other size is 1); set one of them to -1 to take what is left."
         )
     return resolved

@@ -5,25 +5,26 @@ another to its running softmax while the blocks travel around the ring (Liu et a
 
     m' = max(m, max s),  l' = l e^(m - m') + sum e^(s - m'),  o' = o e^(m - m') + e^(s - m') v
 
-and in the end o / l. The backward pass lets the blocks go around again, and the gradients of keys
-and values travel with them until they are back home (FlashAttention's equations, 2205.14135):
+and in the end o / l. In the backward pass the blocks travel around the ring again, and the
+gradients of keys and values travel with them until they are back on their own device
+(FlashAttention's equations, 2205.14135):
 
     p = e^(s - lse),  dv += p do,  ds = p (do v - delta),  dq += ds k,  dk += ds q,  delta = do o
 
-so that what is kept for it, and what is held at a time, does not grow with the ring. Within a block
-queries and keys are taken in chunks: no more than a chunk by a chunk of scores exists at once. A
-chunk of keys that lies wholly in the future of a chunk of queries is skipped.
+so that neither what is kept for it nor what is held at a time grows with the ring. Within a block
+queries and keys are taken in chunks: the scores of one chunk of queries and one of keys are all
+that exist at once. A chunk of keys that lies wholly in the future of a chunk of queries is skipped.
 
 Tokens carry their index in the sequence, so that they may lie on the devices in any order. In
-consecutive order the last device would do all its work and the first almost none of it; `zigzag`
-gives each device a part from both ends.
+consecutive order the last device would skip almost nothing and the first almost everything;
+`zigzag` gives each device a part from both ends.
 
 Dimension letters: B batch, T time on this device, N query heads, K key/value heads, G query heads a
 key/value head, H head width; C chunks, t and s a chunk's queries and keys.
 """
 
 import functools
-import typing
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,25 +36,26 @@ from keel_jax import errors
 # Queries and keys a chunk, at most. 512 x 512 float32 scores of 16 heads are 16 MiB a row, and
 # a skipped chunk is at most 1/8 of a device's 4096 tokens. A guess: not measured on a TPU.
 MAX_CHUNK = 512
-# Scores of invisible keys: finite, as inf - inf is no number; e^ of it is 0.
+# Scores of invisible keys: finite, as inf - inf is not a number; e to this power is 0.
 _HIDDEN = -0.7 * float(np.finfo(np.float32).max)
+# The index of a padded key: later than every query.
 _AFTER_ALL = np.iinfo(np.int32).max
 
 
-class Ring(typing.NamedTuple):
+class Ring(NamedTuple):
     """The devices of a ring: a mesh axis within shard_map; of size 1, this device alone."""
 
     axis: str
     size: int
 
-    def pass_on(self, tree):
-        """Each device's `tree` at its successor."""
-        steps = [(i, (i + 1) % self.size) for i in range(self.size)]
-        return jax.lax.ppermute(tree, self.axis, steps)
+    def send_on(self, tree: Any) -> Any:
+        """The tree of this device's predecessor: every device sends its own to its successor."""
+        pairs = [(i, (i + 1) % self.size) for i in range(self.size)]
+        return jax.lax.ppermute(tree, self.axis, pairs)
 
 
-class _Tokens(typing.NamedTuple):
-    """What is seen and by whom; int32 [C, B, t] each."""
+class _Tokens(NamedTuple):
+    """What decides which token is visible to which; int32 [C, B, t] each."""
 
     index: jax.Array
     segments: jax.Array
@@ -88,7 +90,7 @@ def attend(
     q_BTKGH = q_BTNH.reshape(batch_size, num_tokens, kv_heads, -1, width)
     queries = chunked(q_BTKGH), _Tokens(chunked(index_BT, fill=-1), chunked(segment_ids_BT))
     keys = _Tokens(chunked(index_BT, fill=_AFTER_ALL), chunked(segment_ids_BT))
-    o_CBtKGH = _attend(ring, *queries, (chunked(k_BTKH), chunked(v_BTKH)), keys)
+    o_CBtKGH: jax.Array = _attend(ring, *queries, (chunked(k_BTKH), chunked(v_BTKH)), keys)
     o_BTKGH = jnp.moveaxis(o_CBtKGH, 0, 1).reshape(batch_size, -1, kv_heads, *q_BTKGH.shape[3:])
     return o_BTKGH[:, :num_tokens].reshape(q_BTNH.shape)
 
@@ -96,8 +98,8 @@ def attend(
 def zigzag(x_BT: jax.Array, *, ring: Ring) -> jax.Array:
     """From consecutive tokens a device to the zigzag order; this device's [B, T].
 
-    Of 2 R parts of the sequence, device i of R comes to hold parts i and 2 R - 1 - i, in place of
-    2 i and 2 i + 1: at every turn of the ring each device then has the same work.
+    Of 2 R parts of the sequence, device i of R gets parts i and 2 R - 1 - i in place of 2 i and
+    2 i + 1: at every turn of the ring each device then has the same work.
 
     Raises:
       UserError: the sequence does not have 2 R equal parts.
@@ -132,9 +134,9 @@ def _attend(ring, q_CBtKGH, queries, kv, keys):
 def _forward(ring, q_CBtKGH, queries, kv, keys):
     def turn(carry, _):
         sums, kv, keys = carry
-        # Under way while this block is computed.
-        coming = ring.pass_on((kv, keys))
-        return (_add_block(sums, q_CBtKGH, queries, kv, keys), *coming), None
+        # The next block is under way while this one is computed.
+        incoming = ring.send_on((kv, keys))
+        return (_add_block(sums, q_CBtKGH, queries, kv, keys), *incoming), None
 
     num_chunks, batch_size, size, kv_heads, group, width = q_CBtKGH.shape
     shape = (num_chunks, batch_size, kv_heads, group, size)
@@ -148,12 +150,12 @@ def _forward(ring, q_CBtKGH, queries, kv, keys):
         carry, _ = jax.lax.scan(turn, carry, length=ring.size - 1)
     last, *block = carry
     m_CBKGt, l_CBKGt, o_CBKGtH = _add_block(last, q_CBtKGH, queries, *block)
-    # Padding sees nothing: 0, not 0 / 0.
+    # To padding nothing is visible: its output is 0, not 0 / 0.
     l_CBKGt = jnp.where(l_CBKGt == 0, 1.0, l_CBKGt)
     o_CBKGtH = o_CBKGtH / l_CBKGt[..., None]
     o_CBtKGH = jnp.moveaxis(o_CBKGtH, -2, 2).astype(q_CBtKGH.dtype)
     lse_CBKGt = m_CBKGt + jnp.log(l_CBKGt)
-    # What recomputation may keep, so that the ring turns once forward.
+    # Recomputation may keep what is named so, and the ring then turns only once forward.
     o_CBtKGH, lse_CBKGt = checkpoint_name((o_CBtKGH, lse_CBKGt), "attention")
     return o_CBtKGH, (q_CBtKGH, queries, kv, keys, o_CBtKGH, lse_CBKGt)
 
@@ -161,35 +163,36 @@ def _forward(ring, q_CBtKGH, queries, kv, keys):
 def _add_block(sums, q_CBtKGH, queries, kv, keys):
     """The running (maximum, denominator, numerator) of all queries with one block of keys added."""
 
-    def add_to_queries(xs):
+    def add_to_query_chunk(xs):
         sums, q, query = xs
 
-        def add_keys(sums, block):
+        def add_key_chunk(sums, key_chunk):
             return jax.lax.cond(
-                _any_visible(query, block[1]),
+                _any_visible(query, key_chunk[1]),
                 _add_chunk,
                 lambda sums, *_: sums,
                 sums,
                 q,
                 query,
-                *block,
+                *key_chunk,
             ), None
 
-        return jax.lax.scan(add_keys, sums, (kv, keys))[0]
+        return jax.lax.scan(add_key_chunk, sums, (kv, keys))[0]
 
-    return jax.lax.map(add_to_queries, (sums, q_CBtKGH, queries))
+    return jax.lax.map(add_to_query_chunk, (sums, q_CBtKGH, queries))
 
 
 def _add_chunk(sums, q_BtKGH, query, kv, key):
+    """The sums of one chunk of queries with one chunk of keys added."""
     m_BKGt, l_BKGt, o_BKGtH = sums
     k_BsKH, v_BsKH = kv
     visible = _visible(query, key)
     s_BKGts = jnp.where(visible, _scores(q_BtKGH, k_BsKH), _HIDDEN)
     new_BKGt = jnp.maximum(m_BKGt, s_BKGts.max(axis=-1))
-    # Where all keys are hidden, scores equal the maximum: the mask, not e^, makes them 0.
+    # Where all keys are hidden their scores equal the maximum: the mask makes p 0, not e^.
     p_BKGts = jnp.where(visible, jnp.exp(s_BKGts - new_BKGt[..., None]), 0.0)
     kept_BKGt = jnp.exp(m_BKGt - new_BKGt)
-    seen_BKGtH = jnp.einsum(
+    values_BKGtH = jnp.einsum(
         "BKGts,BsKH->BKGtH",
         p_BKGts.astype(v_BsKH.dtype),
         v_BsKH,
@@ -198,59 +201,60 @@ def _add_chunk(sums, q_BtKGH, query, kv, key):
     return (
         new_BKGt,
         l_BKGt * kept_BKGt + p_BKGts.sum(axis=-1),
-        o_BKGtH * kept_BKGt[..., None] + seen_BKGtH,
+        o_BKGtH * kept_BKGt[..., None] + values_BKGtH,
     )
 
 
-def _backward(ring, kept, do_CBtKGH):
-    q_CBtKGH, queries, kv, keys, o_CBtKGH, lse_CBKGt = kept
+def _backward(ring, residuals, do_CBtKGH):
+    q_CBtKGH, queries, kv, keys, o_CBtKGH, lse_CBKGt = residuals
     delta_CBtKG = (do_CBtKGH.astype(jnp.float32) * o_CBtKGH.astype(jnp.float32)).sum(axis=-1)
-    given = (q_CBtKGH, queries, do_CBtKGH, lse_CBKGt, jnp.moveaxis(delta_CBtKG, 2, -1))
+    by_query = (q_CBtKGH, queries, do_CBtKGH, lse_CBKGt, jnp.moveaxis(delta_CBtKG, 2, -1))
 
     def turn(carry, _):
         dq, dkv, kv, keys = carry
-        # Their sums so far arrive while this block's part is computed.
-        dkv, coming = ring.pass_on(dkv), ring.pass_on((kv, keys))
-        dq, part = _block_gradients(dq, given, kv, keys)
-        return (dq, jax.tree.map(jnp.add, dkv, part), *coming), None
+        # The sums of the keys' gradients so far arrive while this block's part is computed.
+        dkv, incoming = ring.send_on(dkv), ring.send_on((kv, keys))
+        dq, part = _block_gradients(dq, by_query, kv, keys)
+        return (dq, jax.tree.map(jnp.add, dkv, part), *incoming), None
 
     dq = jnp.zeros(q_CBtKGH.shape, jnp.float32)
     if ring.size == 1:
-        dq, dkv = _block_gradients(dq, given, kv, keys)
+        dq, dkv = _block_gradients(dq, by_query, kv, keys)
     else:
-        coming = ring.pass_on((kv, keys))
-        carry = (*_block_gradients(dq, given, kv, keys), *coming)
+        incoming = ring.send_on((kv, keys))
+        carry = (*_block_gradients(dq, by_query, kv, keys), *incoming)
         (dq, dkv, _, _), _ = jax.lax.scan(turn, carry, length=ring.size - 1)
-        dkv = ring.pass_on(dkv)
+        dkv = ring.send_on(dkv)
     dkv = jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), dkv, kv)
     return dq.astype(q_CBtKGH.dtype), None, dkv, None
 
 
-def _block_gradients(dq_CBtKGH, given, kv, keys):
+def _block_gradients(dq_CBtKGH, by_query, kv, keys):
     """dq with one block's part added, and that block's own (dk, dv); float32."""
 
-    def of_keys(dq, block):
-        def of_queries(dkv, xs):
-            dq, given = xs
+    def add_key_chunk(dq, key_chunk):
+        def add_query_chunk(dkv, xs):
+            dq, by_query = xs
             return jax.lax.cond(
-                _any_visible(given[1], block[1]),
+                _any_visible(by_query[1], key_chunk[1]),
                 _chunk_gradients,
                 lambda dkv, dq, *_: (dkv, dq),
                 dkv,
                 dq,
-                given,
-                *block,
+                by_query,
+                *key_chunk,
             )
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), block[0])
-        dkv, dq = jax.lax.scan(of_queries, zeros, (dq, given))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), key_chunk[0])
+        dkv, dq = jax.lax.scan(add_query_chunk, zeros, (dq, by_query))
         return dq, dkv
 
-    return jax.lax.scan(of_keys, dq_CBtKGH, (kv, keys))
+    return jax.lax.scan(add_key_chunk, dq_CBtKGH, (kv, keys))
 
 
-def _chunk_gradients(dkv, dq_BtKGH, given, kv, key):
-    q_BtKGH, query, do_BtKGH, lse_BKGt, delta_BKGt = given
+def _chunk_gradients(dkv, dq_BtKGH, by_query, kv, key):
+    """(dk, dv) and dq with the part of one chunk of queries and one of keys added."""
+    q_BtKGH, query, do_BtKGH, lse_BKGt, delta_BKGt = by_query
     k_BsKH, v_BsKH = kv
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     s_BKGts = _scores(q_BtKGH, k_BsKH)
@@ -273,7 +277,7 @@ def _scores(q_BtKGH, k_BsKH):
 
 
 def _visible(query: _Tokens, key: _Tokens):
-    """[B, 1, 1, t, s]."""
+    """Whether key s is visible to query t, [B, 1, 1, t, s]."""
     past = key.index[:, None, :] <= query.index[:, :, None]
     same = key.segments[:, None, :] == query.segments[:, :, None]
     return (past & same)[:, None, None]
@@ -282,14 +286,15 @@ def _visible(query: _Tokens, key: _Tokens):
 def _any_visible(query: _Tokens, key: _Tokens):
     """Whether some key of the chunk is not in the future of all its queries.
 
-    By index alone: in a run of several trials the tokens differ between trials and the index does
-    not, so that this stays one decision, and the branch is not computed for nothing.
+    By index alone: in a run of several trials the documents differ between trials and the index
+    does not, so that this stays one decision for all. Batched by vmap, it would be a selection, for
+    which both branches are computed.
     """
     return key.index.min() <= query.index.max()
 
 
 def _chunked(x_BT, num_chunks: int, size: int, fill: int = 0):
-    """[B, T, …] -> [C, B, t, …], filled up at the end."""
+    """[B, T, …] -> [C, B, t, …], padded with `fill` at the end."""
     pad = num_chunks * size - x_BT.shape[1]
     widths = ((0, 0), (0, pad)) + ((0, 0),) * (x_BT.ndim - 2)
     x_BT = jnp.pad(x_BT, widths, constant_values=fill)

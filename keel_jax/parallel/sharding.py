@@ -13,12 +13,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from keel_jax import errors
 
 # Logical axis -> mesh axes, outermost first.
-#   Parameters and optimizer state are split over `fsdp` and `context`, whose devices all see other
-#   tokens, along their model dimension, and gathered where they are used (ZeRO-3), while the stream
-#   stays with its rows.
+#   Parameters and optimizer state are split over `fsdp` and `context`, whose devices all see
+#   different tokens, along their model dimension, and gathered where they are used (ZeRO-3); the
+#   stream stays with its rows.
 #   `tensor` splits heads, FFN and vocabulary (Megatron); between the branches the stream is split
-#   over it along time, so that norms and the residual sum are shared out too: the all-reduce after
-#   a branch becomes a reduce-scatter and an all-gather before the next, of the same bytes.
+#   over it along time, so that norms and the residual sum are divided among its devices too: the
+#   all-reduce after a branch becomes a reduce-scatter and an all-gather before the next, of the
+#   same bytes.
 #   `stage` holds consecutive blocks; within a stage the scan reads one block at a time.
 RULES = {
     "trial": ("trial",),
@@ -27,18 +28,18 @@ RULES = {
     "time": ("context",),
     # The stream between the branches.
     "stream_time": ("context", "tensor"),
-    # What the loss reads: the stages share it out.
+    # What the loss reads: divided among the stages.
     "loss_time": ("context", "stage"),
     "stream": (),
     "blocks": ("stage",),
     "embed": ("fsdp", "context"),
-    # Of embedding and output, which no stage owns: all of them share it out.
+    # Of embedding and output, which no stage owns: divided among all of them.
     "table_embed": ("fsdp", "context", "stage"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
-    # Rows of the matrices that lead back to the stream. ZeRO splits them too, not the columns:
-    # along columns a TPU's compiler scatters no gradient, but sums it whole on every device.
+    # Rows of the matrices that lead back to the stream. ZeRO splits these and not the columns: a
+    # TPU's compiler scatters no gradient along columns, but sums all of it on every device.
     "heads_row": ("tensor", "fsdp", "context"),
     "ffn_row": ("tensor", "fsdp", "context"),
     "vocab": ("tensor",),
@@ -75,13 +76,13 @@ def spec(logical_axes: tuple[str, ...]) -> PartitionSpec:
 def sharding(
     mesh: jax.sharding.Mesh, logical_axes: tuple[str, ...], shape: tuple[int, ...], name: str = ""
 ) -> NamedSharding:
-    """Where an array of `shape` lies.
+    """Where an array of `shape` lies; `name` is the array's in messages.
 
     Raises:
-      UserError: a dimension is not a multiple of the devices that share it.
+      UserError: a dimension is not a multiple of the devices over which it is split.
     """
     if len(logical_axes) != len(shape):
-        raise errors.UserError(f"{name}: shape {shape} has not the axes {logical_axes}.")
+        raise errors.UserError(f"{name}: shape {shape} does not have the axes {logical_axes}.")
     for logical, size in zip(logical_axes, shape, strict=True):
         devices = num_shards(logical, mesh.shape)
         if size % devices:
@@ -93,31 +94,31 @@ def sharding(
 
 
 def mesh_sizes() -> Mapping[str, int]:
-    """Devices along each mesh axis, inside jit under `jax.set_mesh`; without a mesh, 1."""
+    """Devices along each mesh axis, inside jit under `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return collections.defaultdict(lambda: 1, () if mesh.empty else mesh.shape.items())
 
 
-def has_devices_to_share() -> bool:
-    """Whether there are several, inside jit under `jax.set_mesh`."""
+def has_several_devices() -> bool:
+    """Whether the mesh has, inside jit under `jax.set_mesh`."""
     return math.prod(mesh_sizes().values()) > 1
 
 
 def num_shards(logical_axis: str, sizes: Mapping[str, int]) -> int:
-    """Into how many parts the table splits a dimension, on a mesh with these axis sizes."""
+    """The number of parts into which the table splits a dimension, for these sizes of mesh axes."""
     return math.prod(sizes[axis] for axis in RULES.get(logical_axis, ()))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Where an array of any shape lies whole on every device."""
+    """Every device holds all of the array, whatever its shape."""
     return NamedSharding(mesh, spec(()))
 
 
 def constrain(array: jax.Array, logical_axes: tuple[str, ...]) -> jax.Array:
-    """Keeps `array` where the table says, inside jit under `jax.set_mesh`; without a mesh, as is.
+    """Pins `array` to where the table says, inside jit under `jax.set_mesh`.
 
-    The stream needs it: left alone, the partitioner prefers to gather the rows of the whole batch
-    on every device over gathering a small weight.
+    Without a mesh it is returned as it is. The stream needs it: left alone, the partitioner prefers
+    to gather the rows of the whole batch on every device to gathering a small weight.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return array
@@ -125,7 +126,7 @@ def constrain(array: jax.Array, logical_axes: tuple[str, ...]) -> jax.Array:
 
 
 def split_rows(x_B: jax.Array, parts: int, logical_axes: tuple[str, ...]) -> jax.Array:
-    """[B, …] -> [parts, B / parts, …], its parts with `logical_axes`.
+    """[B, …] -> [parts, B / parts, …], each part with `logical_axes`.
 
     Row b goes to part b mod parts, so that each device keeps its own rows.
     """

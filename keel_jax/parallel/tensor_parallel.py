@@ -1,6 +1,6 @@
-"""Products of activations with weights that are split over devices: ZeRO and Megatron, in full.
+"""Products of activations with weights that are split over devices: ZeRO and Megatron.
 
-A weight lies in parts along its rows (ZeRO-3: over the devices that see other tokens) and along
+A weight is split along its rows (ZeRO-3: over the devices that see different tokens) and along
 heads or FFN (Megatron's `tensor`). `column_parallel` leads from the stream into a branch,
 `row_parallel` back:
 
@@ -10,10 +10,10 @@ heads or FFN (Megatron's `tensor`). `column_parallel` leads from the stream into
 and the backward passes are the transposes: a weight's gradient is reduce-scattered to where the
 weight lies, in the compute dtype.
 
-Heads that fill a TPU's registers are multiplied as heads, [B, T, N, H]: it is the weight that is
-reshaped, and not the activation, which attention keeps in an order of its own. Flattened to
-[B, T, N H], the gradients of queries and values were copied into another order first. Narrower
-heads would be padded in memory, and are flat (docs/performance.md has both).
+Heads that fill a TPU's registers are multiplied as heads, [B, T, N, H]: the weight is reshaped and
+not the activation, which attention keeps in an order of its own. Where activations were flattened
+to [B, T, N H], the compiler first copied the gradients of queries and values into another order.
+Narrower heads would be padded in memory, and are flat (docs/performance.md has both).
 
 Dimension letters: B batch, T time, D model, F ffn or heads N x H.
 """
@@ -55,11 +55,11 @@ def column_parallel(
         return jnp.einsum("BTD,DNH->BTNH", x_BTD, w_DF.reshape(len(w_DF), -1, head_dim))
 
     def local(x_BTD, *weights_DF):
-        if over := _tensor_axes():
-            x_BTD = jax.lax.all_gather(x_BTD, over, axis=1, tiled=True)
-        return tuple(product(x_BTD, _whole(w_DF, x_BTD.dtype)) for w_DF in weights_DF)
+        if tensor_axes := _tensor_axes():
+            x_BTD = jax.lax.all_gather(x_BTD, tensor_axes, axis=1, tiled=True)
+        return tuple(product(x_BTD, _gathered(w_DF, x_BTD.dtype)) for w_DF in weights_DF)
 
-    if not _is_shared_out(x_BTD):
+    if not _is_split_evenly(x_BTD):
         results = (product(x_BTD, w_DF.astype(x_BTD.dtype)) for w_DF in weights_DF)
         return tuple(map(sharding.constrain, results, out_axes))
     in_axes = (_STREAM_AXES, *(("embed", axis) for axis in axes))
@@ -83,32 +83,38 @@ def row_parallel(x_BTF: jax.Array, w_FD: jax.Array, axis: str) -> jax.Array:
         return jnp.einsum("BTNH,NHD->BTD", x_BTF, w_FD.reshape(*x_BTF.shape[2:], -1))
 
     def local(x_BTF, w_FD):
-        part_BTD = product(x_BTF, _whole(w_FD, x_BTF.dtype))
-        if not (over := _tensor_axes()):
+        part_BTD = product(x_BTF, _gathered(w_FD, x_BTF.dtype))
+        if not (tensor_axes := _tensor_axes()):
             return part_BTD
-        return jax.lax.psum_scatter(part_BTD, over, scatter_dimension=1, tiled=True)
+        return jax.lax.psum_scatter(part_BTD, tensor_axes, scatter_dimension=1, tiled=True)
 
-    if not _is_shared_out(x_BTF):
+    if not _is_split_evenly(x_BTF):
         return product(sharding.constrain(x_BTF, x_axes), w_FD.astype(x_BTF.dtype))
     in_axes = x_axes, (f"{axis}_row", "stream")
     return manual.over_mesh(local, in_axes, _STREAM_AXES)(x_BTF, w_FD)
 
 
-def _whole(w, dtype):
+def _gathered(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """All rows of a weight of which this device holds some, in `dtype`."""
-    return gathering.rows(w.astype(dtype), "embed")
+    return gathering.gather_rows(w.astype(dtype), "embed")
 
 
-def _is_shared_out(x_BT: jax.Array) -> bool:
-    """Whether devices share these tokens evenly; a few, in decoding, the partitioner places."""
+def _is_split_evenly(x_BT: jax.Array) -> bool:
+    """Whether several devices hold equal parts of these tokens.
+
+    Where they cannot, as with the few tokens of decoding, the partitioner places them.
+    """
     sizes = sharding.mesh_sizes()
-    return sharding.has_devices_to_share() and not any(
+    return sharding.has_several_devices() and not any(
         size % sharding.num_shards(axis, sizes)
         for axis, size in zip(("batch", "stream_time"), x_BT.shape, strict=False)
     )
 
 
 def _tensor_axes() -> tuple[str, ...]:
-    """Those over several devices: a collective over one would still pin the layouts around it."""
+    """The axes of `tensor` with several devices.
+
+    A collective over one device would send nothing, and still pin the layouts around it.
+    """
     sizes = sharding.mesh_sizes()
     return tuple(axis for axis in sharding.RULES["ffn"] if sizes[axis] > 1)

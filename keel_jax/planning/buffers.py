@@ -2,17 +2,22 @@
 
 `memory_analysis()` overstates temporaries on a TPU (stacked residuals counted twice, VMEM
 included), and carries no assignment there. XLA writes it to a file on request (`dump_options`):
-an HloProto, of which the fields below are read straight from protobuf's wire format, as nothing
-that we depend on ships its schema. Field numbers: xla/service/hlo.proto.
+an HloProto, of which the fields below are read straight from protobuf's wire format, as no
+dependency of ours ships its schema. Field numbers: xla/service/hlo.proto.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
 # XLA's memory spaces ("colours").
-HBM, HOST = 0, 5
+HBM, VMEM, HOST = 0, 1, 5
 _DUMPED = "*after_optimizations.hlo.pb"
+# What a field of a protobuf message holds on the wire: an integer, or bytes of any other type.
+_Value: TypeAlias = "int | memoryview"
+# An array of the program: the instruction that makes it, and which leaf of its result it is.
+_Array: TypeAlias = "tuple[str, tuple[int, ...]]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Allocation:
 
     bytes: int
     color: int
-    # Of the program's flat list of arguments, or None.
+    # Its place in the program's flat list of arguments; None: it holds no argument.
     parameter: int | None
     is_thread_local: bool
     is_constant: bool
@@ -54,20 +59,22 @@ def read_dump(directory: str) -> list[Allocation]:
     """The assignment of the largest program that was dumped to `directory`."""
     paths = sorted(pathlib.Path(directory).glob(_DUMPED), key=lambda path: path.stat().st_size)
     assert paths, f"the compiler wrote no {_DUMPED} to {directory}"
-    module = dict(_fields(paths[-1].read_bytes()))  # HloProto: 1 the module, 3 the assignment
-    return parse(module[3], _instruction_names(module[1]))
+    message = memoryview(paths[-1].read_bytes())
+    proto = dict(_fields(message))  # HloProto: 1 the module, 3 the assignment
+    return _allocations(_bytes(proto[3]), _instruction_names(_bytes(proto[1])))
 
 
-def parse(assignment: memoryview | bytes, names: dict[int, str]) -> list[Allocation]:
-    """The allocations of a serialized BufferAssignmentProto; `names` of instructions by id."""
-    arrays, allocations = {}, []
+def _allocations(assignment: memoryview, names: Mapping[int, str]) -> list[Allocation]:
+    """The allocations of a BufferAssignmentProto; `names` of instructions by id."""
+    arrays: dict[int, _Array] = {}
+    allocations = []
     for field, value in _fields(assignment):
         if field == 1:
-            number, name, index = _logical_buffer(value, names)
-            arrays[number] = (name, index)
+            number, array = _logical_buffer(_bytes(value), names)
+            arrays[number] = array
         elif field == 3:
-            allocations.append(value)
-    return [_allocation(value, arrays) for value in allocations]
+            allocations.append(_bytes(value))
+    return [_allocation(message, arrays) for message in allocations]
 
 
 def _instruction_names(module: memoryview) -> dict[int, str]:
@@ -75,39 +82,42 @@ def _instruction_names(module: memoryview) -> dict[int, str]:
     names = {}
     for field, computation in _fields(module):
         if field == 3:
-            for inner, instruction in _fields(computation):
+            for inner, instruction in _fields(_bytes(computation)):
                 if inner == 2:
-                    values = dict(_fields(instruction))
-                    names[values.get(35, 0)] = bytes(values[1]).decode()
+                    values = dict(_fields(_bytes(instruction)))
+                    names[_integer(values.get(35, 0))] = bytes(_bytes(values[1])).decode()
     return names
 
 
-def _logical_buffer(message, names) -> tuple[int, str, tuple[int, ...]]:
-    number, place = 0, b""
+def _logical_buffer(message: memoryview, names: Mapping[int, str]) -> tuple[int, _Array]:
+    """The number of a LogicalBufferProto, and the array that it stands for."""
+    number, defined_at = 0, memoryview(b"")
     for field, value in _fields(message):
         if field == 1:
-            number = value
+            number = _integer(value)
         elif field == 3:
-            place = value
+            defined_at = _bytes(value)
     name, index = "", []
-    for field, value in _fields(place):
+    for field, value in _fields(defined_at):
         if field == 2:
-            name = bytes(value).decode()  # older XLA; newer ones give the id
+            name = bytes(_bytes(value)).decode()  # older XLA; newer ones give the id
         elif field == 3:
             index += _integers(value)
         elif field == 4:
-            name = names.get(value, name)
-    return number, name, tuple(index)
+            name = names.get(_integer(value), name)
+    return number, (name, tuple(index))
 
 
-def _allocation(message, arrays) -> Allocation:
-    values, pieces = {}, []
+def _allocation(message: memoryview, arrays: Mapping[int, _Array]) -> Allocation:
+    """A BufferAllocationProto, in which `arrays` have places."""
+    values: dict[int, int] = {}
+    pieces = []
     for field, value in _fields(message):
         if field == 9:
-            part = dict(_fields(value))
+            part = {number: n for number, n in _fields(_bytes(value)) if isinstance(n, int)}
             name, index = arrays.get(part.get(1, 0), ("", ()))
             pieces.append(Piece(name, index, part.get(2, 0), part.get(3, 0)))
-        elif field != 10:
+        elif isinstance(value, int):
             values[field] = value
     return Allocation(
         bytes=values.get(2, 0),
@@ -120,39 +130,53 @@ def _allocation(message, arrays) -> Allocation:
     )
 
 
-def _fields(message: memoryview | bytes) -> Iterator[tuple[int, int | memoryview]]:
+# --- Protobuf's wire format (protobuf.dev/programming-guides/encoding) ---------------------------
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, _Value]]:
     """(field number, value) in order: integers as they are, the rest as bytes."""
-    message, at = memoryview(message), 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(message, at)
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        wire_type = key & 7
+        if wire_type == 0:
+            value, position = _varint(message, position)
         else:
-            if kind == 2:
-                size, at = _varint(message, at)
+            if wire_type == 2:
+                size, position = _varint(message, position)
             else:
-                size = {1: 8, 5: 4}[kind]
-            value, at = message[at : at + size], at + size
+                size = {1: 8, 5: 4}[wire_type]
+            value, position = message[position : position + size], position + size
         yield key >> 3, value
 
 
-def _integers(value) -> list[int]:
+def _bytes(value: _Value) -> memoryview:
+    assert isinstance(value, memoryview), f"an integer, {value}, where the schema has bytes"
+    return value
+
+
+def _integer(value: _Value) -> int:
+    assert isinstance(value, int), "bytes where the schema has an integer"
+    return value
+
+
+def _integers(value: _Value) -> list[int]:
     """A repeated integer field, packed or not."""
     if isinstance(value, int):
         return [value]
-    found, at = [], 0
-    while at < len(value):
-        number, at = _varint(value, at)
-        found.append(number)
-    return found
+    numbers, position = [], 0
+    while position < len(value):
+        number, position = _varint(value, position)
+        numbers.append(number)
+    return numbers
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    """The integer at `position`, seven bits a byte, and the position after it."""
     value = shift = 0
     while True:
-        byte = data[at]
+        byte = data[position]
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        position, shift = position + 1, shift + 7
         if byte < 128:
-            return value, at
+            return value, position

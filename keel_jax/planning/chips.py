@@ -15,9 +15,8 @@ Sources, by column, unless a line says otherwise:
 import dataclasses
 import difflib
 
-import jax
-
 from keel_jax import errors
+from keel_jax.runtime import devices
 
 _GB = 1e9
 _GIB = 2**30
@@ -35,11 +34,18 @@ class Chip:
     # Bytes a second that a link to a neighbour sends in one direction.
     ici_bytes_per_second_per_link: float
     dcn_bytes_per_second: float
-    # Between the device's memory and its host's, in one direction.
+    # Of the link between the device's memory and its host's, in one direction.
     host_bytes_per_second: float
 
 
-def _tpu(tflops, usable_gib, hbm_gbs, link_gbs, dcn_gbs, host_gbs) -> Chip:
+def _tpu(
+    tflops: float,
+    usable_gib: float,
+    hbm_gbs: float,
+    link_gbs: float,
+    dcn_gbs: float,
+    host_gbs: float,
+) -> Chip:
     return Chip(
         tflops * 1e12,
         usable_gib * _GIB,
@@ -79,34 +85,37 @@ _PEAKS = {
 }
 
 
-def peak_flops_per_second(device: jax.Device) -> float | None:
+def peak_flops_per_second(device: devices.Device) -> float | None:
     """The device's bf16 peak; None if the table does not know it: no guess, and no MFU."""
     chip = _CHIPS.get(device.device_kind)
     return chip.flops_per_second if chip else _PEAKS.get(device.device_kind)
 
 
-def known(device: jax.Device) -> Chip | None:
-    """What the table has of the device, if anything."""
+def find_chip(device: devices.Device) -> Chip | None:
+    """The table's entry for the device; None: it has none."""
     return _CHIPS.get(device.device_kind)
 
 
-def memory_bytes(device: jax.Device) -> int | None:
-    """What a program may have of the device's memory: by the table, or by the device; or None."""
-    if chip := known(device):
+def memory_bytes(device: devices.Device) -> int | None:
+    """What a program may have of the device's memory, by the table or else by the device itself.
+
+    None on a CPU, whose memory is not the limit of a plan, and where the device does not say.
+    """
+    if chip := find_chip(device):
         return round(chip.usable_hbm_bytes)
     stats = device.memory_stats() if device.platform != "cpu" else None
-    return stats and stats.get("bytes_limit")
+    return stats.get("bytes_limit") if stats else None
 
 
-def chip(device: jax.Device) -> Chip | None:
-    """What is known of the device; None for a CPU, of which nothing is estimated.
+def require_chip(device: devices.Device) -> Chip | None:
+    """The table's entry for the device; None for a CPU, for which nothing is estimated.
 
     Raises:
-      UserError: the table does not know the accelerator, or not enough of it: no guess.
+      UserError: the table does not have the accelerator, or only its peak; nothing is guessed.
     """
-    if device.platform == "cpu" and device.device_kind not in _CHIPS:
-        return None
     if device.device_kind not in _CHIPS:
+        if device.platform == "cpu":
+            return None
         near = difflib.get_close_matches(device.device_kind, _CHIPS, n=1, cutoff=0.0)[0]
         raise errors.UserError(
             f"The chip table (keel_jax/planning/chips.py) has no {device.device_kind!r}; the "

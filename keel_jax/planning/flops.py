@@ -10,11 +10,11 @@ import re
 
 import numpy as np
 
-from keel_jax.planning import hlo
+from keel_jax.planning import hlo, hlo_text
 
 _COST_ESTIMATE = re.compile(r'"?flops"?:\s*"?(\d+)')
-# JAX's splash attention, whose kernels do not say what they cost, and the products in each of a
-# block's scores: s, o; s, dp, dq; s, dv, dp, dk.
+# JAX's splash attention, whose kernels do not say what they cost, and the products that each kernel
+# computes for a block of scores: s, o; s, dp, dq; s, dv, dp, dk.
 _SPLASH = re.compile(r"splash_\w*?(fwd|dq|dkv)")
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 # Other custom calls may multiply no matrices: markers, sorting, memory moves.
@@ -22,7 +22,7 @@ _MATMUL_CALL = re.compile(r"matmul|gemm|dot|conv|attention|tpu_custom_call|mosai
 
 
 @dataclasses.dataclass(frozen=True)
-class Executed:
+class ExecutedFlops:
     """FLOPs of one run of the program on one device."""
 
     # Dots and convolutions.
@@ -37,8 +37,8 @@ class Executed:
         return self.matmul + self.custom_calls
 
 
-def executed(program: hlo.Program) -> Executed:
-    """Counts all that runs; see `Executed`."""
+def executed_flops(program: hlo.Program) -> ExecutedFlops:
+    """The FLOPs of all instructions that run."""
     matmul, custom, uncounted = 0.0, 0.0, set()
     for computation, instruction, times in program.executed():
         if instruction.opcode == "dot":
@@ -54,14 +54,16 @@ def executed(program: hlo.Program) -> Executed:
                 custom += times * _splash(computation, instruction, splash[1])
             elif _MATMUL_CALL.search(target):
                 uncounted.add(target)
-    return Executed(matmul, custom, tuple(sorted(uncounted)))
+    return ExecutedFlops(matmul, custom, tuple(sorted(uncounted)))
 
 
-def _splash(computation: hlo.Computation, instruction: hlo.Instruction, kernel: str) -> float:
+def _splash(
+    computation: hlo_text.Computation, instruction: hlo_text.Instruction, kernel: str
+) -> float:
     """2 B N T^2 H a product, of the blocks that are not wholly in the future: (n + 1) / 2n of them.
 
-    Its first operand says, for n x n blocks of queries and keys, what comes next; the first one
-    that is no integers holds the queries [B, N, T, H], without B where that is 1.
+    Its first operand is a table over the n x n blocks of queries and keys; the first one of
+    floating-point numbers holds the queries [B, N, T, H], without B where that is 1.
     """
     shapes = computation.operand_shapes(instruction)
     num_blocks = shapes[0].dims[-1]
@@ -70,15 +72,15 @@ def _splash(computation: hlo.Computation, instruction: hlo.Instruction, kernel: 
     return _SPLASH_PRODUCTS[kernel] * 2.0 * math.prod(heads) * tokens**2 * width * causal
 
 
-def _dot(computation: hlo.Computation, instruction: hlo.Instruction) -> float:
+def _dot(computation: hlo_text.Computation, instruction: hlo_text.Instruction) -> float:
     """2 (elements of the result) (product of the contracted sizes)."""
     lhs = computation.instructions[instruction.operands[0]].shapes[0]
-    dims = instruction.attribute("lhs_contracting_dims").strip("{}")
+    dims = instruction.required_attribute("lhs_contracting_dims").strip("{}")
     contracted = np.prod([lhs.dims[int(n)] for n in dims.split(",") if n])
     return float(2 * np.prod(instruction.shapes[0].dims, dtype=float) * contracted)
 
 
-def _convolution(computation: hlo.Computation, instruction: hlo.Instruction) -> float:
+def _convolution(computation: hlo_text.Computation, instruction: hlo_text.Instruction) -> float:
     """2 (batch) (output features) (input features a group) (pairs that meet, per window axis).
 
     A TPU writes matrix multiplications as convolutions, batched ones with a window over the batch
@@ -87,7 +89,8 @@ def _convolution(computation: hlo.Computation, instruction: hlo.Instruction) -> 
     """
     lhs, rhs = (computation.instructions[name].shapes[0] for name in instruction.operands[:2])
     out = instruction.shapes[0]
-    labels = re.fullmatch(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
+    labels = re.fullmatch(r"(\w+)_(\w+)->(\w+)", instruction.required_attribute("dim_labels"))
+    assert labels, f"{instruction.name}: dim_labels of an unknown form"
     lhs_labels, rhs_labels, out_labels = labels[1], labels[2], labels[3]
     window = _window(instruction.attribute("window"))
     pairs = 1
@@ -109,13 +112,12 @@ def _meeting_pairs(size: int, kernel: int, out: int, window: dict[str, str]) -> 
     stride, dilation = int(window.get("stride", 1)), int(window.get("lhs_dilate", 1))
     step = int(window.get("rhs_dilate", 1))
     low = int(window.get("pad", "0_0").split("_")[0])
-    places = np.arange(out)[:, None] * stride - low + np.arange(kernel) * step
-    return int(
-        ((places >= 0) & (places < (size - 1) * dilation + 1) & (places % dilation == 0)).sum()
-    )
+    position = np.arange(out)[:, None] * stride - low + np.arange(kernel) * step
+    is_inside = (position >= 0) & (position < (size - 1) * dilation + 1)
+    return int((is_inside & (position % dilation == 0)).sum())
 
 
 def _window(text: str | None) -> dict[str, list[str]]:
-    """{size=3x3 pad=1_1x0_0} as {"size": ["3", "3"], "pad": ["1_1", "0_0"]}."""
+    """The window {size=3x3 pad=1_1x0_0} as {"size": ["3", "3"], "pad": ["1_1", "0_0"]}."""
     fields = (field.partition("=") for field in (text or "").strip("{}").split())
     return {key: values.split("x") for key, _, values in fields}

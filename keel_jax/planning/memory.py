@@ -1,20 +1,20 @@
 """Where a compiled program's memory goes, from the compiler's true buffer assignment.
 
-Only HBM counts against the chip; VMEM and the host's memory are told apart. Arrays that are not
-alive together share memory, so a temporary's kind is told by address: each byte belongs to the
-largest array that ever lies there, which is what would have to shrink first.
+Only HBM counts against the chip; VMEM and the host's memory are reported apart from it. Arrays that
+are not alive together share memory, so temporaries are divided into kinds by address: each byte
+belongs to the largest array that ever lies there, which is what would have to shrink first.
 """
 
 import dataclasses
 import heapq
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from keel_jax.planning import buffers, hlo
+from keel_jax.planning import buffers, hlo, hlo_text
 
 GIB = 2**30
-_OVER = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
+_REFUSAL = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -33,7 +33,7 @@ class Buffer:
 class Memory:
     """Bytes on one device."""
 
-    # The program's arguments; the results that take their place are in here too.
+    # The program's arguments; results that are written in their place are counted here too.
     arguments: int
     # Results with memory of their own.
     outputs: int
@@ -54,7 +54,7 @@ class Memory:
         return self.arguments + self.outputs + self.constants + self.code + self.temporaries
 
 
-def measure(
+def measure_memory(
     allocations: Sequence[buffers.Allocation],
     program: hlo.Program,
     param_shapes: Collection[tuple[int, ...]],
@@ -78,8 +78,9 @@ def measure(
     }
     # The sizes without ones, in any order: layouts and slices permute and drop dimensions.
     params = {_normal(shape) for shape in param_shapes}
-    sums = dict.fromkeys(("arguments", "outputs", "constants", "temporaries", "vmem", "host"), 0)
-    by_kind = dict.fromkeys(("gradients", "activations", "other"), 0)
+    groups = ("arguments", "outputs", "constants", "temporaries", "vmem", "host")
+    sums: dict[str, int] = dict.fromkeys(groups, 0)
+    by_kind: dict[str, int] = dict.fromkeys(("gradients", "activations", "other"), 0)
     largest: dict[tuple[int, int, int], Buffer] = {}
     for number, allocation in enumerate(allocations):
         if allocation.is_thread_local:
@@ -89,28 +90,29 @@ def measure(
             sums[group] += allocation.bytes
         if group != "temporaries":
             continue
-        told = [_describe(piece, instructions, params) for piece in allocation.pieces]
-        for piece, size in _shares(allocation):
-            by_kind["other" if piece is None else told[piece].kind] += size
+        described = [_describe(piece, instructions, params) for piece in allocation.pieces]
+        for piece, size in _largest_pieces(allocation):
+            by_kind["other" if piece is None else described[piece].kind] += size
             if piece is not None:
                 key = (number, allocation.pieces[piece].offset, allocation.pieces[piece].bytes)
-                largest.setdefault(key, told[piece])
+                largest.setdefault(key, described[piece])
     ordered = sorted(largest.values(), key=lambda buffer: -buffer.bytes)
     return Memory(**sums, by_kind=by_kind, code=code_bytes, largest=tuple(ordered[:num_largest]))
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
-    """(bytes needed, bytes there) from the TPU compiler's refusal; None if it is another error."""
-    match = _OVER.search(message)
+    """(bytes needed, bytes of the chip) of a TPU compiler's refusal; None: it is another error."""
+    match = _REFUSAL.search(message)
     if not match:
         return None
-    needed, there = (round(float(match[i]) * 1024 ** _UNITS[match[i + 1]]) for i in (1, 3))
-    return needed, there
+    needed, available = (round(float(match[i]) * 1024 ** _UNITS[match[i + 1]]) for i in (1, 3))
+    return needed, available
 
 
 def _group(allocation: buffers.Allocation) -> str | None:
+    """The field of `Memory` that an allocation counts for; None: memory of no interest."""
     if allocation.color != buffers.HBM:
-        return {1: "vmem", buffers.HOST: "host"}.get(allocation.color)
+        return {buffers.VMEM: "vmem", buffers.HOST: "host"}.get(allocation.color)
     if allocation.parameter is not None:
         return "arguments"
     if allocation.is_constant:
@@ -118,7 +120,11 @@ def _group(allocation: buffers.Allocation) -> str | None:
     return "outputs" if allocation.is_output else "temporaries"
 
 
-def _describe(piece: buffers.Piece, instructions, params) -> Buffer:
+def _describe(
+    piece: buffers.Piece,
+    instructions: Mapping[str, hlo_text.Instruction],
+    params: Collection[tuple[int, ...]],
+) -> Buffer:
     instruction = instructions.get(piece.instruction)
     if instruction is None:
         return Buffer(piece.bytes, "other", "", piece.instruction)
@@ -131,12 +137,12 @@ def _describe(piece: buffers.Piece, instructions, params) -> Buffer:
         kind = "activations"
     else:
         kind = "other"
-    told = f"{shape.dtype}[{','.join(map(str, shape.dims))}]" if shape else ""
-    return Buffer(piece.bytes, kind, told, name)
+    dims = f"{shape.dtype}[{','.join(map(str, shape.dims))}]" if shape else ""
+    return Buffer(piece.bytes, kind, dims, name)
 
 
-def _leaf(instruction: hlo.Instruction, piece: buffers.Piece) -> hlo.Shape | None:
-    """The leaf of the result that lies in `piece`: by its index, or in a nested tuple none."""
+def _leaf(instruction: hlo_text.Instruction, piece: buffers.Piece) -> hlo_text.Shape | None:
+    """The leaf of the result that lies in `piece`, by its index; None: it is in a nested tuple."""
     if not piece.index:
         return instruction.shapes[0] if len(instruction.shapes) == 1 else None
     if len(piece.index) == 1 and piece.index[0] < len(instruction.shapes):
@@ -149,25 +155,30 @@ def _normal(dims: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _stacked(dims: tuple[int, ...]) -> set[tuple[int, ...]]:
-    """`dims` as blocks may be stacked: in one dimension, or in segments (of segments) of blocks."""
+    """`dims` with depth merged into one dimension N, as the parameters have it.
+
+    Depth may be the first dimension, or the first two or three: segments (of segments) of blocks.
+    """
     return {_normal((math.prod(dims[:levels]), *dims[levels:])) for levels in (1, 2, 3)}
 
 
-def _shares(allocation: buffers.Allocation) -> list[tuple[int | None, int]]:
-    """(number of the piece, bytes): the allocation's bytes, each with the largest piece there."""
+def _largest_pieces(allocation: buffers.Allocation) -> list[tuple[int | None, int]]:
+    """(number of the largest piece there, bytes), range by range; None: no piece lies there."""
     order = sorted(range(len(allocation.pieces)), key=lambda i: allocation.pieces[i].offset)
     edges = sorted(
         {0, allocation.bytes}
         | {p.offset for p in allocation.pieces}
         | {min(p.offset + p.bytes, allocation.bytes) for p in allocation.pieces}
     )
-    found, open_pieces, at = [], [], 0
+    ranges: list[tuple[int | None, int]] = []
+    open_pieces: list[tuple[int, int, int]] = []  # (-bytes, end, number): a heap, largest first
+    upcoming = 0
     for begin, end in zip(edges, edges[1:], strict=False):
-        while at < len(order) and allocation.pieces[order[at]].offset <= begin:
-            piece = allocation.pieces[order[at]]
-            heapq.heappush(open_pieces, (-piece.bytes, piece.offset + piece.bytes, order[at]))
-            at += 1
+        while upcoming < len(order) and allocation.pieces[order[upcoming]].offset <= begin:
+            piece = allocation.pieces[order[upcoming]]
+            heapq.heappush(open_pieces, (-piece.bytes, piece.offset + piece.bytes, order[upcoming]))
+            upcoming += 1
         while open_pieces and open_pieces[0][1] <= begin:
             heapq.heappop(open_pieces)
-        found.append((open_pieces[0][2] if open_pieces else None, end - begin))
-    return found
+        ranges.append((open_pieces[0][2] if open_pieces else None, end - begin))
+    return ranges

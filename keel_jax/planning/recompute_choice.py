@@ -3,17 +3,20 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from keel_jax import config
 from keel_jax.model import recompute
 from keel_jax.planning import chips, cost_model
 
-# What a plan may take of the memory, by a closed form that is some tenths off for temporaries.
+# What a plan may take of the memory, as the cost model is some tenths off for temporaries. A guess.
 _MARGIN = 0.9
-# Multiplications reach about this part of a chip's peak: how much time there is to hide transfers
-# behind. A guess.
+# The part of a chip's peak that multiplications reach: it says how much time there is to hide
+# transfers behind. A guess.
 _REACHED = 0.6
+# FLOPs a second where the chip is not known: any rate ranks the plans.
+_ANY_RATE = 1e14
 _SAVES = ("all", "mlp", "attention", "carry")
 
 
@@ -30,7 +33,7 @@ class Prediction:
     # hides; relative on a chip that the table does not know.
     seconds: float
 
-    def to_json(self, *, is_chosen: bool) -> dict:
+    def to_json(self, *, is_chosen: bool) -> dict[str, Any]:
         """The plan, and what it was expected to take; `is_chosen`: "auto" was asked for."""
         return {
             **dataclasses.asdict(self.recompute),
@@ -41,8 +44,10 @@ class Prediction:
         }
 
 
-def candidates(cfg: config.Config, sizes: dict[str, int], chip: chips.Chip | None) -> Iterator:
-    """The plans worth a look at this depth: those of `cfg` itself unless it says "auto"."""
+def candidate_plans(
+    cfg: config.Config, sizes: Mapping[str, int], chip: chips.Chip | None
+) -> Iterator[config.RecomputeConfig]:
+    """The plans worth considering at this depth: that of `cfg` alone unless it says "auto"."""
     if cfg.model.recompute.plan != "auto":
         yield cfg.model.recompute
         return
@@ -53,28 +58,27 @@ def candidates(cfg: config.Config, sizes: dict[str, int], chip: chips.Chip | Non
         yield config.RecomputeConfig(plan="block", save=save, offload=offload)
     powers = [2**n for n in range(1, blocks.bit_length()) if 2**n < blocks]
     levels = [(size,) for size in powers] + [(0,), (0, 0), (0, 0, 0)]
-    seen = set()
+    yielded = set()
     for level, save, offload in itertools.product(levels, _SAVES, offloads):
-        asked = config.RecomputeConfig(
+        plan = config.RecomputeConfig(
             plan="segments", segment_blocks=level, save=save, offload=offload
         )
-        chosen = recompute.segment_sizes(asked, blocks)
-        if chosen and (chosen, save, offload) not in seen:
-            seen.add((chosen, save, offload))
-            yield dataclasses.replace(asked, segment_blocks=chosen)
+        chosen = recompute.segment_sizes(plan, blocks)
+        if chosen and (chosen, save, offload) not in yielded:
+            yielded.add((chosen, save, offload))
+            yield dataclasses.replace(plan, segment_blocks=chosen)
 
 
 def predict(
     cfg: config.Config,
-    sizes: dict[str, int],
+    sizes: Mapping[str, int],
     shards: cost_model.Shards,
     chip: chips.Chip | None,
 ) -> Prediction:
-    """What the plan that `cfg` has would take."""
-    temporaries = cost_model.temporaries(cfg, sizes, shards.parameters)
-    flops = cost_model.executed_flops(cfg, sizes)
-    # Any rate ranks plans where the real one is not known.
-    seconds = flops / (chip.flops_per_second if chip else 1e14)
+    """What the plan of a resolved `cfg` would take, by the cost model."""
+    temporaries = cost_model.predict_temporaries(cfg, sizes, shards.parameters)
+    flops = cost_model.predict_flops(cfg, sizes)
+    seconds = flops / (chip.flops_per_second if chip else _ANY_RATE)
     if chip:
         seconds += cost_model.kept_traffic(cfg, sizes) / chip.hbm_bytes_per_second
     if chip and temporaries.host:
@@ -89,25 +93,25 @@ def predict(
 
 def choose(
     cfg: config.Config,
-    sizes: dict[str, int],
+    sizes: Mapping[str, int],
     shards: cost_model.Shards,
     chip: chips.Chip | None,
     memory_bytes: int | None,
 ) -> Prediction:
     """The fastest plan that fits, and what it is expected to take; if none does, the smallest.
 
-    Of equally fast ones the one that needs less of the host, then the smallest. A pure function of
-    its arguments: every process finds the same.
+    Among equally fast ones the one that needs least of the host, then the smallest. A pure function
+    of its arguments, so that every process chooses the same.
 
     Args:
       cfg: with its attention kernel resolved.
       sizes: of the mesh's axes.
-      memory_bytes: of one device; None, not known (a CPU): "block".
+      memory_bytes: of one device; None: not known (a CPU), and the plan is "block".
     """
-    options = list(candidates(cfg, sizes, chip))
+    plans = list(candidate_plans(cfg, sizes, chip))
     if memory_bytes is None:
-        options = [config.RecomputeConfig(plan="block")]
-    predictions = [predict(with_plan(cfg, option), sizes, shards, chip) for option in options]
+        plans = [config.RecomputeConfig(plan="block")]
+    predictions = [predict(with_plan(cfg, plan), sizes, shards, chip) for plan in plans]
     fitting = [p for p in predictions if p.total_bytes <= _MARGIN * (memory_bytes or math.inf)]
     if fitting:
         return min(fitting, key=lambda p: (p.seconds, p.temporaries.host, p.total_bytes))
@@ -120,7 +124,7 @@ def with_plan(cfg: config.Config, plan: config.RecomputeConfig) -> config.Config
 
 
 def describe(prediction: Prediction, cfg: config.Config, *, is_chosen: bool) -> str:
-    """The plan, and what it is expected to take; `is_chosen`: "auto" was asked for."""
+    """The plan in one line, and what it is expected to take; `is_chosen`: "auto" was asked for."""
     num_blocks = cfg.model.num_blocks // (cfg.mesh.stage * cfg.mesh.dcn_stage)
     return (
         f"{recompute.describe(prediction.recompute, num_blocks)}"

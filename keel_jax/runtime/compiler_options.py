@@ -1,6 +1,6 @@
 """What we ask of XLA's compilers beyond their defaults, and why."""
 
-import jax
+from keel_jax.runtime import devices
 
 # libtpu's default turns matrix multiplications whose operand is gathered into rings of one small
 # multiplication and one send a device. 64 wide here, they keep the matrix unit idle: a block's
@@ -11,6 +11,6 @@ import jax
 _TPU = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
 
 
-def options(device: jax.Device) -> dict[str, str | bool]:
+def options(device: devices.Device) -> dict[str, str | bool]:
     """Compiler options for programs on devices like this one."""
     return {**_TPU} if device.platform == "tpu" else {}

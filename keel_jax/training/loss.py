@@ -39,7 +39,7 @@ def cross_entropy_sums(
       targets_BT: int32.
       weights_BT: float32, 0 where a token does not count.
     """
-    if not sharding.has_devices_to_share():
+    if not sharding.has_several_devices():
         sums = _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, ())
         return dict(zip(_NAMES, sums, strict=True))
     sizes = sharding.mesh_sizes()
@@ -47,7 +47,7 @@ def cross_entropy_sums(
     token_axes = sharding.RULES["batch"] + sharding.RULES["loss_time"]
 
     def local_sums(h_BTD, w_DV, targets_BT, weights_BT):
-        w_DV = gathering.rows(w_DV.astype(h_BTD.dtype), "table_embed")
+        w_DV = gathering.gather_rows(w_DV.astype(h_BTD.dtype), "table_embed")
         # In float32 the chunks' gradients are summed as such; the values stay what they are.
         w_DV = w_DV.astype(jnp.float32)
         sums = _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, vocab_axes)

@@ -27,12 +27,15 @@ def announce(cfg: config.Config, step: int, recompute: str) -> None:
 
 
 class Progress:
-    """A bar on a terminal, a line per logged step elsewhere; a context manager."""
+    """A bar on a terminal, a line per logged step elsewhere; a context manager.
 
-    def __init__(self, num_steps: int, start_step: int, *, visible: bool):
-        self._visible = visible
+    Of several processes the lead alone shows it.
+    """
+
+    def __init__(self, num_steps: int, start_step: int):
+        self._visible = distributed.is_lead()
         self._bar = None
-        if visible and sys.stdout.isatty():
+        if self._visible and sys.stdout.isatty():
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("step"),
                 rich.progress.MofNCompleteColumn(),

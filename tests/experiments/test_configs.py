@@ -8,11 +8,10 @@ import re
 import jax
 import pytest
 
-from keel_jax import config, plan
+from keel_jax import config
 from keel_jax.model import lm
-from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import topology
-from keel_jax.planning import resolve
+from keel_jax.planning import compile_step, resolve
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 
@@ -55,14 +54,14 @@ def _topology(name: str) -> str:
 
 
 @functools.cache
-def _devices(name: str):
-    return topology.devices(name)
+def _target(name: str) -> topology.Topology:
+    return topology.parse(name)
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_step_of_every_paper_config(name):
     """Traced for the absent chips: sizes divide, the kernel takes them, shapes come back."""
-    mesh = mesh_lib.make(_config(name).mesh, _devices(_topology(name)))
+    mesh = _target(_topology(name)).mesh(_config(name).mesh)
     cfg = resolve.resolve(_config(name), mesh)
     with jax.set_mesh(mesh):
         state = state_lib.abstract(cfg, mesh)
@@ -106,4 +105,4 @@ def test_wide_has_the_parameters_of_deep():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["keel_L64", "wide"])
 def test_it_fits(name):
-    assert plan.plan(_config(name), _topology(name)).fits
+    assert compile_step.plan_step(_config(name), _target(_topology(name))).fits

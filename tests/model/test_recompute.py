@@ -196,7 +196,7 @@ def test_every_plan_saves_memory():
 
 
 def test_offloaded_inputs_are_stacked_in_the_hosts_memory():
-    """As traced: a CPU has one memory. On a TPU: tests/planning/test_closed_form.py."""
+    """As traced: a CPU has one memory. On a TPU: tests/planning/test_cost_model.py."""
 
     def traced(plan):
         model = _model(plan)

@@ -1,5 +1,7 @@
 """The mesh: sizes within and across slices, -1, and where each slice's devices end up."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -58,29 +60,34 @@ def test_options_that_contradict_each_other_are_refused(options, message):
 def test_a_slice_is_a_block_along_every_axis():
     """Devices of one slice are neighbours along each axis; slices are its outer part."""
     options = config.MeshConfig(data=2, fsdp=2, dcn_data=1, dcn_fsdp=2)
-    mesh = mesh_lib.make(options, num_slices=2)
+    mesh = mesh_lib.make(options, simulated_slices=2)
     assert dict(mesh.shape) == dict(trial=1, stage=1, data=2, fsdp=4, context=1, tensor=1)
     ids = np.vectorize(lambda device: device.id)(mesh.devices).squeeze()
     np.testing.assert_array_equal(ids // 4, [[0, 0, 1, 1], [0, 0, 1, 1]])
     assert sorted(ids.flat) == list(range(8))
 
 
-def test_slices_of_unlike_size_are_refused():
-    class Device:
-        def __init__(self, slice_index):
-            self.slice_index = slice_index
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Device:
+    """A device that says in which slice it is."""
 
+    slice_index: int
+    id: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5e"
+
+    def memory_stats(self):
+        return None
+
+
+def test_slices_of_unlike_size_are_refused():
     with pytest.raises(ValueError, match=r"The 3 devices form slices of \[2, 1\] devices"):
-        mesh_lib.split_slices([Device(0), Device(0), Device(1)])
+        mesh_lib.split_slices([_Device(0), _Device(0), _Device(1)])
 
 
 def test_slices_count_from_the_devices_themselves():
-    class Device:
-        def __init__(self, slice_index):
-            self.slice_index = slice_index
-
-    devices = [Device(index) for index in (1, 0, 1, 0)]
+    devices = [_Device(index) for index in (1, 0, 1, 0)]
     groups = mesh_lib.split_slices(devices)
-    assert [[d.slice_index for d in group] for group in groups] == [[0, 0], [1, 1]]
+    assert groups == [[devices[1], devices[3]], [devices[0], devices[2]]]
     assert len(mesh_lib.split_slices(jax.devices())) == 1
     assert [len(g) for g in mesh_lib.split_slices(jax.devices(), 4)] == [2, 2, 2, 2]

@@ -33,7 +33,7 @@ def _arrays(num_microbatches, depth=8):
 
 
 def _piped(weights, x_MBTD, scale_MBT):
-    return pipeline.run(_stage, weights, x_MBTD, scale_MBT, x_axes=X_AXES, out_axes=OUT_AXES)
+    return pipeline.run_stages(_stage, weights, x_MBTD, scale_MBT, x_axes=X_AXES, out_axes=OUT_AXES)
 
 
 def _mesh(num_stages):
@@ -47,8 +47,8 @@ def test_stages_equal_the_whole_in_values_and_gradients(num_stages, num_microbat
     arrays = _arrays(num_microbatches)
 
     def whole(weights, x_MBTD, scale_MBT):
-        x_MBTD, told_ML = jax.vmap(lambda x, s: _stage(weights, x, s))(x_MBTD, scale_MBT)
-        return x_MBTD, told_ML.mean(axis=0)
+        x_MBTD, stats_ML = jax.vmap(lambda x, s: _stage(weights, x, s))(x_MBTD, scale_MBT)
+        return x_MBTD, stats_ML.mean(axis=0)
 
     def loss(function):
         weigh = jnp.arange(1.0, num_microbatches + 1)[:, None, None, None]
@@ -71,8 +71,8 @@ def test_the_bubble_is_what_the_schedule_says():
     num_stages, num_microbatches = 4, 6
     mesh = _mesh(num_stages)
     with jax.set_mesh(mesh):
-        text = jax.jit(_piped).lower(*_arrays(num_microbatches)).compile().as_text()
-    program = hlo.parse(text)
+        compiled = jax.jit(_piped).lower(*_arrays(num_microbatches)).compile()
+    program = hlo.read_program(compiled)
     ticks = pipeline.num_ticks(num_stages, num_microbatches)
     assert ticks == 9
     assert ticks in program.trip_counts.values()

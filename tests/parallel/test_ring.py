@@ -189,7 +189,7 @@ def _compiled(size, tokens_a_device, kernel="ring", num_trials=0):
 
 def _collectives(compiled, size: int) -> set[str]:
     """Kinds of what travels between the `size` devices."""
-    program = hlo.parse(compiled.as_text())
+    program = hlo.read_program(compiled)
     return {found.kind for found in traffic.collectives(program, _mesh(context=size))}
 
 

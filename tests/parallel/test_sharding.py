@@ -44,7 +44,7 @@ def test_a_size_that_devices_cannot_share_is_refused_with_both_numbers():
 
 
 def test_a_shape_without_its_axes_is_refused():
-    with pytest.raises(ValueError, match=r"a: shape \(8,\) has not the axes"):
+    with pytest.raises(ValueError, match=r"a: shape \(8,\) does not have the axes"):
         sharding.sharding(_mesh(), ("embed", "vocab"), (8,), "a")
 
 

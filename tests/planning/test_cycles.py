@@ -5,8 +5,9 @@ import re
 import pytest
 
 from experiments.configs import peers
-from keel_jax import config, plan
-from keel_jax.planning import cycles, hlo
+from keel_jax import config
+from keel_jax.parallel import topology
+from keel_jax.planning import compile_step, cycles, hlo, report_json
 
 # Two blocks: a loop whose body has one operation of each kind, and an update outside. Behind @
 # stand the operation's name in the traced program and its estimate.
@@ -82,8 +83,8 @@ _PROGRAM = re.sub(
 
 
 def test_cycles_by_hand():
-    found = cycles.parts(hlo.parse(_PROGRAM))
-    assert {(p.region, p.pass_, p.kind): p.cycles for p in found} == {
+    parts = cycles.parts(hlo.parse(_PROGRAM))
+    assert {(p.region, p.pass_, p.kind): p.cycles for p in parts} == {
         ("blocks", "forward", "multiplication"): 2 * 100,
         ("blocks", "forward", "stack"): 2 * 3,
         # The copy has no name: it goes where most of the loop's cycles go.
@@ -93,8 +94,8 @@ def test_cycles_by_hand():
         ("embedding and loss", "forward", "multiplication"): 50,
         ("optimizer", "update", "elementwise"): 11,
     }
-    assert cycles.sum_of(found, region="blocks", kind="layout") == 2 * 27
-    assert cycles.sum_of(found) == 2 * 135 + 61
+    assert cycles.sum_of(parts, region="blocks", kind="layout") == 2 * 27
+    assert cycles.sum_of(parts) == 2 * 135 + 61
 
 
 def test_a_program_without_estimates_has_no_parts():
@@ -104,22 +105,22 @@ def test_a_program_without_estimates_has_no_parts():
 @pytest.mark.slow
 def test_keel_costs_what_pre_ln_costs_on_a_tpu():
     """The shape of docs/performance.md, whose figures these bounds are not far above."""
-    found = {}
-    for topology in ("keel", "pre_ln"):
+    target = topology.parse("v5e:4x4")
+    reports = {}
+    for name in ("keel", "pre_ln"):
         raw = peers.get_config()
-        raw.model.topology, raw.model.num_blocks = topology, 16
+        raw.model.topology, raw.model.num_blocks = name, 16
         raw.model.recompute.plan = "block"
-        found[topology] = plan.plan(config.from_config_dict(raw), "v5e:4x4")
-    for report in found.values():
-        value = report.to_json()["cycles"]
-        assert value["total"] == sum(part["cycles"] for part in value["parts"])
-        of_blocks = [p for p in report.cycle_parts if p.region == "blocks"]
+        reports[name] = compile_step.plan_step(config.from_config_dict(raw), target)
+    values = {name: report_json.to_json(report)["cycles"] for name, report in reports.items()}
+    for name, report in reports.items():
+        assert values[name]["total"] == sum(part["cycles"] for part in values[name]["parts"])
+        of_blocks = [p for p in report.compiled.cycle_parts if p.region == "blocks"]
         assert {p.pass_ for p in of_blocks} == {"forward", "recompute", "backward"}
-    keel, pre_ln = found["keel"], found["pre_ln"]
+    keel, pre_ln = reports["keel"].compiled, reports["pre_ln"].compiled
     # Not one product more than Pre-LN, whose recomputation leaves out each block's last.
     assert keel.executed.matmul == pytest.approx(pre_ln.executed.matmul, rel=1e-6)
-    per_block = {name: report.to_json()["cycles"]["per_block"] for name, report in found.items()}
-    assert per_block["keel"] < 1.05 * per_block["pre_ln"], per_block
+    assert values["keel"]["per_block"] < 1.05 * values["pre_ln"]["per_block"], values
     moved = cycles.sum_of(keel.cycle_parts, region="blocks", pass_="backward", kind="layout")
-    # A copy of queries, or of what attention hands back, would be 122 thousand.
-    assert moved / keel.blocks < 20_000
+    # A copy of queries, or of what attention returns, would be 122 thousand.
+    assert moved / reports["keel"].blocks < 20_000

@@ -3,10 +3,9 @@
 import pytest
 
 from experiments.benchmarks import compile
-from keel_jax import config, plan
-from keel_jax.parallel import mesh as mesh_lib
+from keel_jax import config
 from keel_jax.parallel import topology
-from keel_jax.planning import flops, hlo, resolve, traffic
+from keel_jax.planning import compile_step, flops, hlo, resolve, traffic
 from keel_jax.runtime import compiler_options
 from keel_jax.training import step as step_lib
 
@@ -25,13 +24,13 @@ def _config(**mesh):
 
 
 def _travels(lowered, mesh, options):
-    program = hlo.parse(lowered.compile(compiler_options=options).as_text())
+    program = hlo.read_program(lowered.compile(compiler_options=options))
     return program, traffic.collectives(program, mesh)
 
 
 def test_no_multiplication_is_turned_into_a_ring():
     cfg = _config()
-    mesh = mesh_lib.make(cfg.mesh, topology.devices("v5e:4x4"))
+    mesh = topology.parse("v5e:4x4").mesh(cfg.mesh)
     options = compiler_options.options(mesh.devices.flat[0])
     lowered = step_lib.lower_train_step(resolve.resolve(cfg, mesh), mesh)
     program, travels = _travels(lowered, mesh, options)
@@ -43,7 +42,7 @@ def test_no_multiplication_is_turned_into_a_ring():
     # product of a block, which nothing asks for; and three times the product that turns the heads.
     # Splash's kernels take 2 products of scores forward, twice, and 3 + 4 backward, where the
     # formula has 6; one block of 512 tokens is computed in full.
-    executed = flops.executed(program)
+    executed = flops.executed_flops(program)
     assert not executed.uncounted
     tokens = cfg.train.tokens_per_step / mesh.size
     weights = tokens * cfg.model.flops_per_token(0)
@@ -56,14 +55,15 @@ def test_no_multiplication_is_turned_into_a_ring():
 
 
 def test_slices_exchange_gradients_alone():
-    found = plan.plan(_config(), "v5e:2x2", num_slices=2)
-    dcn = [c for c in found.collectives if c.network == "dcn"]
+    report = compile_step.plan_step(_config(), topology.parse("v5e:2x2", num_slices=2))
+    dcn = [c for c in report.compiled.collectives if c.network == "dcn"]
     assert dcn and {c.kind for c in dcn} == {"all-reduce"}
     assert {c.axes for c in dcn} == {("data",)}
     # Every gradient once, in float32 or in bf16, and a few scalars.
     sent = sum(c.bytes for c in dcn)
-    assert 0.4 * found.shards.parameters < sent < 1.1 * found.shards.parameters
-    assert found.estimate.dcn_seconds > 0
+    assert 0.4 * report.shards.parameters < sent < 1.1 * report.shards.parameters
+    estimate = report.compiled.estimate
+    assert estimate and estimate.dcn_seconds > 0
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_slices_exchange_gradients_alone():
 def test_a_tpu_s_program_does_not_grow_with_depth(recompute):
     """A few instructions differ: small arrays lie elsewhere."""
     plan_ = config.RecomputeConfig(**recompute)
-    topology.prepare("v5e:2x2")
+    topology.parse("v5e:2x2").configure_jax()
     less, more = (compile.measure(n, plan_, "v5e:2x2") for n in (16, 1024))
     print(less, more, sep="\n")
     assert abs(more["instructions"] - less["instructions"]) < 0.05 * less["instructions"]

@@ -35,7 +35,7 @@ def _config(mesh: dict, train=(), **model) -> config.Config:
 def _collectives(cfg: config.Config, devices=None) -> list[traffic.Collective]:
     mesh = mesh_lib.make(cfg.mesh, devices)
     return traffic.collectives(
-        hlo.parse(step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh).as_text()), mesh
+        hlo.read_program(step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)), mesh
     )
 
 
@@ -221,8 +221,9 @@ def test_a_tpu_sends_what_the_design_says(name):
         compute_dtype="bfloat16",
     )
     slice_name = "v5e:4x4" if math.prod(mesh.values()) == 16 else "v5e:2x4"
-    topology.prepare(slice_name)
-    found = _collectives(cfg, topology.devices(slice_name, num_slices))
+    target = topology.parse(slice_name, num_slices)
+    target.configure_jax()
+    found = _collectives(cfg, target.devices)
     large = [c for c in found if max(shape.bytes for shape in c.shapes) > SMALL_BYTES]
     unexpected = [
         f"{c.kind} over {c.axes}, {c.count} x {[s.dims for s in c.shapes]}: {c.op_name}"
