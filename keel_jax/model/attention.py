@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from keel_jax import config, errors
+from keel_jax.model.arrays import Array
 from keel_jax.model.kernels import cudnn, reference, splash
 from keel_jax.parallel import manual, ring, sharding
 

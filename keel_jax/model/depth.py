@@ -21,6 +21,7 @@ from keel_jax.model import (
     reversible,
     telemetry,
 )
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import deferred
 from keel_jax.parallel import pipeline, sharding
 
@@ -125,7 +126,7 @@ def scan_blocks(
     rows: tuple[Any, residual.BlockInputs],
     carry: tuple[residual.Carry, layers.Cache | None],
     context: layers.Context,
-    reversal_A2: jax.Array | None = None,
+    reversal_A2: Array | None = None,
 ) -> tuple[tuple[residual.Carry, layers.Cache | None], dict | None]:
     """The (stream, cache) after all blocks of `rows`, and each block's telemetry, [blocks, …].
 
@@ -184,14 +185,14 @@ def step_instruments(model: config.ModelConfig) -> instruments.Instruments:
 
 def step_statistics(
     measured: instruments.Instruments, model: config.ModelConfig
-) -> dict[str, jax.Array]:
+) -> dict[str, Array]:
     """What the cotangents of `step_instruments` say, by name: float32 [N], or a number."""
     if measured.reversal is None:
         return {}
     return reversible.summary(measured.reversal, model.recompute, model.num_blocks)
 
 
-def _as_multiplied(name: str, p: jax.Array, dtype: str) -> jax.Array:
+def _as_multiplied(name: str, p: Array, dtype: str) -> Array:
     """The matrices [blocks, …, …] as multiplications read them; everything else as it is.
 
     A TPU's compiler casts the weights of all blocks before the loop anyway. Cast here, the loop
@@ -202,7 +203,7 @@ def _as_multiplied(name: str, p: jax.Array, dtype: str) -> jax.Array:
 
 
 @jax.custom_vjp
-def _gradient_in_this_shape(p: jax.Array) -> jax.Array:
+def _gradient_in_this_shape(p: Array) -> Array:
     """`p`. Where depth is several loops, the compiler would carry the shape in which they stack
     gradients, [segments, blocks, …], on into the optimizer, and keep copies of what it computes."""
     return p

@@ -35,6 +35,7 @@ import numpy as np
 from keel_jax import config, errors
 from keel_jax.config import effects, topologies
 from keel_jax.model import lm, residual
+from keel_jax.model.arrays import Array
 
 METHODS = ("stack", "interleave", "identity")
 POSITIONS = ("spread", "end")
@@ -203,7 +204,7 @@ def _places(old, new, blocks: range, slots: range) -> list[int]:
 # --- Weights and gains ---------------------------------------------------------------------------
 
 
-def _leaf(growth: Growth, path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+def _leaf(growth: Growth, path: tuple[str, ...], leaf: Array) -> Array:
     """[N, …] -> [M, …]; `path` as in ("block", "attention", "out")."""
     grown = leaf[growth.source]
     _, kind, name = path

@@ -7,9 +7,9 @@ Dimension letters: N blocks, A stretches of the plan "reversible".
 """
 
 import flax.struct
-import jax
 
 from keel_jax.model import intervention as intervention_lib
+from keel_jax.model.arrays import Array
 
 
 @flax.struct.dataclass
@@ -18,10 +18,10 @@ class Instruments:
 
     # float32 [N, 2] of zeros (`telemetry.probes`): the blocks' telemetry, and as its cotangent the
     # mean square of the stream's, per sub-layer.
-    probes: jax.Array | None = None
+    probes: Array | None = None
     # float32 [A, 2] of zeros (`reversible.probe`): its cotangent is what the stretches of the plan
     # "reversible" report.
-    reversal: jax.Array | None = None
+    reversal: Array | None = None
     # What an experiment does to the sub-layers.
     intervention: intervention_lib.Intervention | None = None
 

@@ -16,6 +16,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from keel_jax.model.arrays import Array
+
 
 @flax.struct.dataclass
 class Intervention:
@@ -23,12 +25,12 @@ class Intervention:
 
     # float32 s: what the branch's output is multiplied by before it joins; 0: the branch is gone,
     # the norms around it are not.
-    branch_scale: jax.Array
+    branch_scale: Array
     # float32 g: what its derivative is multiplied by in the backward pass; 0: gradients take the
     # residual path alone.
-    branch_gradient: jax.Array
+    branch_gradient: Array
     # bool: the sub-layer is the identity, its outer norm included.
-    is_skipped: jax.Array
+    is_skipped: Array
 
 
 def none(num_blocks: int) -> Intervention:
@@ -39,7 +41,7 @@ def none(num_blocks: int) -> Intervention:
     )
 
 
-def on_branch(f_BTD: jax.Array, change: Intervention | None, sublayer: int) -> jax.Array:
+def on_branch(f_BTD: Array, change: Intervention | None, sublayer: int) -> Array:
     """The branch's output as it joins: s F, whose derivative is g s F'."""
     if change is None:
         return f_BTD
@@ -58,7 +60,7 @@ def on_sublayer(before, after, change: Intervention | None, sublayer: int):
 
 
 @jax.custom_vjp
-def _with_gradient(f_BTD: jax.Array, gradient: jax.Array) -> jax.Array:
+def _with_gradient(f_BTD: Array, gradient: Array) -> Array:
     """`f`, its cotangent times `gradient`."""
     del gradient
     return f_BTD

@@ -5,10 +5,9 @@ Dimension letters: N blocks, B batch, T time, D model.
 
 from collections.abc import Mapping
 
-import jax
-
 from keel_jax import config
 from keel_jax.model import layers, residual, reversible
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import deferred
 from keel_jax.parallel import sharding
 
@@ -61,7 +60,7 @@ def _sublayer(model: config.ModelConfig, sublayer: int) -> reversible.Sublayer:
     def branch(x_BTD, params, inputs, context):
         return run(x_BTD, params, deferred.branch_alone(inputs, sublayer), context)
 
-    def alpha(inputs: residual.BlockInputs) -> jax.Array:
+    def alpha(inputs: residual.BlockInputs) -> Array:
         return inputs.topology["alpha"][sublayer]
 
     return reversible.Sublayer(whole, norm, undo, branch, alpha)

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
 from keel_jax.model import attention, intervention, residual, telemetry
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import ngpt
 from keel_jax.parallel import sharding, tensor_parallel
 
@@ -38,21 +39,21 @@ class Context:
     """What every block reads beside the stream; int32 [B, T] each, unless it says otherwise."""
 
     # Position within the document, for RoPE.
-    positions_BT: jax.Array
+    positions_BT: Array
     # Document number; attention stays within one.
-    segment_ids_BT: jax.Array
+    segment_ids_BT: Array
     # Index among the keys, for causality.
-    index_BT: jax.Array
+    index_BT: Array
     # `attention.rope_tables` of the positions, float32 [B, T, H] each, once they are worked out.
-    rope_tables: tuple[jax.Array, jax.Array] | None = None
+    rope_tables: tuple[Array, Array] | None = None
 
 
 @flax.struct.dataclass
 class Cache:
     """Keys and values of all blocks, [N, B, S, K, H], in the compute dtype."""
 
-    key: jax.Array
-    value: jax.Array
+    key: Array
+    value: Array
 
 
 class Attention(nn.Module):
@@ -133,11 +134,11 @@ class Attention(nn.Module):
         after = _update(carry, held, f_BTD, sub)
         return after, cache, telemetry.observe(carry, f_BTD, after, sub)
 
-    def _head_norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
+    def _head_norm(self, name: str, x_BTNH: Array) -> Array:
         gain_H = norm_gain(self, name, self.model.head_dim, ("head_dim",))
         return residual.rms_norm(x_BTNH, gain_H, self.model.norm_epsilon).astype(x_BTNH.dtype)
 
-    def _on_sphere(self, q_BTNH: jax.Array, k_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _on_sphere(self, q_BTNH: Array, k_BTKH: Array) -> tuple[Array, Array]:
         """nGPT's queries and keys: of length 1, times a learned scale; scores times sqrt(H).
 
         One scale for each key head, which its query heads share (the paper has as many of either).
@@ -182,7 +183,7 @@ class Ffn(nn.Module):
         after = _update(carry, held, f_BTD, sub)
         return after, telemetry.observe(carry, f_BTD, after, sub)
 
-    def _scaled(self, name: str, x_BTF: jax.Array, factor: float) -> jax.Array:
+    def _scaled(self, name: str, x_BTF: Array, factor: float) -> Array:
         """nGPT's learned scale of hidden units; elsewhere nothing."""
         if not residual.topology(self.model).on_sphere:
             return x_BTF
@@ -192,7 +193,7 @@ class Ffn(nn.Module):
 
 
 def _update(
-    carry: residual.Carry, held, f_BTD: jax.Array, sub: residual.SublayerContext
+    carry: residual.Carry, held, f_BTD: Array, sub: residual.SublayerContext
 ) -> residual.Carry:
     """The carry after the sub-layer, by the topology's rule and what an experiment changes."""
     change = sub.inputs.intervention
@@ -231,7 +232,7 @@ def check_activations(
 
 def weight(
     module: nn.Module, name: str, shape: tuple[int, int], axes: tuple[str, str], std: float
-) -> jax.Array:
+) -> Array:
     """A float32 matrix with N(0, std^2) initial values and logical axes.
 
     Its gradient is pinned to where it lies itself, so that it is reduce-scattered block by block.
@@ -240,17 +241,15 @@ def weight(
     return sharding.constrain(_param(module, name, init, shape), axes)
 
 
-def norm_gain(
-    module: nn.Module, name: str, size: int, axes: tuple[str, ...] = ("norm",)
-) -> jax.Array:
+def norm_gain(module: nn.Module, name: str, size: int, axes: tuple[str, ...] = ("norm",)) -> Array:
     """A float32 gain vector, initially 1."""
     init = nn.with_logical_partitioning(nn.initializers.ones, axes)
     return _param(module, name, init, (size,))
 
 
-def _param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
+def _param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array:
     """A float32 parameter; linen hands on its value, the box of its axes taken off."""
-    return cast(jax.Array, module.param(name, init, shape, jnp.float32))
+    return cast(Array, module.param(name, init, shape, jnp.float32))
 
 
 def sublayer_context(
@@ -269,10 +268,10 @@ def sublayer_context(
     return residual.SublayerContext(m, topology, sublayer, params, inputs)
 
 
-def rule_parameter(module: nn.Module, name: str, leaf: residual.Parameter) -> jax.Array:
+def rule_parameter(module: nn.Module, name: str, leaf: residual.Parameter) -> Array:
     """A float32 parameter of the topology's rule, its gradient where it lies itself."""
     init = nn.with_logical_partitioning(lambda key: jnp.asarray(leaf.value, jnp.float32), leaf.axes)
-    return sharding.constrain(cast(jax.Array, module.param(name, init)), leaf.axes)
+    return sharding.constrain(cast(Array, module.param(name, init)), leaf.axes)
 
 
 def _write(cache_NBSKH, block, index_BT, new_BTKH):

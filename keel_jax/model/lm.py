@@ -11,10 +11,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Float, Int
 
 from keel_jax import config
 from keel_jax.model import attention, depth, instruments, layers, residual
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import ngpt
 from keel_jax.parallel import lookup, sharding
 
@@ -192,7 +193,7 @@ def has_final_norm(model: config.ModelConfig) -> bool:
     return model.final_norm == "on"
 
 
-def init(model: LanguageModel, key: jax.Array) -> Params:
+def init(model: LanguageModel, key: Array) -> Params:
     """Initial parameters, a plain tree of float32 arrays; a pure function of `key`."""
     return project(nn.unbox(_init_boxed(model, key)), model.model)
 
@@ -249,7 +250,7 @@ def count_params(model: config.ModelConfig) -> int:
     return stored - unused
 
 
-def _init_boxed(model: LanguageModel, key: jax.Array):
+def _init_boxed(model: LanguageModel, key: Array):
     # One token, which no kernel over several devices could share out.
     model = LanguageModel(dataclasses.replace(model.model, attention="reference"))
     tokens_BT = jnp.zeros((1, 1), jnp.int32)

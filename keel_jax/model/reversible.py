@@ -34,6 +34,7 @@ import jax.numpy as jnp
 
 from keel_jax import config
 from keel_jax.model import recompute
+from keel_jax.model.arrays import Array
 from keel_jax.runtime import named_scopes
 
 # Errors of a stretch: at its anchor, and the largest last step of the iteration.
@@ -61,12 +62,12 @@ class Sublayer(NamedTuple):
 
 def scan(
     sublayers: tuple[Sublayer, ...],
-    z_BTD: jax.Array,
+    z_BTD: Array,
     rows: tuple[Any, Any],
     context: Any,
     options: config.RecomputeConfig,
-    probe_A2: jax.Array | None = None,
-) -> jax.Array:
+    probe_A2: Array | None = None,
+) -> Array:
     """z after all blocks; its backward pass reconstructs what they were given.
 
     Args:
@@ -108,12 +109,12 @@ def num_stretches(options: config.RecomputeConfig, num_blocks: int) -> int:
     return -(-num_blocks // options.anchor_blocks)
 
 
-def probe(options: config.RecomputeConfig, num_blocks: int) -> jax.Array:
+def probe(options: config.RecomputeConfig, num_blocks: int) -> Array:
     """The zeros [A, 2] whose cotangent is each stretch's (error at its anchor, last step)."""
     return jnp.zeros((num_stretches(options, num_blocks), NUM_ERRORS), jnp.float32)
 
 
-def summary(errors_A2: jax.Array, options: config.RecomputeConfig, num_blocks: int) -> dict:
+def summary(errors_A2: Array, options: config.RecomputeConfig, num_blocks: int) -> dict:
     """What `probe`'s cotangent says, by name.
 
     Returns:
@@ -288,7 +289,7 @@ class _Depth:
         return whole, jax.tree.map(lambda x: x[count * size :], rows)
 
 
-def _relative(difference_BTD, of_BTD) -> jax.Array:
+def _relative(difference_BTD, of_BTD) -> Array:
     """|difference| / |of| over all entries."""
     return jnp.sqrt(jnp.sum(jnp.square(difference_BTD)) / jnp.sum(jnp.square(of_BTD)))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from keel_jax import errors
 from keel_jax.model import lm
+from keel_jax.model.arrays import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,15 @@ class Sampling:
 def generate(
     model: lm.LanguageModel,
     params,
-    prompt_BP: jax.Array,
-    length_B: jax.Array,
-    key: jax.Array,
+    prompt_BP: Array,
+    length_B: Array,
+    key: Array,
     *,
     num_tokens: int,
     sampling: Sampling,
     end_id: int,
     num_ids: int,
-) -> jax.Array:
+) -> Array:
     """Draws `num_tokens` tokens after each prompt; int32 [B, num_tokens], `end_id` once ended.
 
     Args:
@@ -85,7 +86,7 @@ def generate(
     return jnp.concatenate([first_B[None], tokens_TB]).T
 
 
-def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+def sample(logits_BV: Array, key: Array, sampling: Sampling) -> Array:
     """One token id per row; int32 [B]."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

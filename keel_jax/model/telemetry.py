@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from keel_jax.model import residual
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import equation
 
 # Keeps 0 / 0 out of a stream of zeros.
 _TINY = 1e-37
 
 
-def probes(num_blocks: int) -> jax.Array:
+def probes(num_blocks: int) -> Array:
     """The zeros [N, 2] whose cotangent is the mean square of the stream's, per sub-layer."""
     return jnp.zeros((num_blocks, 2), jnp.float32)
 
@@ -60,7 +61,7 @@ def _probe_backward(_, cotangent):
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def observe(before, f_BTD: jax.Array, after, sub: residual.SublayerContext) -> dict | None:
+def observe(before, f_BTD: Array, after, sub: residual.SublayerContext) -> dict | None:
     """The means of one sub-layer, float32 scalars; None in a program without probes.
 
     Args:
@@ -92,7 +93,7 @@ def stack(attention: dict | None, ffn: dict | None) -> dict | None:
     return jax.tree.map(lambda *pair: jnp.stack(pair), attention, ffn)
 
 
-def effective_alpha(topology: residual.Topology, params: Mapping) -> jax.Array:
+def effective_alpha(topology: residual.Topology, params: Mapping) -> Array:
     """alpha_l * rms(g_out(l - 1)) / rms(g_in(l)), float32 [N, 2] (PAPER: arXiv:2601.19895, §2).
 
     The stream that enters sub-layer l carries the gain of the outer norm of sub-layer l - 1 (the
@@ -119,7 +120,7 @@ def effective_alpha(topology: residual.Topology, params: Mapping) -> jax.Array:
     return jnp.asarray(topology.alpha) * entering / jnp.stack(inner, axis=1)
 
 
-def _gain_rms(topology, block, norm: str, sublayer: int) -> jax.Array:
+def _gain_rms(topology, block, norm: str, sublayer: int) -> Array:
     """RMS of a norm's gain in each block, 1 where a block has not got the norm; [N]."""
     has_N = np.asarray(getattr(topology, norm)[:, sublayer])
     if not has_N.any():
@@ -127,20 +128,20 @@ def _gain_rms(topology, block, norm: str, sublayer: int) -> jax.Array:
     return jnp.where(has_N, rms(block[residual.SUBLAYERS[sublayer]][norm], 1), 1.0)
 
 
-def rms(x: jax.Array, num_kept: int) -> jax.Array:
+def rms(x: Array, num_kept: int) -> Array:
     """Root mean square over all but the first `num_kept` axes, float32."""
     x = x.astype(jnp.float32)
     return jnp.sqrt(jnp.mean(x * x, axis=tuple(range(num_kept, x.ndim))))
 
 
-def _mean_square(tree) -> jax.Array:
+def _mean_square(tree) -> Array:
     """Mean square over all entries of a tree of arrays, a float32 scalar."""
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
     square = functools.reduce(jnp.add, [jnp.sum(leaf * leaf) for leaf in leaves])
     return square / sum(leaf.size for leaf in leaves)
 
 
-def _angles(before, after) -> jax.Array:
+def _angles(before, after) -> Array:
     """The angle between two streams at each token, [B, T], in radians.
 
     2 atan2(|u - v|, |u + v|) of the unit vectors: exact at the small angles (1/alpha) of a deep
@@ -155,7 +156,7 @@ def _angles(before, after) -> jax.Array:
     return 2 * jnp.arctan2(norm(-1), norm(1))
 
 
-def _units(stream) -> list[jax.Array]:
+def _units(stream) -> list[Array]:
     """The stream of each token, one vector however many leaves hold it, scaled to length 1."""
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(stream)]
     leaves = [leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves]

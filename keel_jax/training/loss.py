@@ -10,9 +10,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from keel_jax.model import layers, lm
+from keel_jax.model.arrays import Array
 from keel_jax.parallel import gathering, manual, sharding
 
 

@@ -105,7 +105,7 @@ def test_scores_and_softmax_are_float32():
             v,
             kernel="reference",
             query_index_BT=zeros + 1,
-            key_index_BS=zeros + jnp.arange(2),
+            key_index_BS=jnp.arange(2)[None],
             query_segment_ids_BT=zeros,
             key_segment_ids_BS=zeros,
         )

@@ -271,7 +271,7 @@ def test_gain_of_the_residual_path(monkeypatch, topology, alpha, num_blocks, low
         return residual_sum(x, jax.lax.stop_gradient(f), gains, inputs, *args, **kwargs)
 
     monkeypatch.setattr(equation, "residual_sum", path_only)
-    x_VD = np.asarray(residual.rms_norm(params["embedding"]["table"], 1.0, TINY))
+    x_VD = np.asarray(residual.rms_norm(params["embedding"]["table"], None, TINY))
 
     def stream(x):
         tree = params | {"embedding": {"table": x}}
@@ -370,7 +370,7 @@ def test_the_stored_update_is_the_true_one(stream_dtype, num_sublayers, branch_r
     topology = residual.topology(model)
     inputs = jax.tree.map(lambda leaf: leaf[1], depth.block_inputs(model))
     rng = np.random.default_rng(0)
-    x_TD = residual.rms_norm(rng.standard_normal((64, 1024)), 1.0, 0.0).astype(stream_dtype)
+    x_TD = residual.rms_norm(rng.standard_normal((64, 1024)), None, 0.0).astype(stream_dtype)
     f_TD = branch_rms * rng.standard_normal((64, 1024)).astype(np.float32)
     stored_TD = equation.residual_sum(
         x_TD,
@@ -403,7 +403,7 @@ def test_every_sublayer_reads_and_writes_the_streams_dtype(topology, stream_dtyp
             seen.append((type(context.module), args[0].dtype, jax.tree.leaves(out)[0].dtype))
         return out
 
-    params = random_params(model)
+    params = jax.tree.map(jnp.asarray, random_params(model))
     with nn.intercept_methods(record):
         jax.eval_shape(lambda: lm.LanguageModel(model).apply({"params": params}, all_tokens(model)))
     dtype = jnp.dtype(stream_dtype)

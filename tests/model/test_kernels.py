@@ -8,6 +8,7 @@ compiler takes splash, is seen in what they lower and compile to.
 import functools
 import re
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -300,8 +301,10 @@ def test_on_a_gpu_documents_are_a_bias_and_causality_is_a_mask(monkeypatch):
 
 
 def _devices(platform, context=1):
-    return types.SimpleNamespace(
-        devices=np.array([types.SimpleNamespace(platform=platform)]), shape={"context": context}
+    return mock.NonCallableMock(
+        jax.sharding.Mesh,
+        devices=np.array([types.SimpleNamespace(platform=platform)]),
+        shape={"context": context},
     )
 
 

@@ -12,7 +12,9 @@ Dimension letters: B batch, T time, N query heads, K key/value heads, H head wid
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from keel_jax.model.arrays import Array
 
 # Of H. Up to 256 from compute capability 9.0 (Hopper) on.
 HEAD_DIM_MULTIPLE = 8

@@ -5,7 +5,9 @@ width.
 """
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from keel_jax.model.arrays import Array
 
 
 def attend(

@@ -19,7 +19,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as kernel_lib,
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from keel_jax.model.arrays import Array
 
 # Registers are 128 wide.
 _LANES = 128
@@ -50,7 +52,7 @@ def attend(
         return jnp.pad(x_BTNH, fill).swapaxes(1, 2)
 
     segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, padded(num_tokens) - num_tokens)))
-    o_BNTH: jax.Array = jax.vmap(kernel)(  # pyright: ignore[reportAssignmentType]: no residuals
+    o_BNTH: Array = jax.vmap(kernel)(  # pyright: ignore[reportAssignmentType]: no residuals
         rows_first(q_BTNH * jnp.asarray(width**-0.5, q_BTNH.dtype)),
         rows_first(k_BTKH),
         rows_first(v_BTKH),

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from keel_jax import config
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import carry as carry_lib
 from keel_jax.model.residual import equation, norms, topologies
 from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
@@ -37,7 +38,7 @@ class AttentionResiduals(Rule):
         return _num_groups(model) + 1
 
     def parameters(
-        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+        self, model: config.ModelConfig, sublayer: int, block: Array
     ) -> dict[str, Parameter]:
         return {"depth_query": carry_lib.zeros((model.d_model,), ("norm",))}
 
@@ -67,7 +68,7 @@ class AttentionResiduals(Rule):
         return memory, sub.residual_sum(sum_BTD, f_BTD)
 
     def readout(
-        self, carry: Carry, params: Mapping[str, jax.Array], model: config.ModelConfig
+        self, carry: Carry, params: Mapping[str, Array], model: config.ModelConfig
     ) -> Float[Array, "B T D"]:
         memory, sum_BTD = carry
         is_filled = [True] * (len(memory) + 1)
@@ -75,8 +76,8 @@ class AttentionResiduals(Rule):
 
 
 def _attend(
-    sources: Sequence[jax.Array], is_filled: Sequence, query_D: jax.Array, model: config.ModelConfig
-) -> jax.Array:
+    sources: Sequence[Array], is_filled: Sequence, query_D: Array, model: config.ModelConfig
+) -> Array:
     """softmax over the filled sources of query . RMSNorm(source), times them; float32."""
 
     def score(x_BTD, is_filled):

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from keel_jax import config
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import equation, norms, topologies
 
 # An array [B, T, D], or a tuple of such and of tuples.
@@ -46,7 +47,7 @@ class SublayerContext:
     # `equation.ATTENTION` or `equation.FFN`.
     sublayer: int
     # This sub-layer's gains and the rule's own `parameters`, by name.
-    params: Mapping[str, jax.Array]
+    params: Mapping[str, Array]
     # This block's.
     inputs: equation.BlockInputs
 
@@ -101,7 +102,7 @@ class Rule:
         return 1
 
     def parameters(
-        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+        self, model: config.ModelConfig, sublayer: int, block: Array
     ) -> dict[str, Parameter]:
         """What a sub-layer learns beside the gains of `equation`; `block` is the block's number."""
         del model, sublayer, block
@@ -126,7 +127,7 @@ class Rule:
         return sub.residual_sum(held, f_BTD)
 
     def readout(
-        self, carry: Carry, params: Mapping[str, jax.Array], model: config.ModelConfig
+        self, carry: Carry, params: Mapping[str, Array], model: config.ModelConfig
     ) -> Float[Array, "B T D"]:
         """What the final norm, or the logits, read of the carry after the last block."""
         del params, model
@@ -149,7 +150,7 @@ def gain(model: config.ModelConfig) -> Parameter:
 
 
 def weighted_sum(
-    weights: Iterable[jax.Array], streams: Iterable[Float[Array, "B T D"]]
+    weights: Iterable[Array], streams: Iterable[Float[Array, "B T D"]]
 ) -> Float[Array, "B T D"]:
     """The float32 sum of weight x stream; each weight is a scalar or [B, T]."""
     terms = [
@@ -159,6 +160,6 @@ def weighted_sum(
     return functools.reduce(jnp.add, terms)
 
 
-def along_stream(weight: jax.Array, x_BTD: Float[Array, "B T D"]) -> jax.Array:
+def along_stream(weight: Array, x_BTD: Float[Array, "B T D"]) -> Array:
     """A weight, a scalar or [B, T], as an array of a stream's rank."""
     return jax.lax.broadcast_to_rank(weight[..., None], x_BTD.ndim)

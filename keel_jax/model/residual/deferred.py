@@ -13,10 +13,10 @@ Dimension letters: N blocks, B batch, T time, D model.
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import norms
 from keel_jax.model.residual.carry import Carry
 from keel_jax.model.residual.equation import (
@@ -69,7 +69,7 @@ def apply_deferred_norm(stream: Carry, last: DeferredNorm | None, epsilon: float
 # --- The same, backwards -------------------------------------------------------------------------
 
 
-def take_gains(inputs: BlockInputs) -> tuple[tuple[jax.Array | None, ...], BlockInputs]:
+def take_gains(inputs: BlockInputs) -> tuple[tuple[Array | None, ...], BlockInputs]:
     """The deferred gains, by the sub-layer that reads them; and the inputs without them."""
     gains = tuple(norm.gain if norm else None for norm in inputs.deferred_norm)
     for sublayer, norm in enumerate(inputs.deferred_norm):
@@ -78,7 +78,7 @@ def take_gains(inputs: BlockInputs) -> tuple[tuple[jax.Array | None, ...], Block
     return gains, inputs
 
 
-def with_gain(inputs: BlockInputs, sublayer: int, gain: jax.Array | None) -> BlockInputs:
+def with_gain(inputs: BlockInputs, sublayer: int, gain: Array | None) -> BlockInputs:
     """The inputs, of which `take_gains` left no gains, with that which `sublayer` reads."""
     norm = inputs.deferred_norm[sublayer]
     if norm is None:

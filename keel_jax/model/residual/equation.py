@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from keel_jax.model import intervention as intervention_lib
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import norms
 
 ATTENTION, FFN = 0, 1
@@ -60,7 +60,7 @@ class Topology:
     # Initializer's multiplier on value, out, gate, up and down (not on query and key).
     init_scale: float = 1.0
 
-    def constants(self) -> dict[str, jax.Array]:
+    def constants(self) -> dict[str, Array]:
         """What the scan over depth reads, each [N, 2]."""
         names = ("alpha", "branch_scale", "input_scale", "inner_norm", "outer_norm")
         return {name: jnp.asarray(getattr(self, name)) for name in names}
@@ -102,9 +102,9 @@ class DeferredNorm:
     """An outer norm that one sub-layer leaves to the next one (`deferred`); [N, …] if stacked."""
 
     # float32 [D]; None while `reversible` carries it elsewhere.
-    gain: jax.Array | None
+    gain: Array | None
     # bool []: without it the block has no such norm.
-    is_on: jax.Array
+    is_on: Array
 
 
 @flax.struct.dataclass
@@ -112,20 +112,20 @@ class BlockInputs:
     """What a block reads of its own beside its parameters; [N, …] outside the scan over depth."""
 
     # `Topology.constants()`, [2] each.
-    topology: Mapping[str, jax.Array]
+    topology: Mapping[str, Array]
     # int32 []: the block's number, from 0.
-    block: jax.Array
+    block: Array
     # By the sub-layer that applies it, the outer norm of the one below; a None defers nothing.
     deferred_norm: tuple[DeferredNorm | None, DeferredNorm | None] = (None, None)
     # float32 [2]: zeros that see the stream's cotangents (`telemetry.probe`).
-    probe: jax.Array | None = None
+    probe: Array | None = None
     # What an experiment does to the sub-layers.
     intervention: intervention_lib.Intervention | None = None
 
 
 def branch_input(
     x_BTD: Float[Array, "*B D"],
-    gains: Mapping[str, jax.Array],
+    gains: Mapping[str, Array],
     inputs: BlockInputs,
     topology: Topology,
     sublayer: int,
@@ -167,7 +167,7 @@ def branch_input(
 def residual_sum(
     x_BTD: Float[Array, "*B D"],
     f_BTD: Float[Array, "*B D"],
-    gains: Mapping[str, jax.Array],
+    gains: Mapping[str, Array],
     inputs: BlockInputs,
     topology: Topology,
     sublayer: int,
@@ -197,7 +197,7 @@ def residual_sum(
 
 def branch_output(
     f_BTD: Float[Array, "*B D"],
-    gains: Mapping[str, jax.Array],
+    gains: Mapping[str, Array],
     topology: Topology,
     sublayer: int,
     *,

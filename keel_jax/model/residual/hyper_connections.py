@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from keel_jax import config
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import carry as carry_lib
 from keel_jax.model.residual import equation, norms, topologies
 from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
@@ -51,7 +52,7 @@ class _Streams(Rule):
         )
 
     def readout(
-        self, carry: Carry, params: Mapping[str, jax.Array], model: config.ModelConfig
+        self, carry: Carry, params: Mapping[str, Array], model: config.ModelConfig
     ) -> Float[Array, "B T D"]:
         return functools.reduce(jnp.add, [x_BTD.astype(jnp.float32) for x_BTD in carry])
 
@@ -74,7 +75,7 @@ class HyperConnections(_Streams):
     is_dynamic: bool
 
     def parameters(
-        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+        self, model: config.ModelConfig, sublayer: int, block: Array
     ) -> dict[str, Parameter]:
         m = model.hyper_streams
         read = jax.nn.one_hot((2 * block + sublayer) % m, m)
@@ -92,7 +93,7 @@ class HyperConnections(_Streams):
         mixed = tuple(carry_lib.weighted_sum(mix, carry) for mix in mixes)
         return (mixed, writes), sub.branch_input(carry_lib.weighted_sum(reads, carry))
 
-    def _row(self, stream: int, x_BTD: jax.Array, sub: SublayerContext) -> list[jax.Array]:
+    def _row(self, stream: int, x_BTD: Array, sub: SublayerContext) -> list[Array]:
         """r, the M weights of A and w of one stream: scalars, or [B, T] where dynamic."""
         row_K = sub.params["hyper_static"][stream]
         if not self.is_dynamic:
@@ -122,7 +123,7 @@ class ManifoldHyperConnections(_Streams):
     """
 
     def parameters(
-        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+        self, model: config.ModelConfig, sublayer: int, block: Array
     ) -> dict[str, Parameter]:
         m = model.hyper_streams
         own = 2 * jax.nn.one_hot((2 * block + sublayer) % m, m) - 1
@@ -145,9 +146,7 @@ class ManifoldHyperConnections(_Streams):
         return (mixed, writes), sub.branch_input(carry_lib.weighted_sum(reads, carry))
 
 
-def mhc_weights(
-    carry: tuple[jax.Array, ...], sub: SublayerContext
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def mhc_weights(carry: tuple[Array, ...], sub: SublayerContext) -> tuple[Array, Array, Array]:
     """mHC's r [M, B, T], w [M, B, T] and A [M (to), M (from), B, T] of each token."""
     m = len(carry)
     streams = [x_BTD.astype(jnp.float32) for x_BTD in carry]
@@ -164,7 +163,7 @@ def mhc_weights(
     return reads, writes, sinkhorn(u_KBT[2 * m :].reshape(m, m, *u_KBT.shape[1:]))
 
 
-def sinkhorn(logits_MM: jax.Array) -> jax.Array:
+def sinkhorn(logits_MM: Array) -> Array:
     """exp(logits) with its columns and then its rows divided by their sums, SINKHORN_STEPS times.
 
     Doubly stochastic in the limit (Sinkhorn and Knopp, 1967); as it stops, rows are exact. By

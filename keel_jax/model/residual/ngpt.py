@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from keel_jax import config
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import equation, norms
 from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
 
@@ -28,7 +28,7 @@ class NGpt(Rule):
         return equation.uniform(model.num_blocks, on_sphere=True)  # no norm, no scale
 
     def parameters(
-        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+        self, model: config.ModelConfig, sublayer: int, block: Array
     ) -> dict[str, Parameter]:
         return {"step_size": sphere_scale(model, model.d_model, ("norm",))}
 

@@ -7,7 +7,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
+
+from keel_jax.model.arrays import Array
 
 # Far below the square of any vector met, so that `unit` divides by its length alone.
 _LEAST_SQUARE = 1e-24

@@ -6,12 +6,12 @@ Dimension letters: B batch, T time, D model.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from keel_jax import config
+from keel_jax.model.arrays import Array
 from keel_jax.model.residual import carry as carry_lib
 from keel_jax.model.residual import equation, norms, topologies
 from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
@@ -45,7 +45,7 @@ class ResiDual(Rule):
         return sub.residual_sum(post_BTD, f_BTD), summed_BTD.astype(dual_BTD.dtype)
 
     def readout(
-        self, carry: Carry, params: Mapping[str, jax.Array], model: config.ModelConfig
+        self, carry: Carry, params: Mapping[str, Array], model: config.ModelConfig
     ) -> Float[Array, "B T D"]:
         post_BTD, dual_BTD = carry
         normed_BTD = norms.rms_norm(dual_BTD, params["dual_norm"], model.norm_epsilon)
@@ -69,7 +69,7 @@ class SiameseNorm(Rule):
         return 2
 
     def parameters(
-        self, model: config.ModelConfig, sublayer: int, block: jax.Array
+        self, model: config.ModelConfig, sublayer: int, block: Array
     ) -> dict[str, Parameter]:
         return {"post_norm": carry_lib.gain(model), "pre_norm": carry_lib.gain(model)}
 
@@ -91,7 +91,7 @@ class SiameseNorm(Rule):
         return sub.residual_sum(post_BTD, f_BTD), summed_BTD.astype(pre_BTD.dtype)
 
     def readout(
-        self, carry: Carry, params: Mapping[str, jax.Array], model: config.ModelConfig
+        self, carry: Carry, params: Mapping[str, Array], model: config.ModelConfig
     ) -> Float[Array, "B T D"]:
         post_BTD, pre_BTD = (
             norms.rms_norm(x, params[name], model.norm_epsilon)

@@ -1,0 +1,16 @@
+"""The array type that shapes are annotated with: `Float[Array, "B T D"]`.
+
+Functions return `jax.Array`, and so pyright reads it. Where annotations are executed, which is
+under pytest, NumPy's arrays pass as well: `jnp` takes them wherever it takes its own, and
+parameters read from a file or tokens of a loader are NumPy's.
+"""
+
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+if TYPE_CHECKING:
+    Array = jax.Array
+else:
+    Array = jax.Array | np.ndarray
