@@ -35,5 +35,5 @@ test-slow: setup  ## the slow part: minutes
 	@$(VENV)/bin/python -m keel_jax.runtime.versions
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m slow tests
 
-clean:  ## removes the virtual environment and the caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+clean:  ## removes the virtual environments and the caches; runs/ stays
+	rm -rf $(VENV) .venv-newest .pytest_cache .ruff_cache *.egg-info

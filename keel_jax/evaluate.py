@@ -71,7 +71,7 @@ def evaluate(
     }
 
 
-def main(_):
+def main(_: list[str]) -> None:
     with distributed.program(distributed.from_flags()):
         _evaluate()
 

@@ -61,7 +61,7 @@ def _until(ids: np.ndarray, end_id: int) -> np.ndarray:
     return ids[: ends[0]] if ends.size else ids
 
 
-def main(_):
+def main(_: list[str]) -> None:
     prompts = _PROMPT.value * _NUM_SAMPLES.value
     texts = generate(
         _WORKDIR.value,

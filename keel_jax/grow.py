@@ -118,7 +118,7 @@ def _grown(params, growth: growth_lib.Growth, like):
     return growth_lib.grow(growth, params, like, run)
 
 
-def main(_):
+def main(_: list[str]) -> None:
     with distributed.program(distributed.from_flags()):
         _grow()
 

@@ -104,7 +104,7 @@ def _text(value) -> str:
     return html.escape(str(value))
 
 
-def main(_):
+def main(_: list[str]) -> None:
     workdir = epath.Path(_WORKDIR.value)
     output = epath.Path(_OUTPUT.value or workdir / "telemetry.html")
     files.write_bytes(output, page(workdir).encode())

@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import importlib
 import pathlib
+import re
+import statistics
 import sys
 
 import jax
@@ -218,3 +220,63 @@ def test_config_files_are_valid(path):
     cfg = module.get_config()
     checked = config.from_config_dict(cfg)
     assert config.from_dict(config.to_dict(checked)) == checked
+
+
+# --- Modules -------------------------------------------------------------------------------------
+
+_MODULES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
+
+
+def test_modules_are_short():
+    lengths = {path: len(path.read_text().splitlines()) for path in _MODULES}
+    assert max(lengths.values()) <= 400, max(lengths, key=lengths.get)
+    assert statistics.median(lengths.values()) <= 150
+    # The driver is a table of contents.
+    assert lengths[PACKAGE / "train.py"] <= 120
+
+
+def _unannotated(tree: ast.Module) -> set[str]:
+    """Public functions and methods with a parameter or, __init__ aside, a result without a type."""
+    found = set()
+    scopes = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_")]
+    for scope in scopes:
+        for node in scope.body:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            parameters = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            is_method = isinstance(scope, ast.ClassDef) and not any(
+                isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list
+            )
+            typed = all(p.annotation for p in parameters[is_method:])
+            if node.name == "__init__":
+                found |= set() if typed else {f"{scope.name}.__init__"}
+            elif node.name[0] != "_" and not (typed and node.returns):
+                found.add(node.name)
+    return found
+
+
+def test_an_unannotated_function_would_be_noticed():
+    code = "def f(x: int): ...\nclass A:\n  def g(self, y) -> int: ...\n  def _h(self, z): ..."
+    assert _unannotated(ast.parse(code)) == {"f", "g"}
+
+
+@pytest.mark.parametrize("path", _MODULES, ids=lambda p: p.name)
+def test_public_functions_are_annotated(path):
+    assert not _unannotated(ast.parse(path.read_text()))
+
+
+def test_every_module_is_tested_where_contributing_says():
+    """By a file of its own name, or by the one in the table of CONTRIBUTING.md."""
+    table = {}
+    for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
+        if match := re.match(r"\| `(tests/\S+\.py)` \| (.*) \|$", line):
+            assert (ROOT / match[1]).exists(), match[1]
+            table |= dict.fromkeys(re.findall("`(.*?)`", match[2]), match[1])
+    elsewhere = set()
+    for path in _MODULES:
+        name = path.relative_to(ROOT).with_suffix("")
+        name = name.relative_to("keel_jax") if name.parts[0] == "keel_jax" else name
+        own = ROOT / "tests" / name.parent / f"test_{name.name}.py"
+        if name.name != "__init__" and not own.exists():
+            elsewhere.add(str(name))
+    assert elsewhere == set(table), elsewhere ^ set(table)

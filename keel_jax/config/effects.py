@@ -84,7 +84,7 @@ READERS = (
 )
 
 
-def without_effect(config, default):
+def without_effect(config: typing.Any, default: typing.Any) -> typing.Any:
     """Raises ValueError if an option is not at its default where nothing reads it.
 
     Args:
@@ -101,7 +101,7 @@ def without_effect(config, default):
             )
 
 
-def is_read(option: str, decider: str, value) -> bool:
+def is_read(option: str, decider: str, value: typing.Any) -> bool:
     """Whether `option` is read where `decider` has this value."""
     return all(r.reads(value) for r in READERS if (r.option, r.decider) == (option, decider))
 

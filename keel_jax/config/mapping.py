@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from keel_jax import errors
 
 
-def defaults(cls) -> dict:
+def defaults(cls: typing.Any) -> dict:
     """The defaults of a tree of dataclasses as nested dictionaries; a None as a typed placeholder.
 
     As declared: not what the checks of an instance work out of them.
@@ -28,7 +28,7 @@ def defaults(cls) -> dict:
     return raw
 
 
-def build(cls, values: typing.Mapping, prefix: str = ""):
+def build(cls: typing.Any, values: typing.Mapping, prefix: str = "") -> typing.Any:
     """The dataclass `cls` of `values`, which may lack keys.
 
     Raises:

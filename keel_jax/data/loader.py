@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ _ENDLESS_SAMPLES = 2**52
 Batch = dict[str, np.ndarray]
 
 
+@runtime_checkable  # annotations are executed under pytest
 class BatchIterator(Protocol):
     """An iterator of batches that reads ahead in threads."""
 

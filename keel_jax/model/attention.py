@@ -229,7 +229,9 @@ def _rotate_half(x_BTNH, cos_BTH, sin_BTH):
     return _combine(x_BTNH, swapped_BTNH, cos_BTH, sin_BTH)
 
 
-def rotate_half_by_matmul(x_BTNH, cos_BTH, sin_BTH):
+def rotate_half_by_matmul(
+    x_BTNH: Float[Array, "B T N H"], cos_BTH: Float[Array, "B T H"], sin_BTH: Float[Array, "B T H"]
+) -> Float[Array, "B T N H"]:
     """The halves of a head share a TPU's registers, where swapping them costs three passes over x.
 
     The matrix unit does it in one, at the price of H / D of a projection: R moves numbers, so the

@@ -27,6 +27,8 @@ Which topology keeps what, and what alpha should be: docs/growing.md.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +118,9 @@ def plan(
     return Growth(old=model, new=new, method=method, source=source, inserted=inserted)
 
 
-def grow(growth: Growth, params, like, run=lambda make, leaf, wanted: make(leaf)):
+def grow(
+    growth: Growth, params: Any, like: Any, run: Callable = lambda make, leaf, wanted: make(leaf)
+) -> Any:
     """The new parameter tree from the old one, leaf by leaf.
 
     Args:

@@ -12,6 +12,8 @@ In sub-layer l, x' = outer(alpha x + F(inner(x))) becomes
 Dimension letters: N blocks, B batch, T time, D model.
 """
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -51,7 +53,7 @@ def on_branch(f_BTD: Array, change: Intervention | None, sublayer: int) -> Array
     return _with_gradient(f32_BTD, gradient).astype(f_BTD.dtype)
 
 
-def on_sublayer(before, after, change: Intervention | None, sublayer: int):
+def on_sublayer(before: Any, after: Any, change: Intervention | None, sublayer: int) -> Any:
     """The carry that leaves a sub-layer, a tree of [B, T, D]: `after`, or `before` if skipped."""
     if change is None:
         return after

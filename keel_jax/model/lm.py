@@ -35,7 +35,7 @@ class LanguageModel(nn.Module):
 
     model: config.ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         self.embedding = Embedding(self.model)
         self.depth = depth.Depth(self.model)
         nn.share_scope(self, self.depth)  # blocks at params/block, without a level for Depth
@@ -113,7 +113,7 @@ class Embedding(nn.Module):
 
     model: config.ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         m = self.model
         self.table = layers.weight(
             self, "table", (m.vocab_size, m.d_model), ("vocab", "table_embed"), m.init_std
@@ -137,7 +137,7 @@ class Output(nn.Module):
 
     model: config.ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         m = self.model
         leaves = residual.rule(m).output_parameters(m)
         self.rule_params = {

@@ -19,6 +19,7 @@ Nothing here knows a model: a body, a carry, and a tree of arrays stacked along 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -40,7 +41,7 @@ _INPUT = "depth_input"
 _REMAINDER = 1.25
 
 
-def scan(body: Callable, carry, rows, recompute: config.RecomputeConfig):
+def scan(body: Callable, carry: Any, rows: Any, recompute: config.RecomputeConfig) -> Any:
     """`jax.lax.scan(body, carry, rows)`: the same numbers, another trade of memory for time.
 
     Args:

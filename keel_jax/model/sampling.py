@@ -4,6 +4,7 @@ Dimension letters: B batch, P prompt time, T time, V vocabulary.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ class Sampling:
 
 def generate(
     model: lm.LanguageModel,
-    params,
+    params: Any,
     prompt_BP: Array,
     length_B: Array,
     key: Array,

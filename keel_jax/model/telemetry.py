@@ -14,6 +14,7 @@ Dimension letters: N blocks, B batch, T time, D model.
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def probes(num_blocks: int) -> Array:
     return jnp.zeros((num_blocks, 2), jnp.float32)
 
 
-def probe(stream, inputs: residual.BlockInputs, sublayer: int):
+def probe(stream: Any, inputs: residual.BlockInputs, sublayer: int) -> Any:
     """`stream` as it is; with a probe among the block's inputs, measured in the backward pass.
 
     Args:
@@ -61,7 +62,7 @@ def _probe_backward(_, cotangent):
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def observe(before, f_BTD: Array, after, sub: residual.SublayerContext) -> dict | None:
+def observe(before: Any, f_BTD: Array, after: Any, sub: residual.SublayerContext) -> dict | None:
     """The means of one sub-layer, float32 scalars; None in a program without probes.
 
     Args:

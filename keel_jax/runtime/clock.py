@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 
 class Clock:
@@ -15,7 +16,7 @@ class Clock:
         self.beats = 0
 
     @contextlib.contextmanager
-    def measure(self, activity: str):
+    def measure(self, activity: str) -> Iterator[None]:
         outer, begin = self.activity, time.monotonic()
         self._enter(activity)
         try:

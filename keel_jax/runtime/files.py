@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -14,7 +15,7 @@ from keel_jax import errors
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_json(path: epath.PathLike, value, *, temporary_suffix: str = "") -> None:
+def write_json(path: epath.PathLike, value: Any, *, temporary_suffix: str = "") -> None:
     """Writes `value` as JSON: a reader sees the old file or the new one, never half of it.
 
     Args:
@@ -56,7 +57,7 @@ def append_text(path: epath.Path, text: str) -> None:
         file.write(text)
 
 
-def read_json(path: epath.PathLike):
+def read_json(path: epath.PathLike) -> Any:
     """Reads a JSON file; None where there is none.
 
     Raises:
@@ -107,7 +108,7 @@ def explained(path: epath.PathLike) -> Iterator[None]:
         ) from error
 
 
-def flush_to_disk(file) -> None:
+def flush_to_disk(file: Any) -> None:
     """Asks for the bytes to be on disk before the rename: a power cut leaves no hollow file."""
     file.flush()
     try:

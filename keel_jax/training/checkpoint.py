@@ -8,6 +8,7 @@ the data and the tokenizer were).
 import contextlib
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -122,7 +123,7 @@ class Checkpoints:
         with jax.transfer_guard("allow"), self._as_os_error():
             self._manager.save(meta.step, args=args)
 
-    def save_weights(self, params, meta: Meta) -> None:
+    def save_weights(self, params: Any, meta: Meta) -> None:
         """Writes weights alone, which `train.init_from` reads, and waits until they are on disk.
 
         Raises:
@@ -189,7 +190,7 @@ class Checkpoints:
         state = state_lib.TrainState(params=restored["params"], **restored["progress"])
         return state, Meta.from_json(restored["meta"])
 
-    def restore_params(self, abstract_params, step: int | None = None) -> tuple[dict, Meta]:
+    def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[dict, Meta]:
         """The weights alone, of `step` or the newest.
 
         Raises:

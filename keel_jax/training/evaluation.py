@@ -37,7 +37,7 @@ class Evaluator:
 
     def run(
         self,
-        params,
+        params: Any,
         num_batches: int = 0,
         *,
         with_progress: collections.abc.Callable = iter,

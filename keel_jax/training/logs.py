@@ -96,7 +96,7 @@ class Log:
         event = Event(wall_time=time.time(), step=step, **content)
         self._events.add_event(event)
 
-    def close(self):
+    def close(self) -> None:
         self._events.close()
 
 

@@ -83,7 +83,7 @@ def make(optim: config.OptimConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(direction.init, update)  # pyright: ignore[reportArgumentType]: optax allows params=None, which we never pass
 
 
-def clip(grads, clip_norm: float) -> tuple[typing.Any, jax.Array]:
+def clip(grads: optax.Updates, clip_norm: float) -> tuple[optax.Updates, jax.Array]:
     """Scales the whole tree down to global norm `clip_norm`, and returns the norm it had.
 
       g' = g * min(1, clip_norm / |g|),    |g| = sqrt(sum over all leaves of g^2)
@@ -112,7 +112,7 @@ def clip_factor(grad_norm: jax.Array, clip_norm: float) -> jax.Array:
     return jnp.minimum(1.0, clip_norm / grad_norm) if clip_norm else jnp.ones_like(grad_norm)
 
 
-def apply(params, updates, lr: jax.typing.ArrayLike):
+def apply(params: typing.Any, updates: typing.Any, lr: jax.typing.ArrayLike) -> typing.Any:
     """The new parameters p - lr * u, in the parameters' dtypes; `lr` is a scalar."""
     return jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), params, updates)
 
@@ -175,12 +175,14 @@ def group_of(path: typing.Sequence) -> str:
             )
 
 
-def multipliers(params, groups: config.ParamGroups):
+def multipliers(params: typing.Any, groups: config.ParamGroups) -> typing.Any:
     """`groups` as a tree of floats shaped like `params` (arrays or abstract shapes)."""
     return jax.tree.map_with_path(lambda path, _: getattr(groups, group_of(path)), params)
 
 
-def match_params(opt_state, params, leaf_values, default: typing.Callable):
+def match_params(
+    opt_state: typing.Any, params: typing.Any, leaf_values: typing.Any, default: typing.Callable
+) -> typing.Any:
     """`leaf_values` of the parameters, spread over the optimizer state that mirrors them.
 
     A leaf of the state mirrors a parameter if its key path ends in the parameter's whole path

@@ -5,7 +5,7 @@ Dimension letters: B batch, T time, A accumulation steps.
 
 import collections.abc
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,13 @@ _BATCH_AXES = ("batch", "time")
 Sums = dict[str, jax.Array]
 
 
-def batch_sums(params, batch: dict, cfg: config.Config) -> Sums:
+def batch_sums(params: Any, batch: dict, cfg: config.Config) -> Sums:
     """The loss sums (`loss.cross_entropy_sums`) of a batch [B, T]."""
     return batch_sums_and_stats(params, batch, cfg, instruments.NONE)[0]
 
 
 def batch_sums_and_stats(
-    params, batch: dict, cfg: config.Config, measured: instruments.Instruments
+    params: Any, batch: dict, cfg: config.Config, measured: instruments.Instruments
 ) -> tuple[Sums, dict | None]:
     """`batch_sums`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
     model = lm.LanguageModel(cfg.model)
@@ -105,7 +105,7 @@ def train_step(
     return dataclasses.replace(new_state, diverged=diverged), metrics
 
 
-def mean_gradients(grads, sums: Sums):
+def mean_gradients(grads: Any, sums: Sums) -> Any:
     """The gradient of the mean loss from that of the sum; a batch may hold prompts only."""
     weight = jnp.maximum(sums["weight"], 1e-6)
     return jax.tree.map(lambda g: g / weight, grads)
@@ -116,7 +116,9 @@ def learning_rate_of(state: state_lib.TrainState, cfg: config.Config) -> jax.Arr
     return state.peak_lr * schedule.unit_schedule(cfg.optim, cfg.train.num_steps)(state.step)
 
 
-def objective(params, batch: dict, cfg: config.Config, measured: instruments.Instruments):
+def objective(
+    params: Any, batch: dict, cfg: config.Config, measured: instruments.Instruments
+) -> tuple[jax.Array, Any]:
     """The (unnormalized) loss sum, and `batch_sums_and_stats`."""
     sums, stats = batch_sums_and_stats(params, batch, cfg, measured)
     return sums["nats"] + cfg.train.z_loss * sums["log_z_squared"], (sums, stats)
@@ -149,7 +151,7 @@ def over_micro_batches(
     batch: dict,
     cfg: config.Config,
     join: collections.abc.Callable = _add,
-):
+) -> Any:
     """The sum of `function` of each of the A micro-batches, a tree of arrays.
 
     Args:
@@ -232,7 +234,7 @@ def compile_train_step(
     return lower_train_step(cfg, mesh).compile(compiler_options=options)
 
 
-def jit_train_step(cfg: config.Config, mesh: jax.sharding.Mesh):
+def jit_train_step(cfg: config.Config, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """The jitted step, not yet lowered; every process can read its sums.
 
     Args:

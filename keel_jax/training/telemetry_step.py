@@ -61,7 +61,7 @@ def compile_statistics(
     return lowered.compile(compiler_options=compiler_options.options(mesh.devices.flat[0]))
 
 
-def jit_statistics(cfg: config.Config, mesh: jax.sharding.Mesh):
+def jit_statistics(cfg: config.Config, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """The jitted program, not yet lowered. It does not consume the state."""
     step_lib.check_resolved(cfg)
     look = state_lib.over_trials(lambda state, batch: statistics(state, batch, cfg), cfg.num_trials)
