@@ -214,7 +214,9 @@ _gradient_in_this_shape.defvjp(
 )
 
 
-def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:
+def check_stages(
+    model: config.ModelConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> None:
     """Whether the stages of `mesh` can share the blocks.
 
     Raises:

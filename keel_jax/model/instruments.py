@@ -9,7 +9,7 @@ Dimension letters: N blocks, A stretches of the plan "reversible".
 import flax.struct
 
 from keel_jax.model import intervention as intervention_lib
-from keel_jax.model.arrays import Array
+from keel_jax.model.arrays import Leaf
 
 
 @flax.struct.dataclass
@@ -18,10 +18,10 @@ class Instruments:
 
     # float32 [N, 2] of zeros (`telemetry.probes`): the blocks' telemetry, and as its cotangent the
     # mean square of the stream's, per sub-layer.
-    probes: Array | None = None
+    probes: Leaf | None = None
     # float32 [A, 2] of zeros (`reversible.probe`): its cotangent is what the stretches of the plan
     # "reversible" report.
-    reversal: Array | None = None
+    reversal: Leaf | None = None
     # What an experiment does to the sub-layers.
     intervention: intervention_lib.Intervention | None = None
 

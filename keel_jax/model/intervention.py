@@ -18,7 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from keel_jax.model.arrays import Array
+from keel_jax.model.arrays import Array, Leaf
 
 
 @flax.struct.dataclass
@@ -27,12 +27,12 @@ class Intervention:
 
     # float32 s: what the branch's output is multiplied by before it joins; 0: the branch is gone,
     # the norms around it are not.
-    branch_scale: Array
+    branch_scale: Leaf
     # float32 g: what its derivative is multiplied by in the backward pass; 0: gradients take the
     # residual path alone.
-    branch_gradient: Array
+    branch_gradient: Leaf
     # bool: the sub-layer is the identity, its outer norm included.
-    is_skipped: Array
+    is_skipped: Leaf
 
 
 def none(num_blocks: int) -> Intervention:
