@@ -72,11 +72,18 @@ OTHER_RULES = topology_table.names(
 
 def topologies(*quick: str) -> list:
     """All of them to parametrize by; of OTHER_RULES those not in `quick` in the slow part only."""
-    slow = set(OTHER_RULES) - set(quick)
     return [
-        pytest.param(name, marks=pytest.mark.slow) if name in slow else name
-        for name in config.TOPOLOGIES
+        _slow(name) if name in set(OTHER_RULES) - set(quick) else name for name in config.TOPOLOGIES
     ]
+
+
+def other_rules(*quick: str) -> list:
+    """OTHER_RULES to parametrize by; those not in `quick` in the slow part only."""
+    return [name if name in quick else _slow(name) for name in OTHER_RULES]
+
+
+def _slow(name: str):
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from keel_jax import config, evaluate, train
-from keel_jax.config import effects
+from keel_jax.config import effects, topologies
 from keel_jax.model import lm, residual
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import resolve
@@ -220,6 +220,18 @@ def test_config_files_are_valid(path):
     cfg = module.get_config()
     checked = config.from_config_dict(cfg)
     assert config.from_dict(config.to_dict(checked)) == checked
+
+
+def test_a_row_says_whether_a_topology_has_a_rule_of_its_own():
+    for row in topologies.ROWS:
+        rule = residual.rule(conftest.tiny_config(model=dict(topology=row.name)).model)
+        assert row.is_single_stream == (type(rule) is residual.Rule), row.name
+
+
+def test_every_topology_has_a_row_in_the_docs():
+    lines = (ROOT / "docs/topologies.md").read_text().splitlines()
+    documented = [match[1] for line in lines if (match := re.match(r"\| `(\w+)` \|", line))]
+    assert documented == list(config.TOPOLOGIES)
 
 
 # --- Modules -------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from experiments.sweeps import point, results
 from keel_jax.data import shards
 from tests.experiments import fake_train
 
-SWEEPS = ("lr_robustness", "alpha", "depth_scaling", "data_regime")
+# Those that are a sweep and its analysis; the others have a module `experiment`.
+SWEEPS = [name for name, module in registry.MODULES.items() if module.endswith(".analysis")]
 
 
 def _run(name, tmp_path, token_dir, *flags):

@@ -77,6 +77,15 @@ def test_help_is_quick_and_needs_no_jax(module):
     assert "--num_processes" in done.stdout or "--dry_run" in done.stdout
 
 
+@pytest.mark.parametrize("module", conftest.LAUNCHERS)
+def test_what_does_not_fit_is_not_started(world, module):
+    world.configure("plan", 4)
+    done = world.launch(module)
+    assert (done.returncode, world.resources(), world.starts()) == (4, {}, {}), done.stderr
+    assert "a table of HBM" in done.stdout
+    assert world.calls("sbatch") + world.calls("workload create") == []
+
+
 def test_the_package_does_not_import_the_launchers():
     for directory in ("keel_jax", "experiments"):
         for path in (ROOT / directory).rglob("*.py"):

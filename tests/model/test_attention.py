@@ -39,9 +39,7 @@ def _tiny(**options):
         "keel",
         "pre_ln",
         "hybridnorm_star",
-        "attention_residuals",
-        "ngpt",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in conftest.OTHER_RULES[:-2]),
+        *conftest.other_rules("attention_residuals", "ngpt"),
     ],
 )
 def test_causality_by_gradient(topology):

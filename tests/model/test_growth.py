@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keel_jax import config
+from keel_jax.config import topologies
 from keel_jax.model import growth, lm, residual
 from tests import reference
 
@@ -118,14 +119,7 @@ def test_mix_ln_grows_as_two_stacks(method):
 
 
 # A block of theirs does something even where its branches give 0.
-NOT_KEPT = (
-    "siamese_norm",
-    "static_hyper_connections",
-    "hyper_connections",
-    "mhc",
-    "attention_residuals",
-    "ngpt",
-)
+NOT_KEPT = topologies.names(lambda row: not row.is_kept_by_zero)
 
 
 @pytest.mark.parametrize("topology", NOT_KEPT)

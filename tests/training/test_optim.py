@@ -11,6 +11,7 @@ import optax.contrib
 import pytest
 
 from keel_jax import config
+from keel_jax.config import topologies
 from keel_jax.training import optim as optim_lib
 from keel_jax.training import schedule
 
@@ -267,6 +268,10 @@ def test_gains_and_residual_scales_do_not_decay_by_default():
     for path, decay in _flat(decays).items():
         name = path.split("/")[-1]
         assert decay == (not (_is_gain(name) or name in _RESIDUAL)), path
+
+
+def test_every_topologys_parameters_are_among_them():
+    assert set(_RESIDUAL) == set(topologies.RESIDUAL_PARAMS)
 
 
 def test_every_parameter_has_its_group():

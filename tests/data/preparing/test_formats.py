@@ -7,10 +7,10 @@ import pytest
 from keel_jax.data.preparing import corpus, documents, formats
 from tests.data.preparing import corpora
 
+NAMES = ("files", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.array_record")
 
-@pytest.mark.parametrize(
-    "name", ["files", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.array_record"]
-)
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_format_gives_the_same_documents_however_it_is_cut(name, tmp_path):
     path = corpora.write_texts(tmp_path / name)
     for unit_bytes in (0, 1, 300, 4001):
@@ -66,5 +66,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         corpora.read([path])
 
 
-def test_every_format_has_a_reader():
+def test_every_format_is_recognized_by_a_suffix_and_tested_above(tmp_path):
+    read = {
+        corpora.read([corpora.write_texts(tmp_path / name)])[1].units[0].format for name in NAMES
+    }
+    assert read == set(formats.READERS)
     assert set(corpus.INPUT_FORMATS) == {"auto", *formats.READERS}
