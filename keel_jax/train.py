@@ -1,6 +1,6 @@
 """Trains a language model: `python -m keel_jax.train --config=FILE --workdir=DIR`.
 
-Started again on the same directory, it goes on where it was. Any option can be changed on the
+Started again with the same directory, it resumes the run. Any option can be changed on the
 command line, as in `--config.model.num_blocks=256`. Exit codes: 0 done, 1 error (starting again
 would not help), 3 diverged, 75 stopped on request (SIGTERM, Ctrl-C) and saved: start again, 76
 hung or lost a peer: start again. In several processes: docs/processes.md.
@@ -27,11 +27,11 @@ from keel_jax.training import workdir as workdir_lib
 
 
 def train(cfg: config.Config, workdir: epath.PathLike) -> int:
-    """Trains, or goes on training, the run `cfg` in `workdir`; returns the exit code.
+    """Starts or resumes the run `cfg` in `workdir`; returns the exit code.
 
     Raises:
-      UserError: a mistake in the options, the data or the directory; what was there is untouched.
-      OSError: a file could not be written; the newest complete checkpoint is untouched.
+      UserError: a mistake in the options, the data or the directory, whose files are unchanged.
+      OSError: a file could not be written; the newest complete checkpoint is unchanged.
     """
     with contextlib.ExitStack() as resources:
         session = resources.enter_context(session_lib.Session(cfg.runtime))
