@@ -46,7 +46,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         cfg = resolve.resolve(asked, mesh)
         workdir = workdir_lib.prepare(workdir, asked)
 
-        # The state, from wherever this run begins.
+        # The initial or restored state.
         with clock.measure("initialization"):
             checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
             resources.enter_context(checkpoints)
@@ -55,7 +55,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             meta = inputs.meta(tokens)
             state, step = start.begin(cfg, mesh, checkpoints, meta)
 
-        # The programs. From here on a failure is the run's, and status.json says so.
+        # The programs. From here on status.json records a failure.
         plan, is_chosen = resolve.predict(cfg, mesh), asked.model.recompute.plan == "auto"
         status = status_lib.Status(workdir, cfg, plan.to_json(is_chosen=is_chosen), session)
         resources.enter_context(status)
@@ -66,7 +66,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         with clock.measure("compile"):
             compiled = programs.compile_all(cfg, mesh, tokens.first)
 
-        # What is written down, and shown.
+        # Logs, telemetry and console output.
         directories = trials.directories(workdir, cfg)
         logs = resources.enter_context(logs_lib.Logs(directories, step))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
@@ -102,7 +102,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             code, step, state = training.run(state, step)
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
-        if code in (exit_codes.DONE, exit_codes.DIVERGED):  # one that is to stop has no time
+        if code in (exit_codes.DONE, exit_codes.DIVERGED):  # a stop request leaves no time for this
             telemetry.draw()
         return status.end(code, step, state)
 

@@ -104,7 +104,7 @@ class Rule:
     def parameters(
         self, model: config.ModelConfig, sublayer: int, block: Array
     ) -> dict[str, Parameter]:
-        """The sub-layer's parameters besides the gains of `equation`; `block`: the block's number."""
+        """The sub-layer's parameters besides `equation`'s gains; `block` is the block's number."""
         del model, sublayer, block
         return {}
 

@@ -125,7 +125,7 @@ def peri_ln(model: config.ModelConfig) -> Topology:
 
 @_equation
 def layernorm_scaling(model: config.ModelConfig) -> Topology:
-    """x' = x + F(LN(x) / sqrt(l)), l the block's number from 1, in either sub-layer. (2502.05795)"""
+    """x' = x + F(LN(x) / sqrt(l)), l the block's number from 1, for both. (2502.05795)"""
     constants = pre_ln(model)
     constants.input_scale[:] = 1 / np.sqrt(np.arange(1, model.num_blocks + 1))[:, None]
     return constants
