@@ -120,7 +120,7 @@ def test_a_refused_growth_leaves_no_directory(source, tmp_path):
 def test_a_grown_directory_is_no_run_to_go_on_with(grown, token_dir, cache_dir):
     cfg = _config(token_dir, cache_dir, num_blocks=5)
     before = sorted(grown.rglob("*"))
-    with pytest.raises(ValueError, match="holds weights alone, written by keel_jax.grow"):
+    with pytest.raises(ValueError, match="only holds weights, written by keel_jax.grow"):
         train.train(cfg, grown)
     assert sorted(grown.rglob("*")) == before
 
