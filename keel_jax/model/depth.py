@@ -215,7 +215,9 @@ _gradient_in_this_shape.defvjp(
 )
 
 
-def check_stages(model: config.ModelConfig, mesh: jax.sharding.Mesh) -> None:
+def check_stages(
+    model: config.ModelConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> None:
     """Checks that the blocks can be divided among the stages of `mesh`.
 
     Raises:

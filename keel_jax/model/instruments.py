@@ -9,7 +9,7 @@ Dimension letters: N blocks, A stretches of the plan "reversible".
 import flax.struct
 
 from keel_jax.model import intervention as intervention_lib
-from keel_jax.model.arrays import Array
+from keel_jax.model.arrays import Leaf
 
 
 @flax.struct.dataclass
@@ -18,10 +18,10 @@ class Instruments:
 
     # float32 [N, 2] of zeros (`telemetry.probes`): turns on the blocks' telemetry; its cotangent is
     # the mean square of the stream's cotangent, per sub-layer.
-    probes: Array | None = None
+    probes: Leaf | None = None
     # float32 [A, 2] of zeros (`reversible.probe`): its cotangent has the errors of the stretches of
     # the plan "reversible".
-    reversal: Array | None = None
+    reversal: Leaf | None = None
     # What an experiment changes in the sub-layers.
     intervention: intervention_lib.Intervention | None = None
 

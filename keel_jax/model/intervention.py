@@ -18,7 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from keel_jax.model.arrays import Array
+from keel_jax.model.arrays import Array, Leaf
 
 
 @flax.struct.dataclass
@@ -27,12 +27,12 @@ class Intervention:
 
     # float32 s: the factor of the branch's output in the residual sum; 0 removes the branch, but
     # not the norms around it.
-    branch_scale: Array
+    branch_scale: Leaf
     # float32 g: the factor of the branch's derivative in the backward pass; 0: gradients only flow
     # through the residual path.
-    branch_gradient: Array
+    branch_gradient: Leaf
     # bool: the sub-layer is the identity, its outer norm included.
-    is_skipped: Array
+    is_skipped: Leaf
 
 
 def none(num_blocks: int) -> Intervention:

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
 from keel_jax.model import attention, intervention, residual, telemetry
-from keel_jax.model.arrays import Array
+from keel_jax.model.arrays import Array, Leaf
 from keel_jax.model.residual import ngpt
 from keel_jax.parallel import sharding, tensor_parallel
 
@@ -39,21 +39,21 @@ class Context:
     """What every block reads besides the stream; int32 [B, T] each, unless noted otherwise."""
 
     # Position within the document, for RoPE.
-    positions_BT: Array
+    positions_BT: Leaf
     # Document number; attention stays within one.
-    segment_ids_BT: Array
+    segment_ids_BT: Leaf
     # Index among the keys, for causality.
-    index_BT: Array
+    index_BT: Leaf
     # `attention.rope_tables` of the positions, float32 [B, T, H] each, once they are computed.
-    rope_tables: tuple[Array, Array] | None = None
+    rope_tables: tuple[Leaf, Leaf] | None = None
 
 
 @flax.struct.dataclass
 class Cache:
     """Keys and values of all blocks, [N, B, S, K, H], in the compute dtype."""
 
-    key: Array
-    value: Array
+    key: Leaf
+    value: Leaf
 
 
 class Attention(nn.Module):

@@ -31,7 +31,7 @@ def test_flags_that_contradict_each_other_are_refused(values, message):
 def joined(monkeypatch):
     """What `start` would join, instead of joining it."""
     found = []
-    monkeypatch.setattr(distributed, "_join", lambda _, *program: found.append(program))
+    monkeypatch.setattr(distributed, "_join", lambda _, processes: found.append(processes))
     return found
 
 

@@ -102,7 +102,7 @@ def test_the_test_bites_where_products_are_left_to_the_partitioner(monkeypatch):
     real, mesh = sharding.constrain, dict(fsdp=4, tensor=2)
     hidden = (layers.FFN_AXES, attention.QUERY_AXES, attention.KEY_AXES)
     monkeypatch.setattr(sharding, "constrain", lambda x, a: x if a in hidden else real(x, a))
-    monkeypatch.setattr(tensor_parallel, "_is_shared_out", lambda x_BT: False)
+    monkeypatch.setattr(tensor_parallel, "_is_split_evenly", lambda x_BT: False)
     outside = _outside_the_design(_collectives(_config(mesh)), mesh)
     assert {c.kind for c in outside} == {"collective-permute"}
 

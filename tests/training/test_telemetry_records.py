@@ -49,7 +49,8 @@ def _state(cfg, mesh):
         if path[0].key != "block" or not path[-1].key.endswith("norm"):
             return p
         shape = p.shape[-2:]  # without the trials
-        return p * (1 + 0.3 * jnp.sin(jnp.arange(math.prod(shape)).reshape(shape)))
+        gain = 1 + 0.3 * jnp.sin(jnp.arange(math.prod(shape)).reshape(shape))
+        return p * jnp.broadcast_to(gain, p.shape)
 
     bent = jax.jit(
         lambda tree: jax.tree.map_with_path(bend, tree),

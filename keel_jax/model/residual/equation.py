@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 
 from keel_jax.model import intervention as intervention_lib
-from keel_jax.model.arrays import Array
+from keel_jax.model.arrays import Array, Leaf
 from keel_jax.model.residual import norms
 
 ATTENTION, FFN = 0, 1
@@ -102,9 +102,9 @@ class DeferredNorm:
     """An outer norm that is deferred to the next sub-layer (`deferred`); [N, …] if stacked."""
 
     # float32 [D]; None while `reversible` passes it separately.
-    gain: Array | None
+    gain: Leaf | None
     # bool []: whether the block has this norm.
-    is_on: Array
+    is_on: Leaf
 
 
 @flax.struct.dataclass
@@ -112,13 +112,13 @@ class BlockInputs:
     """A block's own inputs besides its parameters; [N, …] outside the scan over depth."""
 
     # `Topology.constants()`, [2] each.
-    topology: Mapping[str, Array]
+    topology: Mapping[str, Leaf]
     # int32 []: the block's number, from 0.
-    block: Array
+    block: Leaf
     # Indexed by the sub-layer that applies it: the outer norm of the one below; None: not deferred.
     deferred_norm: tuple[DeferredNorm | None, DeferredNorm | None] = (None, None)
     # float32 [2]: zeros that measure the stream's cotangents (`telemetry.probe`).
-    probe: Array | None = None
+    probe: Leaf | None = None
     # What an experiment changes in the sub-layers.
     intervention: intervention_lib.Intervention | None = None
 
