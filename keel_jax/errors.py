@@ -1,8 +1,8 @@
-"""The one error that is for the person at the keyboard."""
+"""The exception type for mistakes of the user."""
 
 
 class UserError(ValueError):
-    """A mistake in the options, the data or a directory, which its message says how to mend.
+    """A mistake in the options, the data or a directory; the message says how to correct it.
 
     Entry points print it as one paragraph, without a traceback (`runtime.cli`).
     """

@@ -23,21 +23,21 @@ def evaluate(
     mesh: jax.sharding.Mesh | None = None,
     visible: bool = False,
 ) -> dict[str, float]:
-    """Loss over the whole validation split, every token once but the first.
+    """Loss over the whole validation split, each token but the first exactly once.
 
     Each window of `seq_len` tokens begins without context, so a longer one lowers the loss.
 
     Args:
       workdir: of a run, or of one of its trials.
-      data_path: other token shards than the run's own, of the same tokenizer.
-      mesh: where to run; default: over all devices here, whatever the run was trained on.
+      data_path: token shards to use instead of the run's own, made with the same tokenizer.
+      mesh: where to run; default: all local devices, independent of what the run was trained on.
       visible: show a progress bar.
 
     Returns:
       "loss_nats_per_token", "perplexity", "bits_per_byte", "accuracy", "num_tokens", "step".
 
     Raises:
-      UserError: no such checkpoint, or shards of another tokenizer.
+      UserError: no such checkpoint, or shards made with another tokenizer.
     """
     model = trained.load(workdir, mesh, step)
     train = dataclasses.replace(
@@ -58,7 +58,7 @@ def evaluate(
         )
 
     sums = evaluator.run(model.params, with_progress=with_progress)
-    assert sums is not None  # nothing asked it to stop
+    assert sums is not None  # no stop was requested
     split = tokens.first.split("validation")
     measured = metrics.loss_metrics("eval", sums[0], split.loss_bytes_per_token)
     return {

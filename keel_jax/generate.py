@@ -26,12 +26,12 @@ def generate(
     """What the model of `workdir` writes after each prompt, at most `num_tokens` tokens.
 
     Raises:
-      UserError: no run or no checkpoint there, or a tokenizer that is not the checkpoint's.
+      UserError: no run or no checkpoint there, or the tokenizer is not the checkpoint's.
     """
     model = trained.load(workdir, trained.one_device(), step)
     tokenizer = model.tokenizer()
 
-    # Every document begins with EOS, in training as here.
+    # Every document begins with EOS, as in training.
     rows = [np.concatenate([[tokenizer.eos_id], tokenizer.encode(prompt)]) for prompt in prompts]
     prompt_BP = np.zeros((len(rows), max(len(row) for row in rows)), np.int32)
     for row, ids in zip(prompt_BP, rows, strict=True):
@@ -86,11 +86,11 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
     _PROMPT = flags.DEFINE_multi_string("prompt", [""], "What to continue; may be repeated.")
     _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Samples per prompt.", lower_bound=1)
-    _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 128, "Most tokens drawn.", lower_bound=1)
+    _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 128, "Tokens drawn, at most.", lower_bound=1)
     _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: the most likely token.")
     _TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most likely tokens; 0: all.")
-    _TOP_P = flags.DEFINE_float("top_p", 0.95, "Only the most likely tokens that hold this much.")
-    _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same text.")
+    _TOP_P = flags.DEFINE_float("top_p", 0.95, "Nucleus: total probability that is kept.")
+    _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
     _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
     _JSON = flags.DEFINE_string("json", None, "Also write the samples to this file.")
     cli.run(main)

@@ -2,15 +2,15 @@
 
     python -m keel_jax.grow --workdir=OLD --output=NEW --num_blocks=M [--method=identity]
 
-NEW gets the grown weights, the config, the tokenizer and the ancestry; nothing else is touched.
-It is not a run: `evaluate` and `generate` take it as --workdir, and a run starts from it in a
+NEW gets the grown weights, the config, the tokenizer and the ancestry; nothing else is changed.
+It is not a run: `evaluate` and `generate` accept it as --workdir, and a new run starts from it in a
 directory of its own, with a new optimizer:
 
     python -m keel_jax.train --config=FILE --workdir=RUN
         --config.model.num_blocks=M --config.train.init_from=NEW
 
 Methods (what each keeps, and what alpha should be: docs/growing.md):
-  identity    M - N new blocks that add nothing yet, between the old ones: the function is kept
+  identity    M - N new blocks that add nothing yet, between the old ones; the function is kept
   interleave  every block repeated in place
   stack       the stack repeated
 """
@@ -40,9 +40,9 @@ def grow(
     keep_alpha: bool = False,
     step: int | None = None,
 ) -> dict:
-    """Writes the model of `workdir`, grown, to the new or empty directory `output`.
+    """Grows the model of `workdir` and writes it to the new or empty directory `output`.
 
-    At its peak it holds the grown weights, and one leaf of the old ones, once.
+    Peak memory: the grown weights and one leaf of the old ones, once each.
 
     Args:
       workdir: of a run, of one of its trials, or an earlier `output`.
@@ -50,12 +50,12 @@ def grow(
       step: the checkpoint; None: the newest.
 
     Returns:
-      What `ancestry.json` says of it.
+      The entry that `ancestry.json` gets for it.
 
     Raises:
-      UserError: no such checkpoint, a growth that is none or that the topology does not allow,
-        or an `output` that holds something.
-      OSError: it could not be written; `output` then lacks its config.json, and nothing reads it.
+      UserError: no such checkpoint, `num_blocks` is not larger, the topology does not allow this
+        growth, or `output` is not empty.
+      OSError: it could not be written; `output` then has no config.json and cannot be read.
     """
     workdir, output = epath.Path(workdir), epath.Path(output)
     cfg = checkpoint.load_config(workdir)
@@ -90,25 +90,25 @@ def grow(
     if distributed.is_lead():
         tokenizer = workdir / "tokenizer.model"
         (output / tokenizer.name).write_bytes(tokenizer.read_bytes())
-        # The last one, without which no entry point takes the directory.
+        # Written last: no entry point accepts the directory without it.
         files.write_json(output / "config.json", config.to_dict(grown_cfg))
     return ancestor
 
 
 def _claim(output: epath.Path):
-    """Creates the directory; refuses one that holds something. A collective."""
+    """Creates the directory; refuses one that is not empty. A collective."""
     names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
     [is_taken] = distributed.from_lead(bool(names))
     if is_taken:
         raise errors.UserError(
-            f"--output={output} holds other things ({', '.join(names[:3])}): choose a new or empty "
+            f"--output={output} is not empty ({', '.join(names[:3])}): choose a new or empty "
             "directory."
         )
     files.make_writable_directory(output)
 
 
 def _grown(params, growth: growth_lib.Growth, like):
-    """The new tree, laid out as `like`; leaf by leaf, and each old one is let go of at once."""
+    """The new tree, sharded as `like`; each old leaf is deleted as soon as the new one exists."""
 
     def run(make, leaf, wanted):
         grown = jax.block_until_ready(jax.jit(make, out_shardings=wanted.sharding)(leaf))
@@ -127,7 +127,7 @@ def _grow():
     if flags.FLAGS["position"].present and _METHOD.value != "identity":
         raise errors.UserError(
             f"--position={_POSITION.value} has no effect with --method={_METHOD.value}, which "
-            "copies every block: leave it out, or take --method=identity."
+            "copies every block: leave it out, or use --method=identity."
         )
     ancestor = grow(
         _WORKDIR.value,
@@ -156,7 +156,7 @@ def _grow():
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
     _OUTPUT = flags.DEFINE_string("output", None, "New or empty directory.", required=True)
-    _NUM_BLOCKS = flags.DEFINE_integer("num_blocks", None, "M, its new depth.", required=True)
+    _NUM_BLOCKS = flags.DEFINE_integer("num_blocks", None, "M, the new depth.", required=True)
     _METHOD = flags.DEFINE_enum("method", "identity", growth_lib.METHODS, "See above.")
     _POSITION = flags.DEFINE_enum(
         "position",
@@ -165,7 +165,7 @@ if __name__ == "__main__":
         "Where identity puts new blocks: between the old ones, or after the last.",
     )
     _ALPHA = flags.DEFINE_enum(
-        "alpha", "new", ["new", "keep"], "The stream's weight: as the new depth asks, or the old."
+        "alpha", "new", ["new", "keep"], "The stream's weight: the new depth's, or the old one."
     )
     _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
     _JSON = flags.DEFINE_string("json", None, "Also write what was done to this file.")

@@ -1,8 +1,6 @@
-"""One page of plots from a run, layer by layer: `python -m keel_jax.inspect_run --workdir=DIR`.
+"""One page of per-layer plots of a run: `python -m keel_jax.inspect_run --workdir=DIR`.
 
-The page needs nothing but itself: its images are in it. docs/telemetry.md says how to read it.
-(Run it with -m. As a script its directory would come first on the path, and this module before
-Python's own `inspect`.)
+The page is self-contained: its images are embedded. docs/telemetry.md says how to read it.
 """
 
 import base64
@@ -35,8 +33,8 @@ def page(workdir: epath.PathLike) -> str:
     """The HTML page of the run, or the trial, in `workdir`.
 
     Raises:
-      UserError: no run has been there, it holds several trials, or nothing was recorded; the
-        message says what to do.
+      UserError: there is no run, it has several trials, or nothing was recorded; the message
+        says what to do.
     """
     workdir = epath.Path(workdir)
     cfg = checkpoint.load_config(workdir)
@@ -51,7 +49,7 @@ def page(workdir: epath.PathLike) -> str:
             f"{workdir} holds no telemetry yet: its first record is that of step 1."
             if every
             else f"{workdir} holds no telemetry: the run had telemetry.every_steps=0. Train with "
-            "--config.telemetry.every_steps=100 (a started run may be gone on with so)."
+            "--config.telemetry.every_steps=100 (a started run can be continued with this option)."
         )
     parts = [
         f"<h1>{_text(workdir.name)}: {_text(cfg.model.topology)}, "
@@ -77,7 +75,7 @@ def page(workdir: epath.PathLike) -> str:
 
 
 def _head(workdir: epath.Path, cfg: config.Config, records) -> str:
-    """What ran, as a table."""
+    """A table that describes the run."""
     status = files.read_json(workdir / "status.json") or {}
     m, steps = cfg.model, records["step"]
     lines = {

@@ -1,4 +1,4 @@
-"""Compiles the real train step for devices that need not be there, and says what it would take.
+"""Compiles the real train step for devices that need not exist, and reports what it would need.
 
     python -m keel_jax.plan --config=FILE --topology=v5e:4x4 [--num_slices=2] [--json=FILE]
     python -m keel_jax.plan --config=FILE --topology=v5e:4x4 --search
@@ -24,7 +24,7 @@ def main(_: list[str]) -> int:
     """Plans, prints, and writes the JSON; the exit code says whether the step fits."""
     target = topology.parse(_TOPOLOGY.value, _NUM_SLICES.value)
     target.configure_jax()
-    # The assignment of memory is read from what a compilation writes: none may come from a cache.
+    # The memory assignment is read from files that a compilation writes, so the cache must be off.
     compilation.enable_cache("")
     cfg = config.from_config_dict(_CONFIG.value)
     if flags.FLAGS["search_limit"].present and not _SEARCH.value:
@@ -35,7 +35,7 @@ def main(_: list[str]) -> int:
     if not reports:
         raise errors.UserError(
             f"No mesh of {target.name} can split this model and batch: change "
-            "train.batch_size, or take another topology."
+            "train.batch_size, or use another topology."
         )
     console = rich.console.Console(highlight=False)
     if _SEARCH.value:
@@ -47,7 +47,7 @@ def main(_: list[str]) -> int:
 
 
 def _compile(cfg: config.Config, target: topology.Topology) -> list[report.Report]:
-    """The one plan of `cfg`, or those that a search keeps; progress is shown on stderr."""
+    """The plan of `cfg`, or the best plans of a search; progress is shown on stderr."""
     console = rich.console.Console(stderr=True)
     with console.status("compiling for " + target.name) as status:
 

@@ -56,7 +56,7 @@ def _define_option(field: dataclasses.Field, values: flags.FlagValues) -> None:
 
 
 def options_from_flags(values: flags.FlagValues) -> preparation_options.PreparationOptions:
-    """The options that the flags say.
+    """The options that the flags set.
 
     Raises:
         UserError: a value outside its limits, or two options that exclude each other.
@@ -69,7 +69,7 @@ def options_from_flags(values: flags.FlagValues) -> preparation_options.Preparat
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prepares what the flags say; returns the exit code: 0 done, 1 error, 130 interrupted."""
+    """Prepares the token set; returns the exit code: 0 done, 1 error, 130 interrupted."""
     del argv
     values = flags.FLAGS
     try:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def describe(outcome: summary.Summary) -> str:
-    """The summary, readable."""
+    """The summary as text."""
     if outcome.state == "share done":
         return (
             f"{outcome.output}: this host's {outcome.num_units} shards are done; the set is "

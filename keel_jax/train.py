@@ -1,6 +1,6 @@
 """Trains a language model: `python -m keel_jax.train --config=FILE --workdir=DIR`.
 
-Started again on the same directory, it goes on where it was. Any option can be changed on the
+Started again with the same directory, it resumes the run. Any option can be changed on the
 command line, as in `--config.model.num_blocks=256`. Exit codes: 0 done, 1 error (starting again
 would not help), 3 diverged, 75 stopped on request (SIGTERM, Ctrl-C) and saved: start again, 76
 hung or lost a peer: start again. In several processes: docs/processes.md.
@@ -27,11 +27,11 @@ from keel_jax.training import workdir as workdir_lib
 
 
 def train(cfg: config.Config, workdir: epath.PathLike) -> int:
-    """Trains, or goes on training, the run `cfg` in `workdir`; returns the exit code.
+    """Starts or resumes the run `cfg` in `workdir`; returns the exit code.
 
     Raises:
-      UserError: a mistake in the options, the data or the directory; what was there is untouched.
-      OSError: a file could not be written; the newest complete checkpoint is untouched.
+      UserError: a mistake in the options, the data or the directory, whose files are unchanged.
+      OSError: a file could not be written; the newest complete checkpoint is unchanged.
     """
     with contextlib.ExitStack() as resources:
         session = resources.enter_context(session_lib.Session(cfg.runtime))
@@ -46,7 +46,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         cfg = resolve.resolve(asked, mesh)
         workdir = workdir_lib.prepare(workdir, asked)
 
-        # The state, from wherever this run begins.
+        # The initial or restored state.
         with clock.measure("initialization"):
             checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
             resources.enter_context(checkpoints)
@@ -55,7 +55,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             meta = inputs.meta(tokens)
             state, step = start.begin(cfg, mesh, checkpoints, meta)
 
-        # The programs. From here on a failure is the run's, and status.json says so.
+        # The programs. From here on status.json records a failure.
         plan, is_chosen = resolve.predict(cfg, mesh), asked.model.recompute.plan == "auto"
         status = status_lib.Status(workdir, cfg, plan.to_json(is_chosen=is_chosen), session)
         resources.enter_context(status)
@@ -66,7 +66,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         with clock.measure("compile"):
             compiled = programs.compile_all(cfg, mesh, tokens.first)
 
-        # What is written down, and shown.
+        # Logs, telemetry and console output.
         directories = trials.directories(workdir, cfg)
         logs = resources.enter_context(logs_lib.Logs(directories, step))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
@@ -102,7 +102,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             code, step, state = training.run(state, step)
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
-        if code in (exit_codes.DONE, exit_codes.DIVERGED):  # one that is to stop has no time
+        if code in (exit_codes.DONE, exit_codes.DIVERGED):  # a stop request leaves no time for this
             telemetry.draw()
         return status.end(code, step, state)
 

@@ -26,7 +26,7 @@ _FAMILIES = set(plots.FAMILIES) - set(plots.REVERSIBLE)
 
 
 def _config(token_dir, cache_dir, **sections):
-    sections["model"] = {"vocab_size": None, "num_blocks": 2}
+    sections["model"] = {"vocab_size": 0, "num_blocks": 2}
     sections["data"] = {"path": str(token_dir)}
     sections["train"] = {
         "num_steps": NUM_STEPS,

@@ -1,10 +1,10 @@
-"""The one home of every option: its default, its meaning, its limits.
+"""The definition of every option: its default, its meaning, its limits.
 
 A run's raw config is an `ml_collections.ConfigDict` (`default()`, edited by a config file and by
 `--config.a.b=value` flags). `from_config_dict` checks it once and freezes it into a tree of
-dataclasses: limits in each class, an option that nothing would read in `effects.READERS`, what
-sections ask of each other in `run.Config`. Numbers that follow from the options (sub-layers, FLOPs,
-steps of decay) are derived here and nowhere else.
+dataclasses. Each class checks its own limits, `effects.READERS` finds options that nothing would
+read, and `run.Config` checks sections against each other. Numbers that follow from the options
+(sub-layers, FLOPs, decay steps) are derived here and nowhere else.
 
 "Layer" is never used alone: N = `num_blocks` blocks hold L = 2N = `num_sublayers` sub-layers (each
 one residual connection: attention or FFN), as in "Post-LayerNorm Is Back" (arXiv:2601.19895).

@@ -11,7 +11,7 @@ from keel_jax.config.options import Change, option
 class DataConfig:
     """Which token shards are read, and how."""
 
-    # Directory written by `python -m keel_jax.prepare`; several, comma-separated, are mixed.
+    # Directory written by `python -m keel_jax.prepare`; several, separated by commas, are mixed.
     path: str = option("", Change.NOTHING)
     # Share of each directory in `path`; empty: in proportion to their tokens.
     weights: tuple[float, ...] = option((), Change.RUN)
@@ -21,7 +21,7 @@ class DataConfig:
     num_threads: int = option(2, Change.NOTHING)
     # Batches kept ready ahead of the step; needs threads.
     prefetch_batches: int = option(4, Change.NOTHING)
-    # Token shards are read once and compared with their sha256 before training.
+    # Before training, token shards are read once and compared with their sha256.
     verify_checksums: bool = option(True, Change.NOTHING)
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Options that have no effect: the table of where an option is read at all; see `config`."""
+"""Options that have no effect: a table of the conditions under which an option is read."""
 
 import typing
 
@@ -7,13 +7,13 @@ from keel_jax.config import topologies
 
 
 class Reader(typing.NamedTuple):
-    """One option, and the setting of another one on which it depends whether it has an effect."""
+    """One option, and another option that decides whether the first has an effect."""
 
     option: str
     # The option that decides, and for which of its values `option` is read.
     decider: str
     reads: typing.Callable[[typing.Any], bool]
-    # For the message: who reads it.
+    # For the message: what reads it.
     by: str
 
 
@@ -23,10 +23,10 @@ def _choices(option: str, decider: str, *values: str) -> Reader:
 
 _WITH_RESIDUAL_PARAMS = topologies.names(lambda row: bool(row.residual_params))
 
-# Not here: optim.warmup_steps under linear_ramp. The ramp is a warm-up as long as the run, so it
-# ignores the option, as the option's comment says; config files set it for the other schedules,
-# and the protocol is to be one flag away from them. Nor optim.peak_lr and seed beside trials: they
-# are the values of a run without trials, which trials.* override.
+# Not included: optim.warmup_steps with linear_ramp, which is a warm-up as long as the run and
+# ignores the option, as the option's comment says. Config files set warmup_steps for the other
+# schedules, and changing only the schedule must not be an error. Also not included: optim.peak_lr
+# and seed with trials. They are the values of a run without trials, and trials.* override them.
 READERS = (
     *(
         _choices(f"model.{option}", "model.topology", *topologies.readers(option))
@@ -85,7 +85,7 @@ READERS = (
 
 
 def without_effect(config: typing.Any, default: typing.Any) -> typing.Any:
-    """Raises ValueError if an option is not at its default where nothing reads it.
+    """Raises UserError if an option that nothing reads is not at its default.
 
     Args:
       config: the run, a tree of dataclasses.
@@ -102,7 +102,7 @@ def without_effect(config: typing.Any, default: typing.Any) -> typing.Any:
 
 
 def is_read(option: str, decider: str, value: typing.Any) -> bool:
-    """Whether `option` is read where `decider` has this value."""
+    """Whether `option` is read when `decider` has this value."""
     return all(r.reads(value) for r in READERS if (r.option, r.decider) == (option, decider))
 
 

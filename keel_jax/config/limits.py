@@ -1,4 +1,4 @@
-"""What single options may be; see `config`."""
+"""Limits of single options; see `config`."""
 
 import difflib
 import typing

@@ -1,4 +1,4 @@
-"""From mappings to trees of frozen dataclasses and back, whatever their fields; see `config`."""
+"""Converts mappings to trees of frozen dataclasses and back, for any fields; see `config`."""
 
 import dataclasses
 import difflib
@@ -11,9 +11,9 @@ from keel_jax import errors
 
 
 def defaults(cls: typing.Any) -> dict:
-    """The defaults of a tree of dataclasses as nested dictionaries; a None as a typed placeholder.
+    """The defaults of a tree of dataclasses as nested dictionaries; None as a typed placeholder.
 
-    As declared: not what the checks of an instance work out of them.
+    These are the declared defaults, before an instance's checks derive values from them.
     """
     raw = {}
     hints = typing.get_type_hints(cls)
@@ -53,7 +53,7 @@ def build(cls: typing.Any, values: typing.Mapping, prefix: str = "") -> typing.A
 
 
 def flat(tree: typing.Mapping, prefix: str = "") -> dict:
-    """Nested dictionaries as one, by dotted names."""
+    """Flattens nested dictionaries into one with dotted names."""
     leaves = {}
     for key, value in tree.items():
         if isinstance(value, dict):

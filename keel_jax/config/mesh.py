@@ -1,4 +1,4 @@
-"""The options of the mesh: devices along each axis."""
+"""The options of the mesh: the number of devices along each axis."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from keel_jax import errors
 from keel_jax.config import limits
 from keel_jax.config.options import Change, option
 
-# The mesh's axes, outermost first: neighbours along the last are neighbours on the chip's links.
+# The mesh's axes, outermost first: neighbours along the last axis are linked directly.
 MESH_AXES = ("trial", "stage", "data", "fsdp", "context", "tensor")
 
 
@@ -15,16 +15,16 @@ class MeshConfig:
     """Devices along each mesh axis: within a slice, and (`dcn_`) across slices.
 
     A slice is a set of devices with fast links between all of them (a TPU slice; anything else
-    is one slice). An axis has (its size) x (its dcn_ size) devices. Of the sizes within a slice at
-    most one may be -1, which takes what is left of the slice's devices; of those across slices
-    likewise, which takes what is left of the slices.
+    is one slice). An axis has (its size) x (its dcn_ size) devices. At most one size within a slice
+    may be -1, which stands for the remaining devices of the slice; likewise at most one size across
+    slices, which stands for the remaining slices.
     """
 
-    # Devices over which trials (see TrialsConfig) are spread; divides their number.
+    # Devices over which trials (see TrialsConfig) are sharded; divides their number.
     trial: int = option(1, Change.NOTHING)
     # Pipeline stages: each holds num_blocks / stage consecutive blocks.
     stage: int = option(1, Change.NOTHING)
-    # Replicas that share nothing but gradients.
+    # Replicas that exchange only gradients.
     data: int = option(1, Change.NOTHING)
     # Replicas among which parameters and optimizer state are sharded (ZeRO-3).
     fsdp: int = option(-1, Change.NOTHING)
@@ -32,15 +32,15 @@ class MeshConfig:
     context: int = option(1, Change.NOTHING)
     # Parts of each head group, FFN and vocabulary (Megatron); divides num_kv_heads.
     tensor: int = option(1, Change.NOTHING)
-    # The same across slices: only what rarely talks should cross them.
+    # The same across slices: only axes with little communication should cross them.
     dcn_trial: int = option(1, Change.NOTHING)
     dcn_stage: int = option(1, Change.NOTHING)
     dcn_data: int = option(-1, Change.NOTHING)
     dcn_fsdp: int = option(1, Change.NOTHING)
     dcn_context: int = option(1, Change.NOTHING)
     dcn_tensor: int = option(1, Change.NOTHING)
-    # Parts of a micro-batch that follow each other through the stages; 0: 4 a stage, which leaves
-    # a stage idle for (S - 1) / (5 S - 1) of the time.
+    # Parts of a micro-batch that pass through the stages one after another; 0: 4 per stage, which
+    # leaves a stage idle for (S - 1) / (5 S - 1) of the time.
     stage_microbatches: int = option(0, Change.NOTHING)
 
     def __post_init__(self):
@@ -62,14 +62,14 @@ class MeshConfig:
         for name in ("trial", "stage", "dcn_trial", "dcn_stage"):
             if getattr(self, name) == -1:
                 raise errors.UserError(
-                    f"mesh.{name}=-1 would leave open what trials or blocks are divided by: give "
+                    f"mesh.{name}=-1 would leave open how trials or blocks are divided: give "
                     "the number."
                 )
         trials, stages = self.trial * self.dcn_trial, self.stage * self.dcn_stage
         if trials != 1 and stages != 1:
             raise errors.UserError(
-                f"mesh.trial={trials} and mesh.stage={stages} devices: trials are spread over "
-                "devices or the depth is, not both. With mesh.trial=1 each stage computes all "
+                f"mesh.trial={trials} and mesh.stage={stages} devices: either trials or blocks can "
+                "be sharded over devices, not both. With mesh.trial=1 each stage computes all "
                 "trials."
             )
 

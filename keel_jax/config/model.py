@@ -13,32 +13,32 @@ RECOMPUTE_SAVES = ("carry", "attention", "mlp", "all")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecomputeConfig:
-    """What the backward pass finds; the rest it computes again (docs/recompute.md)."""
+    """What is saved for the backward pass; the rest is recomputed (docs/recompute.md)."""
 
-    # One of RECOMPUTE_PLANS. "auto": what executes least and fits the chip's memory; "none": all is
-    # kept; "block": each block's input; "segments": each segment's input, and of the segment at
-    # work each block's; "reversible" (experimental): inputs of stretches, from which blocks are run
-    # backwards (docs/reversible.md).
+    # One of RECOMPUTE_PLANS. "auto": the plan with the fewest FLOPs that fits the chip's memory;
+    # "none": everything is saved; "block": each block's input; "segments": each segment's input,
+    # and each block's input of the segment being differentiated; "reversible" (experimental):
+    # inputs of stretches, from which blocks are inverted (docs/reversible.md).
     plan: str = option("auto", Change.NOTHING)
-    # Blocks of a segment, then of a segment within it, and so on: (32,) or (64, 8). A 0 is chosen
-    # by the depth; (0, 0) is three loops.
+    # Blocks per segment, then per segment within it, and so on: (32,) or (64, 8). A 0 is chosen
+    # from the depth; (0, 0) is three nested loops.
     segment_blocks: tuple[int, ...] = option((0,), Change.NOTHING)
-    # What is kept of a block (in segments: of those of the segment at work): "carry", its input;
-    # "attention", queries, keys, values and attention's output as well; "mlp", gate and up as
-    # well; "all".
+    # What is saved of a block (in segments: of the blocks of the segment being differentiated):
+    # "carry": its input; "attention": also queries, keys, values and attention's output; "mlp":
+    # also gate and up; "all": everything.
     save: str = option("carry", Change.NOTHING)
-    # What is kept throughout (inputs of segments or, in the plan "block", of blocks) waits in the
-    # host's memory.
+    # What is saved until the backward pass (inputs of segments or, in the plan "block", of blocks)
+    # is kept in the host's memory.
     offload: bool = option(False, Change.NOTHING)
-    # With it, in the plan "block": what `save` names beside the input waits there, too.
+    # With offload, in the plan "block": what `save` names besides the input is kept there too.
     offload_saved: bool = option(False, Change.NOTHING)
-    # Reversible: blocks of a stretch, the input of whose lowest is kept.
+    # Reversible: blocks of a stretch; only the input of its lowest block is saved.
     anchor_blocks: int = option(8, Change.NOTHING)
-    # Reversible: times that each branch is computed on the way back; the last is the one that the
-    # derivative needs.
+    # Reversible: evaluations of each branch in the backward pass; the last is the one that is
+    # differentiated.
     fixed_point_iterations: int = option(1, Change.NOTHING)
-    # Reversible: relative error of the reconstructed stream from which on a stretch is computed
-    # again from its anchor, exactly; 0: always.
+    # Reversible: relative error of the reconstructed stream above which a stretch is recomputed
+    # exactly from its anchor; 0: always.
     error_bound: float = option(1e-2, Change.NOTHING)
 
     def __post_init__(self):
@@ -46,15 +46,15 @@ class RecomputeConfig:
         limits.one_of("model.recompute.save", self.save, RECOMPUTE_SAVES)
         if not self.segment_blocks:
             raise errors.UserError(
-                "model.recompute.segment_blocks=() names no segment: (0,) is one level, chosen by "
-                "the depth; without segments, set model.recompute.plan=block."
+                "model.recompute.segment_blocks=() names no segment: (0,) is one level, chosen "
+                "from the depth; without segments, set model.recompute.plan=block."
             )
         for size in self.segment_blocks:
             limits.at_least("model.recompute.segment_blocks", size, 0)
         if self.anchor_blocks < 2:
             raise errors.UserError(
-                f"model.recompute.anchor_blocks={self.anchor_blocks} leaves no block to be run "
-                "backwards: it must be at least 2; that which keeps every block's input is "
+                f"model.recompute.anchor_blocks={self.anchor_blocks} leaves no block to be "
+                "inverted: it must be at least 2. To save every block's input, set "
                 "model.recompute.plan=block."
             )
         limits.at_least("model.recompute.fixed_point_iterations", self.fixed_point_iterations, 1)
@@ -63,19 +63,19 @@ class RecomputeConfig:
         if self.offload and self.offload_saved and not keeps_more:
             raise errors.UserError(
                 f"model.recompute.offload_saved has no effect with plan={self.plan!r} and "
-                f"save={self.save!r}: it is for what plan=block and save=attention or mlp "
-                "keep beside each block's input."
+                f"save={self.save!r}: it applies to what plan=block and save=attention or mlp "
+                "save besides each block's input."
             )
         given = [size for size in self.segment_blocks if size]
         if any(inner >= outer for outer, inner in zip(given, given[1:], strict=False)):
             raise errors.UserError(
                 f"model.recompute.segment_blocks={self.segment_blocks}: the segments within a "
-                "segment have fewer blocks than it, so each number must be below the one before."
+                "segment must have fewer blocks, so each number must be below the one before."
             )
         if self.plan == "block" and self.save == "all":
             raise errors.UserError(
-                "model.recompute.save='all' keeps everything, so that model.recompute.plan='block' "
-                "has no effect: say plan=none, or save less."
+                "model.recompute.save='all' saves everything, so model.recompute.plan='block' "
+                "has no effect: set plan=none, or save less."
             )
 
 
@@ -85,7 +85,7 @@ class ModelConfig:
 
     # Residual topology, one of topologies.TOPOLOGIES (equations: docs/topologies.md).
     topology: str = option("keel", Change.MODEL)
-    # N, blocks; the paper's "layers" are sub-layers, L = 2N.
+    # N, the number of blocks; the paper's "layers" are sub-layers, L = 2N.
     num_blocks: int = option(32, Change.MODEL)
     # D, width of the residual stream.
     d_model: int = option(1024, Change.MODEL)
@@ -116,25 +116,25 @@ class ModelConfig:
     keel_first_block: str = option("v2", Change.MODEL)
     # Mix-LN: fraction of the blocks, from the first, that are Post-LN.
     mix_ln_post_fraction: float = option(0.25, Change.MODEL)
-    # Hyper-connections: streams side by side (paper: 4).
+    # Hyper-connections: number of parallel streams (paper: 4).
     hyper_streams: int = option(4, Change.MODEL)
-    # Attention residuals: groups of consecutive blocks over whose sums depth attends, at most; the
-    # paper calls them blocks and finds about 8 enough.
+    # Attention residuals: the maximum number of groups of consecutive blocks over whose sums each
+    # sub-layer attends; the paper calls them blocks and finds about 8 enough.
     attn_res_groups: int = option(8, Change.MODEL)
-    # nGPT: how far each sub-layer first moves the stream towards its branch (paper: 0.05, of the
-    # order of 1 / blocks).
+    # nGPT: the initial rate at which each sub-layer moves the stream towards its branch (paper:
+    # 0.05, of the order of 1 / blocks).
     ngpt_rate: float = option(0.05, Change.MODEL)
     # Standard deviation of every weight's normal initializer (paper: 0.02); nGPT rescales them.
     init_std: float = option(0.02, Change.RUN)
     # Matrix multiplications' input dtype.
     compute_dtype: str = option("bfloat16", Change.RUN)
-    # The residual stream's dtype; bf16 swallows the branch at large alpha (docs/numerics.md).
+    # The residual stream's dtype; bf16 rounds away the branch at large alpha (docs/numerics.md).
     stream_dtype: str = option("float32", Change.RUN)
     # Attention's kernel, one of ATTENTION_KERNELS: the same function, up to rounding. "auto": the
     # ring where mesh.context splits sequences, else splash on TPUs, cudnn on GPUs where it can
     # compute this model, and the reference, which holds all scores, elsewhere (docs/attention.md).
     attention: str = option("auto", Change.NOTHING)
-    # What the backward pass computes again.
+    # What the backward pass recomputes.
     recompute: RecomputeConfig = RecomputeConfig()
 
     def __post_init__(self):
@@ -195,12 +195,12 @@ class ModelConfig:
         return self.num_blocks * per_block + d * self.vocab_size
 
     def flops_per_token(self, seq_len: int, *, causal: bool = True) -> float:
-        """Model FLOPs of one training token, forward and backward, recomputation left out.
+        """Model FLOPs of one training token, forward and backward, without recomputation.
 
-        6 FLOPs a weight, and 12 N S (heads x head_dim) for scores and weighted values against S
+        6 FLOPs per weight, and 12 N S (heads x head_dim) for scores and weighted values against S
         keys (the PaLM paper's appendix B); `causal` halves the attention part, as each query sees
-        half of the keys on average. Both conventions are in use: say which. What a topology of
-        several streams adds (mixing, its small products) is left out, as norms are.
+        half of the keys on average. Both conventions are in use: state which one. What a topology
+        of several streams adds (mixing, its small products) is not counted, nor are norms.
         """
         keys = seq_len / 2 if causal else seq_len
         attention = 12 * self.num_blocks * self.num_heads * self.head_dim * keys

@@ -17,13 +17,13 @@ _LEAST_EPSILON = 2.0**-63
 class ParamGroups:
     """One multiplier for each kind of parameter."""
 
-    # The token embedding (and the logits where tied).
+    # The token embedding (and the logit matrix if tied).
     embedding: float = option(1.0, Change.RESULTS)
     # Attention's matrices.
     attention: float = option(1.0, Change.RESULTS)
     # The FFN's matrices.
     ffn: float = option(1.0, Change.RESULTS)
-    # Gains of the norms, and nGPT's scales in their place.
+    # Gains of the norms, and the scales that nGPT has instead.
     norm: float = option(1.0, Change.RESULTS)
     # What the residual connections learn: scales (the paper's beta), hyper-connections' weights,
     # attention residuals' queries, nGPT's step sizes.
@@ -53,7 +53,7 @@ class OptimConfig:
 
     # One of OPTIMIZERS.
     name: str = option("adamw", Change.RUN)
-    # The schedule's maximum. It lives in the train state: changing it recompiles nothing.
+    # The schedule's maximum. It is part of the train state: changing it recompiles nothing.
     peak_lr: float = option(3e-3, Change.RESULTS)
     # First- and second-moment decay (paper: 0.9, 0.95); Adafactor reads neither.
     beta1: float = option(0.9, Change.RESULTS)
@@ -67,7 +67,7 @@ class OptimConfig:
     clip_norm: float = option(1.0, Change.RESULTS)
     # One of SCHEDULES; each rises linearly to 1 over warmup_steps.
     schedule: str = option("cosine", Change.RESULTS)
-    # Optimizer steps of the linear rise; linear_ramp rises over the whole run, whatever this says.
+    # Optimizer steps of the linear rise; linear_ramp ignores this and rises over the whole run.
     warmup_steps: int = option(100, Change.RESULTS)
     # Learning rate at the end of the run as a fraction of the peak; read by cosine and wsd.
     final_lr_fraction: float = option(0.1, Change.RESULTS)
@@ -94,7 +94,7 @@ class OptimConfig:
         if self.name != "lion" and self.epsilon < _LEAST_EPSILON:
             raise errors.UserError(
                 f"optim.epsilon={self.epsilon} is below {_LEAST_EPSILON:.1e}: the squares of "
-                "gradients of its size are 0 in float32, and updates would be divided by it alone."
+                "gradients of this size are 0 in float32, and updates would be divided by it alone."
             )
 
     def decay_steps(self, num_steps: int) -> int:

@@ -1,4 +1,4 @@
-"""An option's field: its default, and what a change of its value changes."""
+"""An option's field: its default, and what changing its value affects."""
 
 import dataclasses
 import enum
@@ -6,15 +6,15 @@ import typing
 
 
 class Change(enum.Enum):
-    """What another value of an option means to a run, the gravest first."""
+    """What changing an option affects, in order of decreasing severity."""
 
-    # Other parameters, or another function of them: no weights can be carried over.
+    # Different parameters, or a different function of them: weights cannot be reused.
     MODEL = enum.auto()
-    # The same parameters, but what a started run has done would mean something else.
+    # The same parameters, but a started run would no longer be the same run.
     RUN = enum.auto()
-    # A started run may take it up; what it writes down is different from then on.
+    # A started run may adopt the new value; its results differ from then on.
     RESULTS = enum.auto()
-    # How it is computed or where it lies: the same results, up to rounding.
+    # How or where the run is computed: the same results, up to rounding.
     NOTHING = enum.auto()
 
 
@@ -24,10 +24,10 @@ def option(
     """A dataclass's field for one option.
 
     Args:
-      change: what another value of it changes.
-      baseline: the value that stands for runs from before the option was there; the default,
+      change: what changing its value affects.
+      baseline: the value that runs from before the option existed are taken to have; the default,
         unless that has changed since. Digests of a run's options leave out an option that is at
-        its baseline, so a new option leaves them as they were.
+        its baseline, so a new option does not change them.
     """
     baseline = default if baseline is dataclasses.MISSING else baseline
     return dataclasses.field(default=default, metadata={"change": change, "baseline": baseline})
@@ -45,5 +45,5 @@ def fields(cls: typing.Any, prefix: str = "") -> dict[str, dataclasses.Field]:
 
 
 def change_of(field: dataclasses.Field) -> Change:
-    """What another value of this option changes."""
+    """What changing this option affects."""
     return field.metadata["change"]

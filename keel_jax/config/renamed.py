@@ -1,4 +1,4 @@
-"""Options that were called something else once: said to people, and translated in saved configs."""
+"""Options that have been renamed: users are told, and saved configs are translated."""
 
 import copy
 from collections.abc import Mapping, MutableMapping
@@ -10,22 +10,22 @@ _OPTIONS = {
     "mesh.dcn_lane": "mesh.dcn_trial",
     "model.recompute.evaluations": "model.recompute.fixed_point_iterations",
 }
-# (option, value as it was called) -> as it is called now.
+# (option, old name of a value) -> its new name.
 _VALUES = {("model.recompute.save", "products"): "mlp"}
 
 
 def option(name: str) -> str | None:
-    """What an option is called now, by its dotted name; None: it has not changed."""
+    """The new dotted name of the option `name`; None: it has not changed."""
     return _OPTIONS.get(name)
 
 
 def value(name: str, old: object) -> object | None:
-    """What the value `old` of the option `name` is called now; None: it has not changed."""
+    """The new name of the value `old` of the option `name`; None: it has not changed."""
     return _VALUES.get((name, old)) if isinstance(old, str) else None
 
 
 def names_in(values: Mapping) -> dict[str, str]:
-    """The old names in nested options, of options and "name=value", each with what it is now."""
+    """The old names in nested options, as "name" or "name=value", each with the new one."""
     names = {}
     for old, new in _OPTIONS.items():
         section, key = _section(values, old)
@@ -39,7 +39,7 @@ def names_in(values: Mapping) -> dict[str, str]:
 
 
 def translate(values: Mapping) -> dict:
-    """Nested options, as a run saved them, under the names that they have now."""
+    """Nested options as a run saved them, under their current names."""
     values = copy.deepcopy(dict(values))
     for old, new in _OPTIONS.items():
         section, key = _section(values, old)
@@ -52,7 +52,7 @@ def translate(values: Mapping) -> dict:
             target = target.setdefault(parent, {})
         target[last] = moved
     for section in {name.split(".")[0] for name in _OPTIONS}:
-        if values.get(section) == {}:  # a section that is gone
+        if values.get(section) == {}:  # a section that no longer exists
             del values[section]
     for (name, old), new in _VALUES.items():
         section, key = _section(values, name)
@@ -62,8 +62,7 @@ def translate(values: Mapping) -> dict:
 
 
 def _section(values: Mapping, name: str) -> tuple[MutableMapping | None, str]:
-    """The mapping that holds the option `name`, None if it is not there, and the last of its
-    names."""
+    """The mapping that holds the option `name`, None if it is absent, and the name's last part."""
     *parents, last = name.split(".")
     section: object = values
     for parent in parents:

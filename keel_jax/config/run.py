@@ -1,4 +1,4 @@
-"""One run: all its options together, checked against each other, and the way in and out."""
+"""One run: all its options, checked against each other, and their conversion to and from JSON."""
 
 import dataclasses
 import json
@@ -41,13 +41,13 @@ class Config:
         trials, devices = self.num_trials, self.mesh.trial * self.mesh.dcn_trial
         if devices != 1 and (trials == 1 or trials % devices):
             raise errors.UserError(
-                f"mesh.trial={devices} devices do not divide {trials} trial(s), so that some would "
-                "repeat others' work: set mesh.trial=1, or give trials.peak_lr or trials.seed a "
-                "multiple of it as entries."
+                f"mesh.trial={devices} devices do not divide {trials} trial(s), so some would "
+                "repeat the work of others: set mesh.trial=1, or give trials.peak_lr or "
+                "trials.seed a multiple of that many entries."
             )
 
     def _check_segments(self):
-        """A segment is a part of a stage's blocks."""
+        """A segment must be smaller than a stage's number of blocks."""
         largest = max(self.model.recompute.segment_blocks)
         num_stages = self.mesh.stage * self.mesh.dcn_stage
         blocks = self.model.num_blocks // num_stages
@@ -56,11 +56,11 @@ class Config:
             raise errors.UserError(
                 f"model.recompute.segment_blocks={self.model.recompute.segment_blocks} does not "
                 f"divide model.num_blocks={self.model.num_blocks}{a_stage} at all: a segment of "
-                f"{largest} blocks is all there are. Take fewer, or (0,), which fits any depth."
+                f"{largest} blocks has all of them. Use fewer, or (0,), which fits any depth."
             )
 
     def _check_reversible(self):
-        """Whether blocks can be run backwards."""
+        """Whether blocks can be inverted."""
         model, mesh = self.model, self.mesh
         stages = mesh.stage * mesh.dcn_stage
         families = ", ".join(topologies.names(lambda row: row.is_reversible))
@@ -71,13 +71,13 @@ class Config:
             ),
             (
                 model.stream_dtype != "float32",
-                f"model.stream_dtype={model.stream_dtype!r} (only float32 tells a stream from its "
-                "branch)",
+                f"model.stream_dtype={model.stream_dtype!r} (only float32 resolves a stream and "
+                "its branch)",
             ),
             (stages > 1, f"{stages} stages of the mesh (1)"),
             (
                 self.num_trials > 1,
-                f"{self.num_trials} trials (1: each would pay for the fall-backs of the others)",
+                f"{self.num_trials} trials (1: each would pay for the others' fall-backs)",
             ),
             (
                 model.recompute.anchor_blocks > model.num_blocks,
@@ -88,8 +88,8 @@ class Config:
         for is_wrong, message in checks:
             if is_wrong:
                 raise errors.UserError(
-                    f"model.recompute.plan='reversible' cannot have {message}: change it, or take "
-                    "model.recompute.plan=segments, which keeps as little."
+                    f"model.recompute.plan='reversible' cannot have {message}: change it, or use "
+                    "model.recompute.plan=segments, which saves as little."
                 )
 
     def _check_schedule(self):
@@ -157,7 +157,7 @@ def to_dict(config: Config) -> dict:
 
 
 def from_dict(values: typing.Mapping) -> Config:
-    """The inverse of `to_dict`; options under the names that they had once are understood, too."""
+    """The inverse of `to_dict`; renamed options are accepted under their old names, too."""
     return from_config_dict(renamed.translate(values))
 
 
@@ -171,10 +171,10 @@ def differences(old: Config, new: Config) -> dict[str, tuple]:
 
 
 def results_options(config: Config) -> dict[str, object]:
-    """The options that decide what a run writes down and are not at their baseline, by name.
+    """The options that decide a run's results and are not at their baseline, by name.
 
-    Two runs of equal ones on equal data have equal results, up to rounding. What data.path holds
-    is known by its fingerprint, not by its place.
+    Two runs with equal options and equal data have equal results, up to rounding. Data are
+    identified by their fingerprint, not by data.path.
     """
     values = mapping.flat(to_dict(config))
     return {
@@ -190,7 +190,7 @@ def _as_json(value):
 
 
 def _default_value(name: str):
-    """An option's default, by its dotted name; no `Config()`, whose checks ask for it."""
+    """An option's default, by its dotted name; not from `Config()`, whose checks call this."""
     section, *parts = name.split(".")
     [value] = [field.default for field in dataclasses.fields(Config) if field.name == section]
     for part in parts:

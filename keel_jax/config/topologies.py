@@ -1,7 +1,7 @@
-"""The one table of residual topologies: what every list of them derives from.
+"""The one table of residual topologies, from which every list of them is derived.
 
-A row says what the rest of the package must know of a topology without knowing its equation, which
-stands in `model/residual/` under the same name, in docs/topologies.md, and once more in float64 in
+A row contains what the rest of the package needs to know about a topology apart from its equation,
+which is in `model/residual/` under the same name, in docs/topologies.md, and in float64 in
 `tests/reference.py`.
 """
 
@@ -16,20 +16,20 @@ class Row:
     name: str
     # Where it was published.
     arxiv: str
-    # Whether one array is carried from sub-layer to sub-layer by the equation of
-    # `model/residual/equation.py`; else it has a rule of its own.
+    # Whether it carries one array from sub-layer to sub-layer by the equation of
+    # `model/residual/equation.py`; otherwise it has a rule of its own.
     is_single_stream: bool = True
     # Options of ModelConfig that this topology reads and others do not.
     options: tuple[str, ...] = ()
     # Names of the parameters that its residual connections learn: optim's group `residual`.
     residual_params: tuple[str, ...] = ()
-    # Names of scales that it learns in place of norms' gains: optim's group `norm`.
+    # Names of scales that it learns instead of norms' gains: optim's group `norm`.
     scale_params: tuple[str, ...] = ()
-    # Queries and keys are normed whatever `qk_norm` says.
+    # Queries and keys are always normed, regardless of `qk_norm`.
     has_own_qk_norm: bool = False
-    # A block whose branches give 0 leaves what others read as it was, outer norms aside.
+    # A block whose branches output 0 leaves the stream unchanged, apart from outer norms.
     is_kept_by_zero: bool = True
-    # A large alpha makes each sub-layer invertible by a fixed point (recompute.plan=reversible).
+    # With a large alpha, fixed-point iteration inverts each sub-layer (recompute.plan=reversible).
     is_reversible: bool = False
 
 
@@ -107,7 +107,7 @@ def row(name: str) -> Row:
 
 
 def names(is_wanted: Callable[[Row], bool]) -> tuple[str, ...]:
-    """The topologies whose row `is_wanted` says yes to, in the table's order."""
+    """The topologies whose row satisfies `is_wanted`, in the table's order."""
     return tuple(row.name for row in ROWS if is_wanted(row))
 
 
@@ -118,6 +118,6 @@ def readers(option: str) -> tuple[str, ...]:
 
 # Options of ModelConfig that some topologies read and others do not.
 OPTIONS = tuple(dict.fromkeys(option for row in ROWS for option in row.options))
-# Every topology's, for optim's groups.
+# The parameters of all topologies, for optim's groups.
 RESIDUAL_PARAMS = frozenset(param for row in ROWS for param in row.residual_params)
 SCALE_PARAMS = frozenset(param for row in ROWS for param in row.scale_params)

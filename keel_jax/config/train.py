@@ -1,4 +1,4 @@
-"""The options of the training loop: how long, how much at a time, what is written on the way."""
+"""The options of the training loop: length, batch, and what is written during the run."""
 
 import dataclasses
 
@@ -9,19 +9,19 @@ from keel_jax.config.options import Change, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, how much at a time, and what is written down on the way."""
+    """The length of the run, its batches, and what is written during it."""
 
     # Length of the run in optimizer steps; 0: from num_tokens.
     num_steps: int = option(0, Change.RESULTS)
     # Length of the run in tokens, rounded up to steps; 0: from num_steps.
     num_tokens: int = option(0, Change.RESULTS)
-    # Sequences an optimizer step, over all devices.
+    # Sequences per optimizer step, over all devices.
     batch_size: int = option(16, Change.RUN)
-    # T, tokens a sequence.
+    # T, tokens per sequence.
     seq_len: int = option(1024, Change.RUN)
-    # Micro-batches an optimizer step, run one after another; divides batch_size.
+    # Micro-batches per optimizer step, run one after another; divides batch_size.
     accumulation_steps: int = option(1, Change.NOTHING)
-    # Sequence positions whose logits are held at a time; 0: all of them.
+    # Sequence positions whose logits are in memory at a time; 0: all of them.
     loss_chunk: int = option(256, Change.NOTHING)
     # Weight of mean(log Z ^ 2), which keeps logits from drifting; 0: off.
     z_loss: float = option(0.0, Change.RESULTS)
@@ -29,15 +29,15 @@ class TrainConfig:
     log_every_steps: int = option(10, Change.RESULTS)
     # Steps between two validations; 0: only at the end.
     eval_every_steps: int = option(0, Change.RESULTS)
-    # Batches a validation within the run; 0: the whole split.
+    # Batches per validation during the run; 0: the whole split.
     eval_num_batches: int = option(0, Change.RESULTS)
     # Steps between two checkpoints; 0: only at the end and on a stop request.
     checkpoint_every_steps: int = option(1000, Change.NOTHING)
-    # Newest checkpoints that are kept.
+    # Number of newest checkpoints that are kept.
     keep_checkpoints: int = option(2, Change.NOTHING)
     # Work directory or checkpoint whose weights start this run, with a new optimizer.
     init_from: str = option("", Change.RUN)
-    # "first:last", steps from 1 on whose device trace is written for TensorBoard's profiler.
+    # "first:last", the steps, counted from 1, that are traced for TensorBoard's profiler.
     profile_steps: str = option("", Change.NOTHING)
 
     def __post_init__(self):
@@ -105,7 +105,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialsConfig:
-    """Several runs in one compiled program, side by side: one (peak_lr, seed) each.
+    """Several runs in one compiled program, in parallel: one (peak_lr, seed) each.
 
     With both empty there is one trial, (optim.peak_lr, seed). Each list has one entry per trial; an
     empty one repeats the run's own value.
@@ -130,10 +130,10 @@ class TrialsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TelemetryConfig:
-    """What is recorded of every sub-layer (docs/telemetry.md)."""
+    """The statistics that are recorded of every sub-layer (docs/telemetry.md)."""
 
     # Steps between two records, each of which costs one more forward and backward pass; the first,
-    # the last and a diverging step are recorded too. 0: off, divergences are not explained either.
+    # the last and a diverging step are recorded too. 0: off, and divergences are not explained.
     every_steps: int = option(100, Change.RESULTS)
 
     def __post_init__(self):
@@ -142,13 +142,13 @@ class TelemetryConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """What the run asks of its machine."""
+    """The compilation cache and the time limits."""
 
     # Directory of compiled programs, so that a restart compiles nothing; "auto": the user's
     # cache directory; "": off.
     compilation_cache_dir: str = option("auto", Change.NOTHING)
-    # Longest silence of a step, a validation batch or the loader before the run counts as hung
-    # and ends with exit code 76; 0: no limit.
+    # Longest time without progress of a step, a validation batch or the loader before the run
+    # counts as hung and ends with exit code 76; 0: no limit.
     step_timeout_seconds: float = option(1800.0, Change.NOTHING)
     # The same for compiling, restoring and initializing, and waiting for a checkpoint.
     pause_timeout_seconds: float = option(3600.0, Change.NOTHING)

@@ -1,8 +1,8 @@
 """The array type that shapes are annotated with: `Float[Array, "B T D"]`.
 
-Functions return `jax.Array`, and so pyright reads it. Where annotations are executed, which is
-under pytest, NumPy's arrays pass as well: `jnp` takes them wherever it takes its own, and
-parameters read from a file or tokens of a loader are NumPy's.
+For pyright, `Array` is `jax.Array`, which is what functions return. Under pytest, where annotations
+are checked at run time, NumPy arrays are accepted as well: `jnp` functions take them, and
+parameters read from a file or tokens from a loader are NumPy arrays.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -19,7 +19,7 @@ from keel_jax.model.arrays import Array
 from keel_jax.model.kernels import cudnn, reference, splash
 from keel_jax.parallel import manual, ring, sharding
 
-# Logical axes of queries, of keys and values, and of what belongs to a token.
+# Logical axes of queries, of keys and values, and of per-token arrays.
 QUERY_AXES = ("batch", "time", "heads", "head_dim")
 KEY_AXES = ("batch", "time", "kv_heads", "head_dim")
 TOKEN_AXES = ("batch", "time")
@@ -41,18 +41,18 @@ def attend(
     """softmax(q k / sqrt(H)) v over the keys that a query may see; [B, T, N, H] in q's dtype.
 
     Key s is visible to query t if its index is not above the query's (causality; an unwritten
-    cache slot lies in the future) and both are in the same document. Scores and softmax are
+    cache slot counts as future) and both are in the same document. Scores and softmax are
     float32. Query head n reads key/value head n // (N / K).
 
-    Kernels but the reference take the queries' own keys: S = T, and query and key indices and
-    segments are the same. splash and cudnn know no index and take tokens in their order; the ring
-    takes them in any.
+    All kernels except the reference require self-attention: S = T, with equal query and key indices
+    and segments. splash and cudnn ignore the index and take tokens in order; the ring takes them in
+    any order.
 
-    The result is named "attention" for `recompute`; splash and the ring name with it what else
-    their backward passes need, so that they run once where it is kept.
+    The result is named "attention" for `recompute`. splash and the ring give the same name to
+    whatever else their backward passes need, so that they run only once if it is saved.
 
     Args:
-      kernel: what `choose` said, or "auto": the reference, for a model that is not on a mesh.
+      kernel: the result of `choose`, or "auto": the reference, for a model that is not on a mesh.
     """
     if kernel in ("auto", "reference"):
         a_BTNH = reference.attend(
@@ -82,9 +82,10 @@ def attend(
 
 
 def choose(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
-    """The kernel that `model.attention` means on this mesh: every option but "auto".
+    """The kernel that `model.attention` means on this mesh: any value but "auto".
 
-    By the mesh's own devices, which need not be there: a step for a TPU is compiled on any machine.
+    It depends on the mesh's devices, which need not exist: a step for a TPU is compiled on any
+    machine.
 
     Raises:
       UserError: these devices do not have the kernel, or it cannot compute this model.
@@ -122,7 +123,7 @@ def choose(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
 
 
 def resolve(cfg: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
-    """`cfg` with the kernel that it gets on `mesh` (`choose`) by its name.
+    """`cfg` with `model.attention` replaced by the name of its kernel on `mesh` (`choose`).
 
     Raises:
       UserError: as `choose`.
@@ -131,11 +132,11 @@ def resolve(cfg: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, attention=kernel))
 
 
-def check_order(mesh: jax.sharding.Mesh, seq_len: int) -> None:
-    """Whether the ring can deal out sequences of `seq_len` tokens on `mesh`.
+def check_order(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, seq_len: int) -> None:
+    """Checks that the ring can distribute sequences of `seq_len` tokens on `mesh`.
 
     Raises:
-      UserError: two parts a device do not come out even.
+      UserError: a sequence cannot be divided equally into two parts per device.
     """
     parts = 2 * mesh.shape[_RING_AXIS]
     if parts > 2 and seq_len % parts:
@@ -146,11 +147,11 @@ def check_order(mesh: jax.sharding.Mesh, seq_len: int) -> None:
 
 
 def in_order_of(kernel: str, tree: Any) -> Any:
-    """A tree of [B, T], consecutive tokens, in the order in which `kernel` shares them out.
+    """A tree of [B, T] arrays of consecutive tokens, in the order in which `kernel` shards them.
 
-    Everything that belongs to a token must go through this alike, at the edge of the step; what is
-    summed over all tokens does not notice. Only a ring over several devices has an order of its
-    own, `ring.zigzag`.
+    All per-token arrays must pass through this function at the beginning of the step; sums over
+    all tokens do not depend on the order. Only a ring over several devices has its own order,
+    `ring.zigzag`.
     """
     if kernel != "ring" or _ring().size == 1:
         return tree
@@ -185,9 +186,9 @@ def positions_in_document(segment_ids_BT: Int[Array, "B T"]) -> Int[Array, "B T"
 def rope_tables(
     positions_BT: Int[Array, "B T"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
-    """(cos, sin) of the angles by which `rotate` turns a head; float32 [B, T, H] each.
+    """(cos, sin) of the angles by which `rotate` rotates a head; float32 [B, T, H] each.
 
-    Pair h, of H / 2, turns by position * theta^(-2h/H).
+    Pair h, of H / 2, is rotated by position * theta^(-2h/H).
     """
     half = head_dim // 2
     frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -202,8 +203,8 @@ def rotate(
 ) -> Float[Array, "B T N H"]:
     """Rotary position embedding (RoFormer, 2104.09864), pairs (h, h + H/2), in float32.
 
-    x cos + (x R) sin, R taking (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are `rope_tables`'.
-    Returns x's dtype. Its derivative is the turn back.
+    x cos + (x R) sin, where R maps (a, b) to (-b, a); `cos_BTH` and `sin_BTH` are from
+    `rope_tables`. Returns x's dtype. Its derivative is the inverse rotation.
     """
     return jax.lax.platform_dependent(
         x_BTNH, cos_BTH, sin_BTH, tpu=rotate_half_by_matmul, default=_rotate_half
@@ -216,7 +217,7 @@ def _rotate_forward(x_BTNH, cos_BTH, sin_BTH):
 
 def _rotate_backward(saved, cotangent_BTNH):
     cos_BTH, sin_BTH = saved
-    # Positions are integers: nothing to differentiate the angles by.
+    # Positions are integers, so the angles have no gradient.
     return rotate(cotangent_BTNH, cos_BTH, -sin_BTH), None, None
 
 
@@ -232,17 +233,17 @@ def _rotate_half(x_BTNH, cos_BTH, sin_BTH):
 def rotate_half_by_matmul(
     x_BTNH: Float[Array, "B T N H"], cos_BTH: Float[Array, "B T H"], sin_BTH: Float[Array, "B T H"]
 ) -> Float[Array, "B T N H"]:
-    """The halves of a head share a TPU's registers, where swapping them costs three passes over x.
+    """`rotate` for TPUs, where swapping the halves of a head takes three passes over x.
 
-    The matrix unit does it in one, at the price of H / D of a projection: R moves numbers, so the
-    product is exact.
+    Both halves are in the same registers. The matrix unit swaps them in one pass, at the cost of
+    H / D of a projection. R only moves and negates numbers, so the product is exact.
     """
     identity = np.eye(x_BTNH.shape[-1] // 2)
     r_HH = np.block([[np.zeros_like(identity), identity], [-identity, np.zeros_like(identity)]])
     swapped_BTNH = jnp.matmul(
         x_BTNH,
         jnp.asarray(r_HH, x_BTNH.dtype),
-        # One pass holds bf16; float32 takes as many as it needs.
+        # bf16 needs one pass of the matrix unit; float32 needs several.
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )

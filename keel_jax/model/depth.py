@@ -1,7 +1,7 @@
-"""Depth as a number: N blocks as one loop, so that program size does not grow with N.
+"""The scan over depth: N blocks as one loop, so that program size does not grow with N.
 
-Parameters of all blocks are stacked, [N, …], at `params/block/…`, whatever the scan or the
-recomputation looks like: checkpoints know about neither.
+Parameters of all blocks are stacked, [N, …], at `params/block/…`, independent of the scan and of
+recomputation: checkpoints depend on neither.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ class Block(nn.Module):
         inputs: residual.BlockInputs,
         context: layers.Context,
     ) -> tuple[tuple[residual.Carry, layers.Cache | None], dict | None]:
-        """One step of the scan: (stream, cache) -> (stream, cache), and what telemetry stacks.
+        """One step of the scan: (stream, cache) -> (stream, cache), and telemetry to be stacked.
 
-        The stream is what the topology carries (`residual.Carry`).
+        The stream is the topology's carry (`residual.Carry`).
         """
         stream, cache = carry
         stream, cache, attention_stats = layers.Attention(self.model, name="attention")(
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 
 class Depth(nn.Module):
-    """The stack of N blocks, in one piece or, on a mesh with stages, in as many."""
+    """The stack of N blocks, on a mesh with stages divided among them."""
 
     model: config.ModelConfig
 
@@ -66,8 +66,8 @@ class Depth(nn.Module):
     ) -> tuple[residual.Carry, layers.Cache | None, dict | None]:
         """The stream after the last block; the cache, updated in place in the loop's carry.
 
-        `num_microbatches` is read where the mesh has stages; the time axis is then split over them.
-        Where `measured` has probes, thirdly the blocks' telemetry, each [N, 2]; else None.
+        `num_microbatches` is read if the mesh has stages; the time axis is then sharded over them.
+        The third result is the blocks' telemetry, each [N, 2], if `measured` has probes, else None.
         """
         m, num_stages = self.model, sharding.mesh_sizes()[pipeline.AXIS]
         inputs = block_inputs(m)
@@ -108,8 +108,10 @@ def init_blocks(
     inputs: residual.BlockInputs,
     context: layers.Context,
 ) -> tuple[residual.Carry, layers.Cache | None]:
-    """Makes the blocks' parameters, stacked [N, …]: always one flat scan, so that they depend on no
-    plan of recomputation; the (stream, cache) after them."""
+    """Initializes the blocks' parameters, stacked [N, …]; returns the (stream, cache) after them.
+
+    This is always one flat scan, so parameters do not depend on the recomputation plan.
+    """
     scan = nn.scan(
         lambda block, carry, inputs, context: block(carry, inputs, context),
         variable_axes={"params": 0},
@@ -145,8 +147,7 @@ def scan_blocks(
 
     (params, inputs), (stream, cache) = rows, carry
     last = None
-    # Who looks at the stream between the sub-layers, or passes one by, finds it as the equation
-    # has it.
+    # Probes and interventions need the stream between sub-layers as the equation defines it.
     is_deferred = (
         residual.rule(model).defers_outer_norm
         and inputs.probe is None
@@ -177,7 +178,7 @@ def scan_blocks(
 
 
 def step_instruments(model: config.ModelConfig) -> instruments.Instruments:
-    """What every train step measures: what the plan of recomputation reports of itself."""
+    """What every train step measures: what the recomputation plan reports about itself."""
     if model.recompute.plan != "reversible":
         return instruments.NONE
     return instruments.Instruments(reversal=reversible.probe(model.recompute, model.num_blocks))
@@ -186,26 +187,26 @@ def step_instruments(model: config.ModelConfig) -> instruments.Instruments:
 def step_statistics(
     measured: instruments.Instruments, model: config.ModelConfig
 ) -> dict[str, Array]:
-    """What the cotangents of `step_instruments` say, by name: float32 [N], or a number."""
+    """The statistics in the cotangents of `step_instruments`, by name: float32 [N], or a scalar."""
     if measured.reversal is None:
         return {}
     return reversible.summary(measured.reversal, model.recompute, model.num_blocks)
 
 
 def _as_multiplied(name: str, p: Array, dtype: str) -> Array:
-    """The matrices [blocks, …, …] as multiplications read them; everything else as it is.
+    """The matrices [blocks, …, …] in the dtype of the multiplications; everything else unchanged.
 
-    A TPU's compiler casts the weights of all blocks before the loop anyway. Cast here, the loop
-    stacks their gradients in this dtype, too: in which they are computed and reduced, so that
-    nothing is lost, and half of the memory is.
+    A TPU's compiler casts the weights of all blocks before the loop anyway. If they are cast here,
+    the loop also stacks their gradients in this dtype, in which they are computed and reduced: no
+    precision is lost, and half of the memory is saved.
     """
     return _gradient_in_this_shape(p.astype(dtype) if name in layers.MATRICES else p)
 
 
 @jax.custom_vjp
 def _gradient_in_this_shape(p: Array) -> Array:
-    """`p`. Where depth is several loops, the compiler would carry the shape in which they stack
-    gradients, [segments, blocks, …], on into the optimizer, and keep copies of what it computes."""
+    """`p`. With nested loops over depth, the compiler would otherwise use the shape in which they
+    stack gradients, [segments, blocks, …], in the optimizer too, and keep copies of its results."""
     return p
 
 
@@ -217,7 +218,7 @@ _gradient_in_this_shape.defvjp(
 def check_stages(
     model: config.ModelConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> None:
-    """Whether the stages of `mesh` can share the blocks.
+    """Checks that the blocks can be divided among the stages of `mesh`.
 
     Raises:
       UserError: they cannot; both numbers are named.
@@ -226,17 +227,17 @@ def check_stages(
     if model.num_blocks % num_stages:
         raise errors.UserError(
             f"model.num_blocks={model.num_blocks} is not a multiple of the {num_stages} stages of "
-            "the mesh, which hold equally many blocks each: change mesh.stage or the depth."
+            "the mesh, each of which holds equally many blocks: change mesh.stage or the depth."
         )
 
 
 def block_inputs(model: config.ModelConfig) -> residual.BlockInputs:
-    """What each block reads of its own: the topology's constants, and its number; [N, …]."""
+    """The per-block inputs: the topology's constants, and the block's number; [N, …]."""
     return residual.BlockInputs(
         topology=residual.topology(model).constants(), block=jnp.arange(model.num_blocks)
     )
 
 
 def _constrain(stream: residual.Carry) -> residual.Carry:
-    """Keeps every array of the stream where streams lie."""
+    """Constrains every array of the stream to the stream's sharding."""
     return jax.tree.map(lambda x: sharding.constrain(x, layers.STREAM_AXES), stream)

@@ -1,28 +1,27 @@
-"""A deeper model from a trained one: which block each new block is made of, and with what gains.
+"""A deeper model from a trained one: which block each new block copies, and with which gains.
 
 From N blocks to M > N, by one of three orders:
 
-    stack       0 … N-1, 0 … N-1, …; a rest of r blocks at the top are the upper r: N-r … N-1
+    stack       0 … N-1, 0 … N-1, …; if r blocks remain at the top, they are the upper r: N-r … N-1
     interleave  each block repeated in place: slot j holds block floor(j N / M)
-    identity    all N blocks in their order, and M - N new ones between them that add nothing
+    identity    all N blocks in their order, with M - N new ones between them that add nothing
 
-The first two copy weights and change the function. `identity` keeps it, for every topology with
-the rule of `residual`, and ResiDual, to rounding or to the norms' epsilon, because of three facts
-about
+The first two copy weights and change the function. `identity` keeps the function up to rounding or
+the norms' epsilon, for every single-stream topology and ResiDual, because of three facts about
 
     x' = outer(alpha x + b branch(F(s inner(x)))):
 
 1. F = 0 where `out` and `down` are 0, and branch(F) = 0 where the branch norm's gain is 0. The gain
-   is preferred where there is one: a norm would blow the first small step of `out` up to size 1.
-2. outer(alpha u) = u for a u of mean square 1 and gains of 1, whatever alpha is. A trained norm's
-   gain g makes g u of that u, which no further norm leaves alone. So the gain moves: the block
-   before the new ones gets gains of 1, and the last new one takes over its g.
-3. Depth changes alpha (Keel: L = 2N), b (CompleteP: 1/L) and s (LayerNorm Scaling: 1/sqrt(l)). What
-   a block did before, it does under other constants if its weights take up their ratio:
-   outer(alpha' x + (alpha'/alpha) F) = outer(alpha x + F), and so for b (`out`, `down`) and for s
-   (the inner norm's gain).
+   is preferred if it exists: the norm would amplify the first small update of `out` to size 1.
+2. outer(alpha u) = u for any alpha if u has mean square 1 and the gains are 1. A trained norm with
+   gain g outputs g u, which another norm would change. So the gain is moved: the block before the
+   new ones gets gains of 1, and the last new one takes over its g.
+3. Depth changes alpha (Keel: L = 2N), b (CompleteP: 1/L) and s (LayerNorm Scaling: 1/sqrt(l)). A
+   block computes the same as before if its weights absorb the ratio of the constants:
+   outer(alpha' x + (alpha'/alpha) F) = outer(alpha x + F), and likewise for b (`out`, `down`) and
+   for s (the inner norm's gain).
 
-Which topology keeps what, and what alpha should be: docs/growing.md.
+docs/growing.md has the positions that each topology allows, and how alpha is chosen.
 """
 
 import dataclasses
@@ -41,21 +40,21 @@ from keel_jax.model.arrays import Array
 
 METHODS = ("stack", "interleave", "identity")
 POSITIONS = ("spread", "end")
-# The matrix that leads back to the stream, in each sub-layer.
+# The matrix that writes to the stream, in each sub-layer.
 _LAST_MATRIX = {"attention": "out", "ffn": "down"}
 _SUBLAYER = {name: sublayer for sublayer, name in residual.SUBLAYERS.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Growth:
-    """How M blocks come from N."""
+    """How M blocks are made from N."""
 
     old: config.ModelConfig
     new: config.ModelConfig
     method: str
     # int [M]: the old block that each new one copies.
     source: np.ndarray
-    # bool [M]: it adds nothing yet (`identity` only).
+    # bool [M]: whether it is a new block that adds nothing yet (`identity` only).
     inserted: np.ndarray
 
     @property
@@ -86,22 +85,22 @@ def plan(
       method: one of METHODS.
       position: where `identity` puts new blocks: one of POSITIONS, "spread" as evenly as the
         topology allows.
-      keep_alpha: the old model's alpha stays, as `model.alpha`; else it is what the topology, or
-        `model.alpha` where it is set, says of the new depth.
+      keep_alpha: keep the old model's alpha, as `model.alpha`; else alpha is `model.alpha` if that
+        is set, or what the topology defines for the new depth.
 
     Raises:
-      UserError: not deeper, or the topology does not allow it; the way out is named.
+      UserError: not deeper, or the topology does not allow it; the message names a remedy.
     """
     n = model.num_blocks
     if num_blocks <= n:
         raise errors.UserError(
-            f"num_blocks={num_blocks} is not more than the {n} blocks that the model has: a stack "
-            f"grows, to {n + 1} blocks or more."
+            f"num_blocks={num_blocks} is not more than the {n} blocks that the model has: choose "
+            f"{n + 1} or more."
         )
     if method == "identity" and not topologies.row(model.topology).is_kept_by_zero:
         raise errors.UserError(
             f"method=identity: with model.topology={model.topology!r} a block changes what the "
-            "next ones read even where its branches give 0. Take stack or interleave."
+            "next ones read even if its branches output 0. Use stack or interleave."
         )
     new = dataclasses.replace(model, num_blocks=num_blocks)
     if keep_alpha:
@@ -125,8 +124,9 @@ def grow(
 
     Args:
       like: the new model's tree, of anything with a shape.
-      run: (make, leaf, wanted) -> make(leaf), for the caller to lay out as `wanted`, a leaf of
-        `like`, and to let go of the old leaf. Leaves that do not change with depth pass it by.
+      run: (make, leaf, wanted) -> make(leaf), with which the caller can shard the result like
+        `wanted`, a leaf of `like`, and delete the old leaf. It is not called for leaves that do not
+        change with depth.
     """
 
     def leaf_of(path, wanted):
@@ -136,7 +136,7 @@ def grow(
             node = node.get(key) if node is not None else None
         if keys[0] != "block":
             return node
-        if node is None:  # a gain that no block had: Keel's, of one block
+        if node is None:  # a gain that no block had: Keel's, with one block
             node = jnp.ones((growth.old.num_blocks, *wanted.shape[1:]), jnp.float32)
         grown = run(functools.partial(_leaf, growth, keys), node, wanted)
         assert grown.shape == wanted.shape, (keys, grown.shape, wanted.shape)
@@ -149,7 +149,7 @@ def grow(
 
 
 def _parts(old: config.ModelConfig, new: config.ModelConfig) -> list[tuple[range, range]]:
-    """(old blocks, new slots) of each stack that grows by itself: Mix-LN is two."""
+    """(old blocks, new slots) of each stack that is grown separately: Mix-LN has two."""
     n, m = old.num_blocks, new.num_blocks
     if old.topology != "mix_ln":
         return [(range(n), range(m))]
@@ -160,7 +160,7 @@ def _parts(old: config.ModelConfig, new: config.ModelConfig) -> list[tuple[range
         if wants and not has:
             raise errors.UserError(
                 f"model.mix_ln_post_fraction={old.mix_ln_post_fraction} makes {wants} of {m} "
-                f"blocks {name}, and there is no {name} block among the {n} to make them of: "
+                f"blocks {name}, and there is no {name} block among the {n} to copy: "
                 "choose another num_blocks."
             )
     return [(range(post_n), range(post_m)), (range(post_n, n), range(post_m, m))]
@@ -186,10 +186,10 @@ def _order(old, new, blocks: range, slots: range, method: str, position: str) ->
 
 
 def _places(old, new, blocks: range, slots: range) -> list[int]:
-    """The old blocks after which a block that adds nothing leaves the stream as it is."""
+    """The old blocks after which a block that adds nothing leaves the stream unchanged."""
     if not residual.topology(new).outer_norm[slots[-1]].any():
         return list(blocks)
-    # New blocks norm the stream, so it must come out of a norm.
+    # New blocks norm the stream, so it must be the output of a norm.
     is_normed = residual.topology(old).outer_norm[:, residual.FFN]
     places = [block for block in blocks if is_normed[block]]
     if places:
@@ -197,12 +197,12 @@ def _places(old, new, blocks: range, slots: range) -> list[int]:
     last = old.num_blocks - 1
     if not lm.has_final_norm(old):
         raise errors.UserError(
-            f"No new block leaves this stream as it is: model.topology={old.topology!r} norms it "
+            f"No new block leaves this stream unchanged: model.topology={old.topology!r} norms it "
             f"within a block, it leaves none of the {len(blocks)} blocks normed, and there is no "
-            "final norm that would not mind. Take --method=interleave or --method=stack, which "
+            "final norm to remove the scale. Use --method=interleave or --method=stack, which "
             "change the function."
         )
-    return [last]  # the final norm takes away what one more norm takes away
+    return [last]  # the final norm removes the same scale as one more norm
 
 
 # --- Weights and gains ---------------------------------------------------------------------------
@@ -223,18 +223,18 @@ def _leaf(growth: Growth, path: tuple[str, ...], leaf: Array) -> Array:
 
 
 def _changes(growth: Growth, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a leaf of the new blocks is multiplied with, and what replaces it where not NaN; [M]."""
+    """The factor of a leaf of the new blocks, and its replacement where that is not NaN; [M]."""
     m, sublayer = growth.new.num_blocks, _SUBLAYER[kind]
     multiply, put = np.ones(m, np.float32), np.full(m, np.nan, np.float32)
     old, new = residual.topology(growth.old), residual.topology(growth.new)
 
     def of(constant):
-        """A constant's value for each new block: in the block that it copies, and now."""
+        """A constant's value for each new block: in the copied block, and in the new one."""
         return getattr(old, constant)[growth.source, sublayer], getattr(new, constant)[:, sublayer]
 
     if growth.method != "identity":
         if name in ("inner_norm", "outer_norm"):
-            # A copy of block 0 may stand where there is a norm that block 0 has not.
+            # A copy of block 0 may be at a position with a norm that block 0 does not have.
             was, is_now = of(name)
             put[is_now & ~was] = 1
         return multiply, put

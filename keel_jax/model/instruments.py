@@ -1,7 +1,7 @@
-"""What a program measures or changes in the blocks from outside, in one piece.
+"""What a program measures or changes in the blocks, in one tree.
 
-A field that is None is not in the program at all. Zeros whose cotangents are measurements are
-differentiated by: `jax.grad` with respect to an `Instruments` gives one whose fields hold them.
+A field that is None adds nothing to the program. Some fields are zeros whose cotangents are
+measurements: `jax.grad` with respect to an `Instruments` returns one whose fields hold them.
 
 Dimension letters: N blocks, A stretches of the plan "reversible".
 """
@@ -16,13 +16,13 @@ from keel_jax.model.arrays import Leaf
 class Instruments:
     """The instruments of one program."""
 
-    # float32 [N, 2] of zeros (`telemetry.probes`): the blocks' telemetry, and as its cotangent the
-    # mean square of the stream's, per sub-layer.
+    # float32 [N, 2] of zeros (`telemetry.probes`): turns on the blocks' telemetry; its cotangent is
+    # the mean square of the stream's cotangent, per sub-layer.
     probes: Leaf | None = None
-    # float32 [A, 2] of zeros (`reversible.probe`): its cotangent is what the stretches of the plan
-    # "reversible" report.
+    # float32 [A, 2] of zeros (`reversible.probe`): its cotangent has the errors of the stretches of
+    # the plan "reversible".
     reversal: Leaf | None = None
-    # What an experiment does to the sub-layers.
+    # What an experiment changes in the sub-layers.
     intervention: intervention_lib.Intervention | None = None
 
 

@@ -1,4 +1,4 @@
-"""Keel's sub-layers in the parts that `reversible` runs backwards.
+"""Keel's sub-layers, divided into the parts that `reversible` needs to invert them.
 
 Dimension letters: N blocks, B batch, T time, D model.
 """
@@ -24,8 +24,8 @@ def rows(
 
     Args:
       params: of the blocks, {"attention", "ffn"}, [N, …].
-      inputs: theirs, of `deferred.defer_outer_norms`: the outer norms' gains, which are learned,
-        are in them.
+      inputs: the blocks' inputs from `deferred.defer_outer_norms`, which contain the outer norms'
+        learned gains.
     """
     gains, rest = deferred.take_gains(inputs)
     learned = tuple(

@@ -1,7 +1,7 @@
 """The two sub-layers of a block, attention and SwiGLU, each with its residual connection.
 
-Parameters are float32 and declared in one line each: name, shape, logical axes, scale of the
-initial values. Matrix multiplications read `model.compute_dtype`. Weights are two-dimensional
+Parameters are float32, and each is declared in one line: name, shape, logical axes, scale of the
+initial values. Matrix multiplications have inputs of `model.compute_dtype`. Weights are 2-D
 ([D, N * H], not [D, N, H]): a trailing head axis of 64 would be padded to 128 lanes on a TPU.
 
 Dimension letters: B batch, T time, D model, N query heads, K key/value heads, H head width, F ffn.
@@ -23,20 +23,20 @@ from keel_jax.model.arrays import Array, Leaf
 from keel_jax.model.residual import ngpt
 from keel_jax.parallel import sharding, tensor_parallel
 
-# Logical axes of the stream between the branches, of what a branch reads, and of what the logits
-# are computed from; [B, T, D].
+# Logical axes of the stream between the branches, of a branch's input, and of the input of the
+# logits; [B, T, D].
 STREAM_AXES = ("batch", "stream_time", "stream")
 BRANCH_AXES = ("batch", "time", "stream")
 LOSS_AXES = ("batch", "loss_time", "stream")
 # Of the FFN's hidden layer, [B, T, F].
 FFN_AXES = ("batch", "time", "ffn")
-# A block's weights that are read in the compute dtype, by name.
+# Names of the block's weights that are read in the compute dtype.
 MATRICES = ("query", "key", "value", "out", "gate", "up", "down")
 
 
 @flax.struct.dataclass
 class Context:
-    """What every block reads beside the stream; int32 [B, T] each, unless it says otherwise."""
+    """What every block reads besides the stream; int32 [B, T] each, unless noted otherwise."""
 
     # Position within the document, for RoPE.
     positions_BT: Leaf
@@ -44,7 +44,7 @@ class Context:
     segment_ids_BT: Leaf
     # Index among the keys, for causality.
     index_BT: Leaf
-    # `attention.rope_tables` of the positions, float32 [B, T, H] each, once they are worked out.
+    # `attention.rope_tables` of the positions, float32 [B, T, H] each, once they are computed.
     rope_tables: tuple[Leaf, Leaf] | None = None
 
 
@@ -100,7 +100,7 @@ class Attention(nn.Module):
         )
         if topology.on_sphere:
             q_BTNH, k_BTKH = self._on_sphere(q_BTNH, k_BTKH)
-        # Names for what recomputation may keep; see `recompute.NAMES`.
+        # Names of what recomputation may save; see `recompute.NAMES`.
         q_BTNH, k_BTKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BTKH, "key")
         v_BTKH = checkpoint_name(v_BTKH, "value")
 
@@ -113,10 +113,10 @@ class Attention(nn.Module):
                 key=_write(cache.key, block, context.index_BT, k_BTKH),
                 value=_write(cache.value, block, context.index_BT, v_BTKH),
             )
-            # Few queries, many keys: no kernel but the reference.
+            # Few queries and many keys: only the reference supports this.
             kernel, k_BSKH, v_BSKH = "reference", cache.key[block], cache.value[block]
             key_index_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1]), k_BSKH.shape[:2])
-            # A cache holds one document a row.
+            # A cache holds one document per row.
             key_segment_ids_BS = jnp.broadcast_to(context.segment_ids_BT[:, :1], k_BSKH.shape[:2])
         a_BTNH = attention.attend(
             q_BTNH,
@@ -141,14 +141,15 @@ class Attention(nn.Module):
     def _on_sphere(self, q_BTNH: Array, k_BTKH: Array) -> tuple[Array, Array]:
         """nGPT's queries and keys: of length 1, times a learned scale; scores times sqrt(H).
 
-        One scale for each key head, which its query heads share (the paper has as many of either).
+        Each key head has one scale, which its query heads share (in the paper there are as many
+        query heads as key heads).
         """
         m = self.model
         size, group = m.num_kv_heads * m.head_dim, m.num_heads // m.num_kv_heads
         leaf = ngpt.sphere_scale(m, size, ("kv_heads",))
         scale_KH = rule_parameter(self, "qk_scale", leaf).reshape(m.num_kv_heads, m.head_dim)
         scale_KH = m.d_model**0.5 * scale_KH
-        # The kernels divide scores by sqrt(H): undone, and once more.
+        # The kernels divide scores by sqrt(H): the factor H undoes this and multiplies by sqrt(H).
         scale_NH = jnp.repeat(scale_KH, group, axis=0)
         q = m.head_dim * scale_NH[None, None] * residual.unit(q_BTNH)
         k = scale_KH[None, None] * residual.unit(k_BTKH)
@@ -176,7 +177,7 @@ class Ffn(nn.Module):
         held, h_BTD = rule.branch_input(carry, sub)
         gate_BTF, up_BTF = tensor_parallel.column_parallel(h_BTD, (w_gate, w_up), ("ffn", "ffn"))
         gate_BTF, up_BTF = checkpoint_name(gate_BTF, "gate"), checkpoint_name(up_BTF, "up")
-        # Unit weights times a unit stream are about 1 / sqrt(D), where silu would be linear.
+        # Products of unit weights and a unit stream are about 1 / sqrt(D), where silu is linear.
         f_BTF = jax.nn.silu(self._scaled("gate_scale", gate_BTF, m.d_model**0.5))
         f_BTF = sharding.constrain(f_BTF * self._scaled("up_scale", up_BTF, 1.0), FFN_AXES)
         f_BTD = sharding.constrain(tensor_parallel.row_parallel(f_BTF, w_down, "ffn"), STREAM_AXES)
@@ -184,7 +185,7 @@ class Ffn(nn.Module):
         return after, telemetry.observe(carry, f_BTD, after, sub)
 
     def _scaled(self, name: str, x_BTF: Array, factor: float) -> Array:
-        """nGPT's learned scale of hidden units; elsewhere nothing."""
+        """nGPT's learned scale of hidden units; the identity for other topologies."""
         if not residual.topology(self.model).on_sphere:
             return x_BTF
         gain_F = norm_gain(self, name, self.model.d_ffn, ("ffn",))
@@ -195,7 +196,7 @@ class Ffn(nn.Module):
 def _update(
     carry: residual.Carry, held, f_BTD: Array, sub: residual.SublayerContext
 ) -> residual.Carry:
-    """The carry after the sub-layer, by the topology's rule and what an experiment changes."""
+    """The carry after the sub-layer, by the topology's rule and the intervention."""
     change = sub.inputs.intervention
     f_BTD = intervention.on_branch(f_BTD, change, sub.sublayer)
     after = residual.rule(sub.model).update_carry(held, f_BTD, sub)
@@ -203,7 +204,7 @@ def _update(
 
 
 def with_rope_tables(context: Context, model: config.ModelConfig) -> Context:
-    """The context with the angles of RoPE, which the scan over depth works out once."""
+    """The context with the RoPE tables, which are computed once, before the scan over depth."""
     if context.rope_tables is not None:
         return context
     rope_tables = attention.rope_tables(context.positions_BT, model.head_dim, model.rope_theta)
@@ -211,12 +212,15 @@ def with_rope_tables(context: Context, model: config.ModelConfig) -> Context:
 
 
 def check_activations(
-    model: config.ModelConfig, mesh: jax.sharding.Mesh, batch_size: int, seq_len: int
+    model: config.ModelConfig,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    batch_size: int,
+    seq_len: int,
 ) -> None:
-    """Whether `mesh` can split what the blocks compute on a batch [B, T], with its kernel.
+    """Checks that `mesh` can shard the blocks' activations of a batch [B, T], with its kernel.
 
     Raises:
-      UserError: a dimension is not a multiple of the devices that share it; both are named.
+      UserError: a dimension is not a multiple of its number of shards; both are named.
     """
     attention.check_order(mesh, seq_len)
     query_heads, key_heads = (model.num_heads, model.head_dim), (model.num_kv_heads, model.head_dim)
@@ -235,7 +239,7 @@ def weight(
 ) -> Array:
     """A float32 matrix with N(0, std^2) initial values and logical axes.
 
-    Its gradient is pinned to where it lies itself, so that it is reduce-scattered block by block.
+    Its gradient is constrained to the same sharding, so it is reduce-scattered block by block.
     """
     init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
     return sharding.constrain(_param(module, name, init, shape), axes)
@@ -248,14 +252,14 @@ def norm_gain(module: nn.Module, name: str, size: int, axes: tuple[str, ...] = (
 
 
 def _param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array:
-    """A float32 parameter; linen hands on its value, the box of its axes taken off."""
+    """A float32 parameter; linen returns its value without the box that holds its axes."""
     return cast(Array, module.param(name, init, shape, jnp.float32))
 
 
 def sublayer_context(
     module: "Attention | Ffn", sublayer: int, inputs: residual.BlockInputs
 ) -> residual.SublayerContext:
-    """This sub-layer as the topology's rule sees it, with the parameters that the rule reads."""
+    """The context of this sub-layer for the topology's rule, with the parameters that it reads."""
     m, topology = module.model, residual.topology(module.model)
     names = [n for n in ("inner_norm", "outer_norm", "branch_norm") if topology.has(n, sublayer)]
     names += ["beta"] if topology.has_beta else []
@@ -269,7 +273,7 @@ def sublayer_context(
 
 
 def rule_parameter(module: nn.Module, name: str, leaf: residual.Parameter) -> Array:
-    """A float32 parameter of the topology's rule, its gradient where it lies itself."""
+    """A float32 parameter of the topology's rule; its gradient has the same sharding."""
     init = nn.with_logical_partitioning(lambda key: jnp.asarray(leaf.value, jnp.float32), leaf.axes)
     return sharding.constrain(cast(Array, module.param(name, init)), leaf.axes)
 

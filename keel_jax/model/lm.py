@@ -1,4 +1,4 @@
-"""The language model: embedding, depth, logits; its parameters, made, named and counted.
+"""The language model: embedding, depth, logits; initializing, naming and counting its parameters.
 
 Dimension letters: B batch, T time, D model, V vocabulary.
 """
@@ -19,7 +19,7 @@ from keel_jax.model.arrays import Array
 from keel_jax.model.residual import ngpt
 from keel_jax.parallel import lookup, sharding
 
-# A tree of arrays, or of what stands for each of them: nested dictionaries by name.
+# A tree of arrays, or of their stand-ins such as shapes: nested dictionaries by name.
 Params = dict[str, Any]
 # The logical axes of a matrix's model dimension, D.
 _MODEL_AXES = ("embed", "table_embed", "stream")
@@ -29,8 +29,8 @@ class LanguageModel(nn.Module):
     """A decoder-only language model with the residual topology `model.topology`.
 
     Parameters: `embedding/table` [V, D], `block/attention/…`, `block/ffn/…` [N, …],
-    `output/matrix` [D, V] unless tied, `output/norm`, `embedding/norm` and what `residual` adds to
-    `output` where the topology has them.
+    `output/matrix` [D, V] unless tied, and `output/norm`, `embedding/norm` and what `residual` adds
+    to `output` if the topology has them.
     """
 
     model: config.ModelConfig
@@ -55,14 +55,14 @@ class LanguageModel(nn.Module):
         num_microbatches: int = 0,
         context: layers.Context | None = None,
     ) -> Float[Array, "B T D"]:
-        """What the logits are computed from, in the compute dtype [B, T, D].
+        """The input of the logits, in the compute dtype [B, T, D].
 
         Args:
           tokens_BT: int32 token ids.
-          segment_ids_BT: int32 document numbers, attention and positions stay within one;
-            None: one document a row.
+          segment_ids_BT: int32 document numbers; attention and positions stay within one.
+            None: one document per row.
           num_microbatches: see `pipeline.num_microbatches`; read on a mesh with stages.
-          context: in place of segment_ids_BT, for tokens that do not stand in their order.
+          context: used instead of segment_ids_BT for tokens that are not in order.
         """
         return self.hidden_and_stats(tokens_BT, segment_ids_BT, num_microbatches, context)[0]
 
@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
         context: layers.Context | None = None,
         measured: instruments.Instruments = instruments.NONE,
     ) -> tuple[Float[Array, "B T D"], dict | None]:
-        """`hidden`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
+        """`hidden`, and the blocks' telemetry if there are probes (keel_jax/model/telemetry.py)."""
         tokens_BT = jnp.asarray(tokens_BT)
         if context is None:
             segments = jnp.zeros_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
@@ -90,7 +90,7 @@ class LanguageModel(nn.Module):
     def decode(
         self, tokens_BT: Int[ArrayLike, "B T"], start_B: Int[ArrayLike, " B"], cache: layers.Cache
     ) -> tuple[Float[Array, "B T V"], layers.Cache]:
-        """Logits [B, T, V] of tokens that stand at positions start_B onwards, and the cache.
+        """Logits [B, T, V] of tokens at positions start_B onwards, and the cache.
 
         Row b's slots before start_B[b] must have been written by earlier calls.
         """
@@ -104,12 +104,12 @@ class LanguageModel(nn.Module):
         return logits(self.output(h_BTD), self._output_matrix()), written
 
     def _output_matrix(self) -> Float[Array, "D V"]:
-        """The logits' weights; once the embedding and the output have been called."""
+        """The logits' weights; available once the embedding and the output have been called."""
         return output_matrix(nn.unbox(self.variables["params"]), self.model)
 
 
 class Embedding(nn.Module):
-    """The token table, read into the stream's dtype, and into what the topology carries."""
+    """The token table; looks up rows in the stream's dtype and makes the topology's carry."""
 
     model: config.ModelConfig
 
@@ -133,7 +133,7 @@ class Embedding(nn.Module):
 
 
 class Output(nn.Module):
-    """What leaves the carry, the final norm, where there is one, and the untied logit matrix."""
+    """Reads out the carry and applies the final norm, if any; has the untied logit matrix."""
 
     model: config.ModelConfig
 
@@ -161,8 +161,8 @@ class Output(nn.Module):
 
 
 def ordered_context(segment_ids_BT: Int[Array, "B T"]) -> layers.Context:
-    """What the blocks read of tokens that stand in their order, each in its document."""
-    # A position depends on all tokens before it: a few integers, gathered once.
+    """The context of tokens that are in order, each in its document."""
+    # A position depends on all tokens before it, so these few integers are gathered once.
     segment_ids_BT = sharding.constrain(segment_ids_BT, ("batch", "scalar"))
     return layers.Context(
         positions_BT=attention.positions_in_document(segment_ids_BT),
@@ -172,12 +172,12 @@ def ordered_context(segment_ids_BT: Int[Array, "B T"]) -> layers.Context:
 
 
 def logits(h: Float[Array, "*B D"], w_DV: Float[Array, "D V"]) -> Float[Array, "*B V"]:
-    """h @ w with h's dtype as inputs and float32 sums and results; [..., V]."""
+    """h @ w with inputs in h's dtype and float32 sums and results; [..., V]."""
     return jnp.matmul(h, w_DV.astype(h.dtype), preferred_element_type=jnp.float32)
 
 
 def output_matrix(params: Params, model: config.ModelConfig) -> Float[Array, "D V"]:
-    """The logits' weights, float32: the table's transpose where tied, scaled where nGPT's."""
+    """The logits' weights, float32: the table's transpose if tied; scaled for nGPT."""
     tied = model.tie_embeddings
     matrix_DV = params["embedding"]["table"].T if tied else params["output"]["matrix"]
     if not residual.topology(model).on_sphere:
@@ -199,10 +199,10 @@ def init(model: LanguageModel, key: Array) -> Params:
 
 
 def project(params: Params, model: config.ModelConfig) -> Params:
-    """The parameters that the topology allows, nearest to `params`: for all but nGPT, themselves.
+    """Projects `params` onto what the topology allows; the identity for all topologies but nGPT.
 
-    nGPT's matrices (2410.01131) have length 1 along the model dimension, whichever of theirs that
-    is: rows of the embedding, columns of `query` and the like, rows of `out` and `down`.
+    nGPT's matrices (2410.01131) have length 1 along the model dimension: rows of the embedding,
+    columns of `query` and the like, rows of `out` and `down`.
     """
     if not residual.topology(model).on_sphere:
         return params
@@ -234,7 +234,7 @@ def empty_cache(model: config.ModelConfig, batch_size: int, length: int) -> laye
 
 @functools.cache
 def count_params(model: config.ModelConfig) -> int:
-    """Parameters that the topology's equation has.
+    """The number of parameters in the topology's equation.
 
     A norm that only some blocks have is stored for all N; the gains that nothing reads (Keel's
     block 0: one vector) are not counted.
@@ -251,7 +251,7 @@ def count_params(model: config.ModelConfig) -> int:
 
 
 def _init_boxed(model: LanguageModel, key: Array):
-    # One token, which no kernel over several devices could share out.
+    # With one token, only the reference works: kernels over several devices could not shard it.
     model = LanguageModel(dataclasses.replace(model.model, attention="reference"))
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     return model.init(key, tokens_BT)["params"]

@@ -1,19 +1,20 @@
-"""A scan over depth of which the backward pass keeps what a plan says, and computes the rest again.
+"""A scan over depth that saves what a plan says for the backward pass, and recomputes the rest.
 
-    plan            kept throughout                    kept of one segment at a time
+    plan            saved throughout                   saved for one segment at a time
     none            everything
     block           each block's input
     segments (s,)   each segment's input, N / s        its s blocks' inputs
     segments (s, t) each segment's input, N / s        inputs of s / t segments, then of t blocks
-    reversible      not here, but in `reversible`; where it cannot be (a program that looks at the
-                    stream, `telemetry`), segments of its stretches
+    reversible      see `reversible`; where that is not possible (a program that reads the
+                    stream, `telemetry`), segments of the length of its stretches
 
-"Block's input" stands for what `save` names: it may be more (NAMES), or everything. Every level of
-segments runs the forward pass once more, so memory of N falls to about 2 sqrt(N), 3 cbrt(N), for
-one forward pass each. Any N: what s leaves over is a shorter segment at the end. The numbers do not
-depend on the plan: each block is the same program, in the same order.
+"Block's input" stands for what `save` names: it may be more (NAMES), or everything. Each level of
+segments runs the forward pass once more, so for one forward pass each, memory falls from N to about
+2 sqrt(N) and 3 cbrt(N). Any N is allowed: the remaining blocks form a shorter segment at the end.
+The results do not depend on the plan: each block is the same program, in the same order.
 
-Nothing here knows a model: a body, a carry, and a tree of arrays stacked along depth.
+This module is independent of the model: it handles a body, a carry, and a tree of arrays stacked
+along depth.
 """
 
 import functools
@@ -26,9 +27,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import config
 
-# What may be kept of a block beside its input, by `config.RecomputeConfig.save`, in the names that
-# `layers` gives: with "attention" its kernel runs once; with "mlp", matrices that lead away
-# from the stream multiply once, too.
+# What may be saved of a block besides its input, by `config.RecomputeConfig.save`, with the names
+# that `layers` gives: with "attention" the attention kernel runs only once; with "mlp", so do the
+# multiplications with the matrices that read the stream.
 _ATTENTION = ("query", "key", "value", "attention")
 NAMES = {
     "carry": (),
@@ -36,21 +37,21 @@ NAMES = {
     "mlp": (*_ATTENTION, "gate", "up"),
 }
 _INPUT = "depth_input"
-# A segment that does not divide N costs a copy of the last blocks' weights, and a second program:
-# taken only where the memory of carries is this much less.
+# A segment size that does not divide N costs a copy of the last blocks' weights and a second
+# program, so it is chosen only if it reduces the memory of carries by this factor.
 _REMAINDER = 1.25
 
 
 def scan(body: Callable, carry: Any, rows: Any, recompute: config.RecomputeConfig) -> Any:
-    """`jax.lax.scan(body, carry, rows)`: the same numbers, another trade of memory for time.
+    """`jax.lax.scan(body, carry, rows)` with the same results and another memory-time trade-off.
 
     Args:
       body: (carry, row of `rows`) -> (carry, outputs); pure.
       rows: a tree of arrays [N, …]; floating leaves get their gradients in this shape.
-      recompute: the plan; "auto", which only a planner can resolve, is "block" here.
+      recompute: the plan; "auto", which only a planner can resolve, is treated as "block".
 
     Returns:
-      The last carry, and the outputs [N, …], whatever the plan.
+      The last carry, and the outputs [N, …], for any plan.
     """
     num_blocks = len(jax.tree.leaves(rows)[0])
     if recompute.plan == "none":
@@ -64,12 +65,12 @@ def scan(body: Callable, carry: Any, rows: Any, recompute: config.RecomputeConfi
 
 
 def segment_sizes(recompute: config.RecomputeConfig, num_blocks: int) -> tuple[int, ...]:
-    """Blocks of a segment on each level, outermost first; () without segments.
+    """Blocks per segment on each level, outermost first; () without segments.
 
-    A 0 is chosen so that the least carries are kept at a time; where a depth is too small to be
-    divided again, a level is left out.
+    A 0 is replaced by the size that keeps the fewest carries at a time; if a depth is too small to
+    be divided again, a level is omitted.
     """
-    if recompute.plan == "reversible":  # its stretches; and segments of a program with probes
+    if recompute.plan == "reversible":  # its stretches, and the segments of a program with probes
         return _best((recompute.anchor_blocks,), num_blocks)[1]
     if recompute.plan != "segments":
         return ()
@@ -77,14 +78,14 @@ def segment_sizes(recompute: config.RecomputeConfig, num_blocks: int) -> tuple[i
 
 
 def kept_carries(sizes: tuple[int, ...], num_blocks: int) -> tuple[int, ...]:
-    """Carries that are kept at a time on each level, blocks' inputs last."""
+    """Carries that are in memory at a time on each level, blocks' inputs last."""
     lengths = (num_blocks, *sizes)
     outer = [-(-n // s) for n, s in zip(lengths, sizes, strict=False)]
     return (*outer, lengths[-1])
 
 
 def describe(recompute: config.RecomputeConfig, num_blocks: int) -> str:
-    """The plan in a few words; `num_blocks` are one stage's."""
+    """The plan in a few words; `num_blocks` is the number of one stage."""
     text = recompute.plan
     if sizes := segment_sizes(recompute, num_blocks):
         text += f" of {' of '.join(map(str, sizes))} blocks"
@@ -101,7 +102,7 @@ def describe(recompute: config.RecomputeConfig, num_blocks: int) -> str:
 
 @functools.cache
 def _best(asked: tuple[int, ...], num_blocks: int) -> tuple[float, tuple[int, ...]]:
-    """(carries kept, with a fine for remainders; the sizes)."""
+    """(carries kept, with a penalty for remainders; the sizes)."""
     undivided = (float(num_blocks), ())
     if not asked:
         return undivided
@@ -121,7 +122,7 @@ def _best(asked: tuple[int, ...], num_blocks: int) -> tuple[float, tuple[int, ..
 
 
 def _segments(body, carry, rows, sizes, offload):
-    """The scan in segments of `sizes[0]` blocks, each of them in segments of the other sizes."""
+    """The scan in segments of `sizes[0]` blocks, each divided into segments of the other sizes."""
     if not sizes:
         return jax.lax.scan(body, carry, rows)
     size, *inner = sizes
@@ -136,7 +137,7 @@ def _segments(body, carry, rows, sizes, offload):
     rest = jax.tree.map(lambda x: x[count * size :], rows)
     if not len(jax.tree.leaves(rest)[0]):
         return carry, outputs
-    # Outside of a loop nothing else keeps the compiler from merging the two computations.
+    # Outside a loop nothing else prevents the compiler from merging the two computations.
     carry, last = _remembering(segment, (), offload, prevent_cse=True)(carry, rest)
     join = lambda one, other: jax.numpy.concatenate([one, other])  # noqa: E731
     return carry, jax.tree.map(join, outputs, last)
@@ -150,9 +151,10 @@ def _remembering(
     *,
     prevent_cse: bool = False,
 ):
-    """`body`, of which the backward pass finds its carry and what is named so; the rest again.
+    """`body`, of which the carry and the values with these names are saved, the rest recomputed.
 
-    With `offload` the carry waits in the host's memory, with `offload_names` what is named as well.
+    With `offload` the carry is kept in the host's memory, with `offload_names` also the named
+    values.
     """
     policies = jax.checkpoint_policies
     if not offload:

@@ -1,26 +1,28 @@
-"""A scan over depth that is run backwards: the stream is reconstructed from above, not kept.
+"""A scan over depth whose backward pass reconstructs the stream from above, without saving it.
 
-A sub-layer of Keel's family maps z, the sum below an outer norm, to the sum below the next one,
+A sub-layer of Keel's family maps z, the sum before an outer norm, to the sum before the next one,
 
     z' = alpha x + F(x),    x = gain r z,    r = 1 / rms(z) of each token
 
-(outer norms deferred by a sub-layer, `residual.deferred`; F is the branch with its inner norm).
-Given z' it is inverted by a fixed point, which contracts at Lip(F) / alpha, and alpha = 2N; r, one
-number a token, is kept:
+(outer norms are deferred by one sub-layer, `residual.deferred`; F is the branch with its inner
+norm). Given z', it is inverted by fixed-point iteration, which contracts at Lip(F) / alpha, where
+alpha = 2N; r, one number per token, is saved:
 
     x_0 = z' / alpha,    x_i = (z' - F(x_{i-1})) / alpha,    z = x_K / (gain r)
 
-F is differentiated at x_{K-1}, so that the K-th evaluation is the one that the derivative needs
-anyway: K = 1 computes what recomputation of each block does.
+F is differentiated at x_{K-1}, so the K-th evaluation is the one that the derivative needs
+anyway: K = 1 computes as much as recomputing each block.
 
-Exact are the anchors, the z below every `anchor_blocks`-th block, which are kept. Each stretch
-between two begins from the upper one, so errors do not pile up over stretches, and its lowest block
-is computed and differentiated from the lower one. There the reconstruction meets a z that is known:
-their relative difference is the error of the stretch, and the largest last step of the iteration,
-|x_K - x_{K-1}| / |x_K|, that of the points at which F was differentiated (both by RMS over all
-tokens). A stretch where either is not below `error_bound` is computed again from its anchor.
+The anchors, the z before every `anchor_blocks`-th block, are saved and exact. The reconstruction of
+each stretch between two anchors starts from the upper one, so errors do not accumulate over
+stretches; its lowest block is computed and differentiated from the lower anchor. At that point the
+reconstruction is compared with a known z: their relative difference is the error of the stretch.
+The largest last step of the iteration, |x_K - x_{K-1}| / |x_K|, is the error of the points at which
+F was differentiated (both by RMS over all tokens). A stretch in which either is not below
+`error_bound` is recomputed from its anchor.
 
-Nothing here knows a model: two functions of a block's halves, and trees stacked along depth.
+This module is independent of the model: it handles two functions of a block's halves, and trees
+stacked along depth.
 
 Dimension letters: N blocks, A stretches, S sub-layers of a block, B batch, T time, D model.
 """
@@ -37,20 +39,20 @@ from keel_jax.model import recompute
 from keel_jax.model.arrays import Array
 from keel_jax.runtime import named_scopes
 
-# Errors of a stretch: at its anchor, and the largest last step of the iteration.
+# The errors of a stretch: at its anchor, and the largest last step of the iteration.
 NUM_ERRORS = 2
 
 
 class Sublayer(NamedTuple):
-    """One residual connection, in one piece and in the parts that running it backwards needs.
+    """One residual connection, as a whole and in the parts that are needed to invert it.
 
     z, x and F are float32 [B, T, D]; `learned` is {"params", "gain"} of this sub-layer in this
-    block, `inputs` the block's, `context` what all blocks read.
+    block, `inputs` are the block's, `context` is what all blocks read.
     """
 
-    # (z, learned, inputs, context) -> z': as the forward pass computes it.
+    # (z, learned, inputs, context) -> z', as the forward pass computes it.
     whole: Callable
-    # (z, gain, inputs) -> (x, r [B, T]): the outer norm below; r = 1 where there is none.
+    # (z, gain, inputs) -> (x, r [B, T]): the outer norm below; r = 1 if there is none.
     norm: Callable
     # (x, r, gain, inputs) -> z.
     undo: Callable
@@ -68,11 +70,11 @@ def scan(
     options: config.RecomputeConfig,
     probe_A2: Array | None = None,
 ) -> Array:
-    """z after all blocks; its backward pass reconstructs what they were given.
+    """z after all blocks; the backward pass reconstructs the blocks' inputs.
 
     Args:
-      rows: (learned, inputs), trees of arrays [N, …]; `learned` is a tuple, one entry for each
-        sub-layer, and alone has gradients.
+      rows: (learned, inputs), trees of arrays [N, …]; `learned` is a tuple with one entry per
+        sub-layer, and only it has gradients.
       context: read by every block; it has no gradient.
       probe_A2: `probe(…)`, whose cotangent holds the stretches' errors, [A, 2].
     """
@@ -105,7 +107,7 @@ def scan(
 
 
 def num_stretches(options: config.RecomputeConfig, num_blocks: int) -> int:
-    """A: the lowest of them hold `anchor_blocks` blocks, the last one what is left."""
+    """A: all stretches have `anchor_blocks` blocks, except that the last one has the remainder."""
     return -(-num_blocks // options.anchor_blocks)
 
 
@@ -115,13 +117,13 @@ def probe(options: config.RecomputeConfig, num_blocks: int) -> Array:
 
 
 def summary(errors_A2: Array, options: config.RecomputeConfig, num_blocks: int) -> dict:
-    """What `probe`'s cotangent says, by name.
+    """The statistics in `probe`'s cotangent, by name.
 
     Returns:
       "reversal_error" and "reversal_step", float32 [N], each block with its stretch's numbers;
-      "reversal_fallbacks", the number of stretches that were computed again.
+      "reversal_fallbacks", the number of stretches that were recomputed.
     """
-    is_kept_A = jnp.all(errors_A2 < options.error_bound, axis=1)  # NaN is not
+    is_kept_A = jnp.all(errors_A2 < options.error_bound, axis=1)  # false for NaN
     errors_2N = jnp.repeat(errors_A2, options.anchor_blocks, axis=0)[:num_blocks].T
     return {
         "reversal_error": errors_2N[0],
@@ -131,7 +133,7 @@ def summary(errors_A2: Array, options: config.RecomputeConfig, num_blocks: int) 
 
 
 def fallback_plan() -> config.RecomputeConfig:
-    """How a stretch is computed again: in segments, as its carries count beside the anchors."""
+    """How a stretch is recomputed: in segments, as its carries add to the memory of the anchors."""
     return config.RecomputeConfig(plan="segments")
 
 
@@ -145,7 +147,7 @@ class _Depth:
     error_bound: float
 
     def forward(self, z_BTD, rows, context):
-        """z after all blocks; and (anchor, r [blocks, S, B, T]) of the whole stretches, stacked,
+        """z after all blocks; and (anchor, r [blocks, S, B, T]) of the full stretches, stacked,
         and of the shorter last one, if there is one."""
 
         def stretch(z_BTD, rows):
@@ -164,7 +166,7 @@ class _Depth:
         return z_BTD, (kept, kept_rest)
 
     def backward(self, dz_BTD, z_BTD, kept, rows, context):
-        """The cotangent of the first z, the gradients of what is learned, and [A, 2]."""
+        """The cotangent of the first z, the gradients of `learned`, and the errors [A, 2]."""
         whole, rest = self._stretches(rows)
         kept, kept_rest = kept
         if rest is not None:
@@ -189,7 +191,7 @@ class _Depth:
         return dz_BTD, gradients, errors_A2
 
     def _stretch(self, dz_BTD, top_BTD, kept, rows, context):
-        """One stretch backwards, from the z above it, which is exact.
+        """The backward pass of one stretch, from the exact z above it.
 
         Returns:
           The cotangent of its anchor, its gradients [blocks, …], and its errors, [2].
@@ -225,7 +227,7 @@ class _Depth:
 
     @jax.named_scope(named_scopes.RARE_BRANCH)
     def _recomputed(self, dz_BTD, z_BTD, rows, context):
-        """The cotangent of z below these blocks, and their gradients: exact."""
+        """The exact cotangent of z below these blocks, and their gradients."""
         learned, inputs = rows
 
         def run(z_BTD, learned):
@@ -258,7 +260,7 @@ class _Depth:
         return z_BTD, dz_BTD, tuple(reversed(gradients)), jnp.max(jnp.stack(steps))
 
     def _undo(self, sublayer: Sublayer, z_BTD, dz_BTD, learned, r_BT, inputs, context):
-        """One sub-layer: x by K iterations, the last of them differentiated; then its norm."""
+        """Inverts one sub-layer: K iterations for x, the last one differentiated; then its norm."""
         alpha, gain = sublayer.alpha(inputs), learned["gain"]
 
         def branch(x_BTD, params):
@@ -280,7 +282,7 @@ class _Depth:
         return below_BTD, dz_BTD, {"params": params_gradient, "gain": gain_gradient}, last_step
 
     def _stretches(self, rows):
-        """`rows` as [A, blocks, …], and what is left of them, or None."""
+        """`rows` as [A, blocks, …], and the remaining rows, or None."""
         size, num_blocks = self.anchor_blocks, len(jax.tree.leaves(rows)[0])
         count = num_blocks // size
         whole = jax.tree.map(lambda x: x[: count * size].reshape(count, size, *x.shape[1:]), rows)

@@ -18,16 +18,16 @@ from keel_jax.model.arrays import Array
 class Sampling:
     """How the next token is drawn.
 
-    The logits are divided by `temperature`, cut to the `top_k` most likely tokens, then to the
-    smallest set of most likely tokens that holds `top_p` of what is left (nucleus sampling,
-    1904.09751).
+    The logits are divided by `temperature`, restricted to the `top_k` most likely tokens, then to
+    the smallest set of most likely tokens that has `top_p` of the remaining probability (nucleus
+    sampling, 1904.09751).
     """
 
     # 0: always the most likely token.
     temperature: float = 1.0
-    # 0: no cut.
+    # 0: no limit.
     top_k: int = 0
-    # 1: no cut.
+    # 1: no limit.
     top_p: float = 1.0
 
     def __post_init__(self):
@@ -54,9 +54,9 @@ def generate(
     """Draws `num_tokens` tokens after each prompt; int32 [B, num_tokens], `end_id` once ended.
 
     Args:
-      prompt_BP: int32 ids, row b's first length_B[b] are its prompt, the rest is ignored.
+      prompt_BP: int32 ids; the first length_B[b] of row b are its prompt, the rest is ignored.
       key: a PRNG key; the tokens are a pure function of it.
-      num_ids: ids from here on are padding of the vocabulary, never drawn.
+      num_ids: ids from this one on are padding of the vocabulary and never drawn.
     """
     batch_size, prompt_size = prompt_BP.shape
     cache = lm.empty_cache(model.model, batch_size, prompt_size + num_tokens)
@@ -78,7 +78,7 @@ def generate(
         tokens_B = draw(logits_BV, jax.random.fold_in(key, index + 1), ended_B)
         return (tokens_B, ended_B | (tokens_B == end_id), cache), tokens_B
 
-    # The whole prompt at once. Slots behind a short prompt hold rubbish, but they lie in the
+    # The whole prompt at once. Slots after a short prompt are meaningless, but they are in the
     # future of every query until a drawn token overwrites them.
     logits_BV, cache = next_logits(prompt_BP, jnp.zeros_like(length_B), length_B - 1, cache)
     first_B = draw(logits_BV, jax.random.fold_in(key, 0), jnp.zeros(batch_size, bool))
@@ -101,7 +101,7 @@ def _cut(logits_BV, sampling: Sampling):
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         sorted_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < sampling.top_k, sorted_BV, -jnp.inf)
     probability_BV = jax.nn.softmax(sorted_BV)
-    # A token stays if those before it hold less than top_p: the most likely one always does.
+    # A token is kept if the more likely ones have less than top_p: the most likely one always is.
     before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
     stays_BV = (before_BV < sampling.top_p) & (sorted_BV > -jnp.inf)
     least_B1 = jnp.where(stays_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True)

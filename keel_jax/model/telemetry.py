@@ -1,13 +1,13 @@
-"""Statistics of each sub-layer from inside the scan over depth: a few numbers, no arrays.
+"""Statistics of each sub-layer from inside the scan over depth: a few scalars, no arrays.
 
-Forward, each sub-layer returns the means that `observe` takes of its stream and its branch; the
-scan stacks them to [N, 2]. Backward, a zero-valued probe [N, 2] that is scanned beside the
-constants gets, as its cotangent, the mean square of the stream's cotangent (`probe`). A program
-without probes holds nothing of either.
+In the forward pass each sub-layer returns the means that `observe` computes of its stream and its
+branch; the scan stacks them to [N, 2]. In the backward pass a zero-valued probe [N, 2], scanned
+along with the constants, gets the mean square of the stream's cotangent as its own cotangent
+(`probe`). A program without probes contains neither.
 
-Everything here is a mean over all entries or tokens of the batch, so micro-batches and shards of
-equal size average, and trials are vmapped. Squares leave float32 below an RMS of 1e-19 and above
-1e19. docs/telemetry.md has the formulas.
+Every statistic is a mean over all entries or tokens of the batch, so those of micro-batches and
+shards of equal size can be averaged, and trials are vmapped. Squares underflow float32 below an RMS
+of 1e-19 and overflow above 1e19. docs/telemetry.md has the formulas.
 
 Dimension letters: N blocks, B batch, T time, D model.
 """
@@ -24,7 +24,7 @@ from keel_jax.model import residual
 from keel_jax.model.arrays import Array
 from keel_jax.model.residual import equation
 
-# Keeps 0 / 0 out of a stream of zeros.
+# Avoids 0 / 0 in a stream of zeros.
 _TINY = 1e-37
 
 
@@ -34,7 +34,7 @@ def probes(num_blocks: int) -> Array:
 
 
 def probe(stream: Any, inputs: residual.BlockInputs, sublayer: int) -> Any:
-    """`stream` as it is; with a probe among the block's inputs, measured in the backward pass.
+    """`stream` unchanged; with a probe in the block's inputs, measured in the backward pass.
 
     Args:
       stream: a tree of arrays [B, T, …].
@@ -66,9 +66,9 @@ def observe(before: Any, f_BTD: Array, after: Any, sub: residual.SublayerContext
     """The means of one sub-layer, float32 scalars; None in a program without probes.
 
     Args:
-      before: the stream that entered it, a tree of arrays [B, T, …].
+      before: the stream at its input, a tree of arrays [B, T, …].
       f_BTD: the branch's output.
-      after: the stream that leaves it.
+      after: the stream at its output.
       sub: the sub-layer.
 
     Returns:
@@ -90,16 +90,16 @@ def observe(before: Any, f_BTD: Array, after: Any, sub: residual.SublayerContext
 
 
 def stack(attention: dict | None, ffn: dict | None) -> dict | None:
-    """Both sub-layers' numbers as vectors [2], the block's output for the scan to stack."""
+    """Both sub-layers' statistics as vectors [2], the block's output that the scan stacks."""
     return jax.tree.map(lambda *pair: jnp.stack(pair), attention, ffn)
 
 
 def effective_alpha(topology: residual.Topology, params: Mapping) -> Array:
     """alpha_l * rms(g_out(l - 1)) / rms(g_in(l)), float32 [N, 2] (PAPER: arXiv:2601.19895, §2).
 
-    The stream that enters sub-layer l carries the gain of the outer norm of sub-layer l - 1 (the
+    The stream that enters sub-layer l carries the gain of the outer norm of sub-layer l - 1 (of the
     embedding's norm before the first), and the branch reads it through its inner norm's gain. A
-    norm that a sub-layer has not counts as gain 1.
+    norm that a sub-layer does not have counts as gain 1.
 
     Args:
       topology: of the model; its alpha and norms.
@@ -122,7 +122,7 @@ def effective_alpha(topology: residual.Topology, params: Mapping) -> Array:
 
 
 def _gain_rms(topology, block, norm: str, sublayer: int) -> Array:
-    """RMS of a norm's gain in each block, 1 where a block has not got the norm; [N]."""
+    """RMS of a norm's gain in each block, 1 if a block does not have the norm; [N]."""
     has_N = np.asarray(getattr(topology, norm)[:, sublayer])
     if not has_N.any():
         return jnp.ones(len(has_N))
@@ -145,8 +145,8 @@ def _mean_square(tree) -> Array:
 def _angles(before, after) -> Array:
     """The angle between two streams at each token, [B, T], in radians.
 
-    2 atan2(|u - v|, |u + v|) of the unit vectors: exact at the small angles (1/alpha) of a deep
-    stack, where the arc cosine in float32 knows nothing below 3e-4.
+    2 atan2(|u - v|, |u + v|) of the unit vectors is accurate at the small angles (1/alpha) of a
+    deep stack, where the arc cosine in float32 resolves nothing below 3e-4.
     """
     u, v = _units(before), _units(after)
 
@@ -158,7 +158,7 @@ def _angles(before, after) -> Array:
 
 
 def _units(stream) -> list[Array]:
-    """The stream of each token, one vector however many leaves hold it, scaled to length 1."""
+    """The stream of each token, scaled to length 1 as one vector over all leaves."""
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(stream)]
     leaves = [leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves]
     square = sum(jnp.sum(leaf * leaf, axis=-1, keepdims=True) for leaf in leaves)

@@ -1,1 +1,1 @@
-"""Devices and how arrays lie on them: the mesh, and the one rule table."""
+"""Devices and how arrays are sharded over them: the mesh, and the one rule table."""

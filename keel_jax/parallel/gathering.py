@@ -1,8 +1,8 @@
-"""Gathers weights that ZeRO has split, and reduce-scatters their gradients, level by level.
+"""Gathers weights that ZeRO has sharded, and reduce-scatters their gradients, in levels.
 
-A TPU's compiler (libtpu 0.0.42, arrays of width 1024 on v5e) scatters sums among up to 8 devices.
-Among 16 it sums the whole array on every device and keeps a part; among 64 it gathers by summing as
-well. So a group is divided into levels, which send the same bytes: of 16 devices first 4 neighbours
+A TPU's compiler (libtpu 0.0.42, arrays of width 1024 on v5e) reduce-scatters over up to 8 devices.
+Over 16 it all-reduces the whole array and keeps a part; over 64 it also gathers by summing. So a
+group is divided into levels, which send the same number of bytes: of 16 devices first 4 neighbours
 each, then 4 such groups (docs/planning.md).
 """
 
@@ -13,19 +13,19 @@ import jax
 
 from keel_jax.parallel import sharding
 
-# Devices of one level, at most. Scatters: what the compiler was seen to do, above.
+# Maximum devices of one level. For scatters: the compiler's limit above.
 MAX_GATHER, MAX_SCATTER = 16, 8
 
 
 def gather_rows(w: jax.Array, logical_axis: str) -> jax.Array:
-    """All rows of a weight of which each device holds some, consecutive ones; within shard_map.
+    """All rows of a weight of which each device holds consecutive rows; within shard_map.
 
     The gradient is summed over the devices and scattered, in w's dtype. All devices get the same
-    result, but each has a gradient of its own: the result must be used within the same shard_map.
+    result, but each has its own gradient: the result must be used within the same shard_map.
 
     Args:
       w: this device's rows, [rows / devices, …].
-      logical_axis: the rows' axis, along which ZeRO has split them: "embed" or "table_embed".
+      logical_axis: the rows' axis, along which ZeRO has sharded them: "embed" or "table_embed".
     """
     sizes = sharding.mesh_sizes()
     axes = tuple(axis for axis in sharding.RULES[logical_axis] if sizes[axis] > 1)

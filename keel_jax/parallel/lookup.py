@@ -1,9 +1,9 @@
-"""Looks up rows of a table that is split along both dimensions, without gathering it anywhere.
+"""Looks up rows of a table that is sharded along both dimensions, without gathering all of it.
 
-Left to the partitioner, a table split over `tensor` is gathered on every device for the lookup,
-and its whole gradient is summed on every device.
+The partitioner alone would gather a table sharded over `tensor` on every device for the lookup,
+and sum its whole gradient on every device.
 
-Dimension letters: B batch, T time, V vocabulary, D model; P parts of the width, d the width of one.
+Dimension letters: B batch, T time, V vocabulary, D model; P parts of the width, d width of a part.
 """
 
 import jax
@@ -13,12 +13,12 @@ from keel_jax.parallel import gathering, manual, sharding
 
 
 def lookup_rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """table[tokens], [B, T, D] split as the stream; inside jit under `jax.set_mesh`.
+    """table[tokens], [B, T, D] sharded as the stream; inside jit under `jax.set_mesh`.
 
     Each device gathers the whole width of its own vocabulary rows, looks up the tokens that are
-    among them and takes zeros for the others. The devices that share a vocabulary then exchange
-    sums of one row and zeros, exact in any dtype. The gradient takes the same way back: it is
-    reduce-scattered to where the table lies.
+    among them and takes zeros for the others. The devices that share a vocabulary then sum their
+    results; each sum is one row plus zeros, so it is exact in any dtype. The gradient is the
+    transpose: it is reduce-scattered to the table's sharding.
 
     Args:
       table_VD: with logical axes ("vocab", "table_embed").
@@ -27,9 +27,9 @@ def lookup_rows(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     vocab_axes = sharding.RULES["vocab"]
 
     def local_rows(table_VD, tokens_BT):
-        # Gathered in parts [P, V, d], not along the width: a part narrower than a TPU's 128 lanes
-        # could not be scattered along the width, and its whole gradient would be summed on every
-        # device.
+        # Gathered as parts [P, V, d] and not along the width: a part narrower than a TPU's 128
+        # lanes could not be scattered along the width, and its whole gradient would be summed on
+        # every device.
         parts_PVd = gathering.gather_rows(table_VD[None], "table_embed")
         num_rows = parts_PVd.shape[1]
         table_VD = parts_PVd.swapaxes(0, 1).reshape(num_rows, -1)

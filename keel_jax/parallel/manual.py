@@ -1,4 +1,4 @@
-"""Functions of each device's part of an array: `jax.shard_map`, with specs from the rule table."""
+"""Functions of each device's shard of an array: `jax.shard_map` with specs from the rule table."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ Axes = tuple[str, ...]
 def over_mesh(
     function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Axes | tuple[Axes, ...]
 ) -> Callable[..., Any]:
-    """A function of whole arrays, in which every device runs `function` on its own part of them.
+    """A function of whole arrays, in which every device runs `function` on its own shard of them.
 
     The mesh is the ambient one (`jax.set_mesh`), without the axes that a surrounding shard_map has
-    made manual: within a pipeline's stage that is `stage`. Without a mesh, or without an axis that
-    is left, `function` itself.
+    made manual (`stage`, within a pipeline's stage). Without a mesh, or if no axis remains, the
+    result is `function` itself.
 
     Args:
       in_axes: logical axes of each positional argument.
@@ -36,8 +36,8 @@ def over_mesh(
         in_specs=tuple(sharding.spec(axes) for axes in in_axes),
         out_specs=jax.tree.map(sharding.spec, out_axes, is_leaf=_is_one_array),
         axis_names=auto,
-        # Pallas kernels and hand-written gradients do not say over which axes they vary, and JAX
-        # does not know that what was gathered over an axis is equal along it.
+        # Pallas kernels and hand-written gradients do not declare over which axes they vary, and
+        # JAX does not know that the result of a gather over an axis is equal along it.
         check_vma=False,
     )
 

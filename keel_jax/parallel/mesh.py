@@ -21,14 +21,14 @@ def make(
     """A mesh with axes AXES over `devices` (all of them by default).
 
     Along each axis the slices are outermost: its first (size within a slice) devices share a
-    slice. Within a slice JAX lays the axes onto the chips' links.
+    slice. Within a slice JAX maps the axes to the physical links.
 
-    Axes are of type Auto: `jax.make_mesh` makes Explicit ones, under which linen's constraints
+    Axes are of type Auto: `jax.make_mesh` makes Explicit ones, with which linen's constraints
     raise.
 
     Args:
-      simulated_slices: that many groups of equal size, in the order of `devices`, stand for slices;
-        None: the devices themselves name the slices they are in.
+      simulated_slices: so many groups of equal size, in the order of `devices`, stand for slices;
+        None: the devices' own `slice_index` is used.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or of slices.
@@ -51,7 +51,7 @@ def make(
 
 
 def widest(model: config.ModelConfig) -> config.MeshConfig:
-    """As many shards as every matrix allows; the other devices, and slices, share the rows.
+    """A mesh with as many shards as all matrices allow; other devices and slices are replicas.
 
     For entry points that load a run's weights on whatever devices this machine has.
     """
@@ -66,7 +66,7 @@ def split_slices(
     """The devices of each slice; arguments as in `make`.
 
     Raises:
-      UserError: the slices are not of one size.
+      UserError: the slices differ in size.
     """
     devices = list(devices)
     if simulated_slices is None:
@@ -98,7 +98,7 @@ def resolve_sizes(
 
 
 def _resolve(sizes: Mapping[str, int], total: int, what: str) -> list[int]:
-    """`sizes` with -1 replaced by what is left of `total`; `what` names it in the message."""
+    """`sizes` with -1 replaced by the rest of `total`; `what` describes it in the message."""
     fixed = math.prod(size for size in sizes.values() if size != -1)
     resolved = [total // fixed if size == -1 else size for size in sizes.values()]
     if math.prod(resolved) != total:

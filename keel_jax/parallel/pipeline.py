@@ -1,9 +1,9 @@
 """Pipeline parallelism: consecutive parts of the depth on the devices of the mesh axis `stage`.
 
-GPipe's schedule (1811.06965): M microbatches follow each other through S stages, in M + S - 1
+GPipe's schedule (1811.06965): M microbatches pass one after another through S stages, in M + S - 1
 ticks. In tick t stage s works on microbatch t - s and then sends the result to stage s + 1. In the
 first ticks the later stages have no microbatch yet, and in the last ones the earlier stages have
-none left: they compute what nobody reads, for (S - 1) / (M + S - 1) of the time, the bubble.
+none left: their results are unused for (S - 1) / (M + S - 1) of the time, the bubble.
 
     tick      0    1    2    3    4    5        S = 3, M = 4
     stage 0   m0   m1   m2   m3   ·    ·
@@ -11,8 +11,8 @@ none left: they compute what nobody reads, for (S - 1) / (M + S - 1) of the time
     stage 2   ·    ·    m0   m1   m2   m3
 
 The backward pass is the transpose: the same schedule, from the last stage to the first. Only
-`stage` is manual inside (shard_map); the compiler spreads each stage's work over the other axes as
-it would without stages.
+`stage` is manual inside (shard_map); the compiler partitions each stage's work over the other axes
+as it would without stages.
 
 Dimension letters: M microbatches, B batch, T time.
 """
@@ -31,7 +31,7 @@ AXIS = "stage"
 def num_microbatches(option: int, num_stages: int) -> int:
     """M for the option `mesh.stage_microbatches`; with one stage, 1.
 
-    0 stands for four a stage, which keeps the bubble below a fifth.
+    0 stands for four per stage, which keeps the bubble below a fifth.
     """
     return 1 if num_stages == 1 else option or 4 * num_stages
 
@@ -42,7 +42,7 @@ def num_ticks(num_stages: int, num_microbatches: int) -> int:
 
 
 def bubble_fraction(num_stages: int, num_microbatches: int) -> float:
-    """The part of the stages' time in which nobody reads what they compute."""
+    """The fraction of the stages' time in which their results are unused."""
     return (num_stages - 1) / num_ticks(num_stages, num_microbatches)
 
 
@@ -55,24 +55,24 @@ def run_stages(
     x_axes: tuple[str, ...],
     out_axes: tuple[str, ...],
 ) -> tuple[Any, Any]:
-    """Every microbatch through all stages; under `jax.set_mesh` with an axis `stage`.
+    """Runs every microbatch through all stages; under `jax.set_mesh` with an axis `stage`.
 
     Args:
       stage: (this stage's part of `stage_arrays`, x [B, T, …], one microbatch of `context_MBT`,
-        [B, T, …]) -> (x, stats): what one stage does; pure, the same program on every stage.
-        `stats` is a tree of arrays, or None; their first dimension is the stage's depth, their
-        values are means over the batch.
+        [B, T, …]) -> (x, stats): the computation of one stage; pure, the same program on every
+        stage. `stats` is a tree of arrays, or None; their first dimension is the stage's depth,
+        their values are means over the batch.
       stage_arrays: a tree of arrays whose first dimension is depth, a multiple of the stages.
-      x_MBT: what the first stage reads: an array, or a tree of arrays, microbatches first.
-      context_MBT: a tree of arrays that every stage reads as well, microbatches first.
-      x_axes: logical axes of one microbatch's x as the last stage leaves it, [B, T, …]; of every
-        array of it.
-      out_axes: logical axes of the result: as x_axes, but with time split over the stages too.
+      x_MBT: the input of the first stage: an array, or a tree of arrays, microbatches first.
+      context_MBT: a tree of arrays that every stage reads, microbatches first.
+      x_axes: logical axes of the last stage's output of one microbatch, [B, T, …], the same for
+        every array of it.
+      out_axes: logical axes of the result: as x_axes, but with time sharded over the stages too.
 
     Returns:
-      The x of the last stage, [M, B, T, …], its time axis split over the stages so that they can
-      divide what comes after among them; and `stats`, the depth of all stages in one, averaged over
-      the microbatches. (A cotangent of `stage_arrays`, as of anything read M times, is their sum.)
+      The x of the last stage, [M, B, T, …], its time axis sharded over the stages so that they can
+      share the computation after it; and `stats`, concatenated over the stages' depths and averaged
+      over the microbatches. (A cotangent of `stage_arrays` is a sum over the microbatches.)
     """
     num_stages = jax.sharding.get_abstract_mesh().shape[AXIS]
     num_microbatches = jax.tree.leaves(x_MBT)[0].shape[0]
@@ -81,7 +81,7 @@ def run_stages(
         index = jax.lax.axis_index(AXIS)
 
         def tick(received_BT, t):
-            # Before its first microbatch and after its last a stage repeats that one, unread.
+            # Before its first microbatch and after its last, a stage repeats that one, unused.
             m = jnp.clip(t - index, 0, num_microbatches - 1)
             select = lambda x: jax.lax.dynamic_index_in_dim(x, m, keepdims=False)  # noqa: E731
             in_BT = jax.tree.map(
@@ -115,9 +115,9 @@ def run_stages(
 def _scatter_time(
     done_SMBT: jax.Array, x_axes: tuple[str, ...], out_axes: tuple[str, ...]
 ) -> jax.Array:
-    """The last stage's [M, B, T, …], of which every stage gets a part of the time axis.
+    """The last stage's [M, B, T, …], with the time axis scattered over the stages.
 
-    All axes are manual here: with `stage` alone the partitioner would gather the batch.
+    All axes are manual here: with only `stage` manual the partitioner would gather the batch.
     """
 
     def scatter(done_SMBT):

@@ -1,26 +1,26 @@
-"""Ring attention: exact attention over a sequence that is split over devices.
+"""Ring attention: exact attention over a sequence that is sharded over devices.
 
 Each device holds T of the tokens, their queries, keys and values, and adds one block of keys after
-another to its running softmax while the blocks travel around the ring (Liu et al., 2310.01889):
+another to its running softmax while the blocks are sent around the ring (Liu et al., 2310.01889):
 
     m' = max(m, max s),  l' = l e^(m - m') + sum e^(s - m'),  o' = o e^(m - m') + e^(s - m') v
 
-and in the end o / l. In the backward pass the blocks travel around the ring again, and the
-gradients of keys and values travel with them until they are back on their own device
+and in the end o / l. In the backward pass the blocks are sent around the ring again, and the
+gradients of keys and values are sent with them until they are back on their own device
 (FlashAttention's equations, 2205.14135):
 
     p = e^(s - lse),  dv += p do,  ds = p (do v - delta),  dq += ds k,  dk += ds q,  delta = do o
 
-so that neither what is kept for it nor what is held at a time grows with the ring. Within a block
-queries and keys are taken in chunks: the scores of one chunk of queries and one of keys are all
-that exist at once. A chunk of keys that lies wholly in the future of a chunk of queries is skipped.
+so neither the saved nor the temporary memory per device grows with the ring. Within a block,
+queries and keys are processed in chunks: only the scores of one chunk of queries and one of keys
+exist at a time. A chunk of keys that is entirely in the future of a chunk of queries is skipped.
 
-Tokens carry their index in the sequence, so that they may lie on the devices in any order. In
+Each token has its index in the sequence, so tokens may be on the devices in any order. In
 consecutive order the last device would skip almost nothing and the first almost everything;
 `zigzag` gives each device a part from both ends.
 
-Dimension letters: B batch, T time on this device, N query heads, K key/value heads, G query heads a
-key/value head, H head width; C chunks, t and s a chunk's queries and keys.
+Dimension letters: B batch, T time on this device, N query heads, K key/value heads, G query heads
+per key/value head, H head width; C chunks, t and s a chunk's queries and keys.
 """
 
 import functools
@@ -33,29 +33,29 @@ from jax.ad_checkpoint import checkpoint_name
 
 from keel_jax import errors
 
-# Queries and keys a chunk, at most. 512 x 512 float32 scores of 16 heads are 16 MiB a row, and
+# Maximum queries and keys per chunk. 512 x 512 float32 scores of 16 heads are 16 MiB per row, and
 # a skipped chunk is at most 1/8 of a device's 4096 tokens. A guess: not measured on a TPU.
 MAX_CHUNK = 512
-# Scores of invisible keys: finite, as inf - inf is not a number; e to this power is 0.
+# Score of invisible keys: finite, as inf - inf is NaN; its exponential is 0.
 _HIDDEN = -0.7 * float(np.finfo(np.float32).max)
 # The index of a padded key: later than every query.
 _AFTER_ALL = np.iinfo(np.int32).max
 
 
 class Ring(NamedTuple):
-    """The devices of a ring: a mesh axis within shard_map; of size 1, this device alone."""
+    """The devices of a ring: a mesh axis within shard_map; with size 1, only this device."""
 
     axis: str
     size: int
 
     def send_on(self, tree: Any) -> Any:
-        """The tree of this device's predecessor: every device sends its own to its successor."""
+        """Sends the tree to the next device of the ring; returns that of the previous one."""
         pairs = [(i, (i + 1) % self.size) for i in range(self.size)]
         return jax.lax.ppermute(tree, self.axis, pairs)
 
 
 class _Tokens(NamedTuple):
-    """What decides which token is visible to which; int32 [C, B, t] each."""
+    """The arrays that decide which tokens are visible; int32 [C, B, t] each."""
 
     index: jax.Array
     segments: jax.Array
@@ -72,17 +72,17 @@ def attend(
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the ring's tokens; this device's [B, T, N, H], in q's dtype.
 
-    Token s is visible to token t if index[s] <= index[t] and both are of the same segment. Scores,
-    softmax and sums are float32, the matrix multiplications read the inputs' dtype.
+    Token s is visible to token t if index[s] <= index[t] and both are in the same segment. Scores,
+    softmax and sums are float32; the matrix multiplications have inputs in the inputs' dtype.
 
     Args:
       segment_ids_BT: int32.
       index_BT: int32, each token's place in the whole sequence; in any order.
-      ring: the axis over which T is split.
+      ring: the axis over which the sequence is sharded.
     """
     batch_size, num_tokens, num_heads, width = q_BTNH.shape
     kv_heads = k_BTKH.shape[2]
-    # Two chunks at least, and an even number: with `zigzag` each lies in one of the two parts.
+    # At least two chunks, and an even number: with `zigzag` each is within one of the two parts.
     num_chunks = 2 * -(-num_tokens // (2 * MAX_CHUNK))
     size = -(-num_tokens // num_chunks)
     chunked = functools.partial(_chunked, num_chunks=num_chunks, size=size)
@@ -96,10 +96,10 @@ def attend(
 
 
 def zigzag(x_BT: jax.Array, *, ring: Ring) -> jax.Array:
-    """From consecutive tokens a device to the zigzag order; this device's [B, T].
+    """Converts consecutive tokens per device to the zigzag order; this device's [B, T].
 
-    Of 2 R parts of the sequence, device i of R gets parts i and 2 R - 1 - i in place of 2 i and
-    2 i + 1: at every turn of the ring each device then has the same work.
+    Of 2 R parts of the sequence, device i of R gets parts i and 2 R - 1 - i instead of 2 i and
+    2 i + 1, so that all devices have equal work at every turn of the ring.
 
     Raises:
       UserError: the sequence does not have 2 R equal parts.
@@ -114,7 +114,7 @@ def zigzag(x_BT: jax.Array, *, ring: Ring) -> jax.Array:
     def holder(part):
         return part if part < size else 2 * size - 1 - part
 
-    # The first halves go to different devices, and so do the second ones.
+    # The first halves are sent to distinct devices, and so are the second halves.
     first, second = (
         jax.lax.ppermute(half, ring.axis, [(i, holder(2 * i + late)) for i in range(size)])
         for late, half in enumerate(jnp.split(x_BT, 2, axis=1))
@@ -134,7 +134,7 @@ def _attend(ring, q_CBtKGH, queries, kv, keys):
 def _forward(ring, q_CBtKGH, queries, kv, keys):
     def turn(carry, _):
         sums, kv, keys = carry
-        # The next block is under way while this one is computed.
+        # The next block is received while this one is computed.
         incoming = ring.send_on((kv, keys))
         return (_add_block(sums, q_CBtKGH, queries, kv, keys), *incoming), None
 
@@ -150,12 +150,12 @@ def _forward(ring, q_CBtKGH, queries, kv, keys):
         carry, _ = jax.lax.scan(turn, carry, length=ring.size - 1)
     last, *block = carry
     m_CBKGt, l_CBKGt, o_CBKGtH = _add_block(last, q_CBtKGH, queries, *block)
-    # To padding nothing is visible: its output is 0, not 0 / 0.
+    # Padding queries see no key: their output is 0, not 0 / 0.
     l_CBKGt = jnp.where(l_CBKGt == 0, 1.0, l_CBKGt)
     o_CBKGtH = o_CBKGtH / l_CBKGt[..., None]
     o_CBtKGH = jnp.moveaxis(o_CBKGtH, -2, 2).astype(q_CBtKGH.dtype)
     lse_CBKGt = m_CBKGt + jnp.log(l_CBKGt)
-    # Recomputation may keep what is named so, and the ring then turns only once forward.
+    # If recomputation saves what has this name, the forward pass of the ring runs only once.
     o_CBtKGH, lse_CBKGt = checkpoint_name((o_CBtKGH, lse_CBKGt), "attention")
     return o_CBtKGH, (q_CBtKGH, queries, kv, keys, o_CBtKGH, lse_CBKGt)
 
@@ -189,7 +189,7 @@ def _add_chunk(sums, q_BtKGH, query, kv, key):
     visible = _visible(query, key)
     s_BKGts = jnp.where(visible, _scores(q_BtKGH, k_BsKH), _HIDDEN)
     new_BKGt = jnp.maximum(m_BKGt, s_BKGts.max(axis=-1))
-    # Where all keys are hidden their scores equal the maximum: the mask makes p 0, not e^.
+    # If all keys are hidden, their scores equal the maximum: p is set to 0 by the mask.
     p_BKGts = jnp.where(visible, jnp.exp(s_BKGts - new_BKGt[..., None]), 0.0)
     kept_BKGt = jnp.exp(m_BKGt - new_BKGt)
     values_BKGtH = jnp.einsum(
@@ -212,7 +212,7 @@ def _backward(ring, residuals, do_CBtKGH):
 
     def turn(carry, _):
         dq, dkv, kv, keys = carry
-        # The sums of the keys' gradients so far arrive while this block's part is computed.
+        # The keys' accumulated gradients are received while this block's part is computed.
         dkv, incoming = ring.send_on(dkv), ring.send_on((kv, keys))
         dq, part = _block_gradients(dq, by_query, kv, keys)
         return (dq, jax.tree.map(jnp.add, dkv, part), *incoming), None
@@ -286,9 +286,9 @@ def _visible(query: _Tokens, key: _Tokens):
 def _any_visible(query: _Tokens, key: _Tokens):
     """Whether some key of the chunk is not in the future of all its queries.
 
-    By index alone: in a run of several trials the documents differ between trials and the index
-    does not, so that this stays one decision for all. Batched by vmap, it would be a selection, for
-    which both branches are computed.
+    This depends only on the index. With several trials the documents differ between trials but the
+    index does not, so the decision is the same for all. If vmap batched it, the conditional would
+    become a select, for which both branches are computed.
     """
     return key.index.min() <= query.index.max()
 

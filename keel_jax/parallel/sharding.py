@@ -1,4 +1,4 @@
-"""The one table that says on which mesh axes each logical axis lies.
+"""The one table that maps each logical axis to mesh axes.
 
 Modules name logical axes at the initializer; nothing else in the project writes a PartitionSpec.
 """
@@ -13,33 +13,33 @@ from jax.sharding import NamedSharding, PartitionSpec
 from keel_jax import errors
 
 # Logical axis -> mesh axes, outermost first.
-#   Parameters and optimizer state are split over `fsdp` and `context`, whose devices all see
+#   Parameters and optimizer state are sharded over `fsdp` and `context`, whose devices all see
 #   different tokens, along their model dimension, and gathered where they are used (ZeRO-3); the
-#   stream stays with its rows.
-#   `tensor` splits heads, FFN and vocabulary (Megatron); between the branches the stream is split
+#   stream is not moved between devices for this.
+#   `tensor` shards heads, FFN and vocabulary (Megatron); between the branches the stream is sharded
 #   over it along time, so that norms and the residual sum are divided among its devices too: the
-#   all-reduce after a branch becomes a reduce-scatter and an all-gather before the next, of the
-#   same bytes.
+#   all-reduce after a branch becomes a reduce-scatter, and an all-gather before the next branch, of
+#   the same bytes.
 #   `stage` holds consecutive blocks; within a stage the scan reads one block at a time.
 RULES = {
     "trial": ("trial",),
     "batch": ("data", "fsdp"),
-    # Tokens, and what attention reads.
+    # Tokens, and the inputs of attention.
     "time": ("context",),
     # The stream between the branches.
     "stream_time": ("context", "tensor"),
-    # What the loss reads: divided among the stages.
+    # The input of the loss: divided among the stages.
     "loss_time": ("context", "stage"),
     "stream": (),
     "blocks": ("stage",),
     "embed": ("fsdp", "context"),
-    # Of embedding and output, which no stage owns: divided among all of them.
+    # The embedding and the output, which belong to no stage: sharded over all of them.
     "table_embed": ("fsdp", "context", "stage"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
-    # Rows of the matrices that lead back to the stream. ZeRO splits these and not the columns: a
-    # TPU's compiler scatters no gradient along columns, but sums all of it on every device.
+    # Rows of the matrices that write to the stream. ZeRO shards these and not the columns: a TPU's
+    # compiler does not reduce-scatter a gradient along columns, but all-reduces all of it.
     "heads_row": ("tensor", "fsdp", "context"),
     "ffn_row": ("tensor", "fsdp", "context"),
     "vocab": ("tensor",),
@@ -74,12 +74,15 @@ def spec(logical_axes: tuple[str, ...]) -> PartitionSpec:
 
 
 def sharding(
-    mesh: jax.sharding.Mesh, logical_axes: tuple[str, ...], shape: tuple[int, ...], name: str = ""
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    logical_axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    name: str = "",
 ) -> NamedSharding:
-    """Where an array of `shape` lies; `name` is the array's in messages.
+    """The sharding of an array of `shape`; `name` is its name in messages.
 
     Raises:
-      UserError: a dimension is not a multiple of the devices over which it is split.
+      UserError: a dimension is not a multiple of the devices over which it is sharded.
     """
     if len(logical_axes) != len(shape):
         raise errors.UserError(f"{name}: shape {shape} does not have the axes {logical_axes}.")
@@ -100,25 +103,25 @@ def mesh_sizes() -> Mapping[str, int]:
 
 
 def has_several_devices() -> bool:
-    """Whether the mesh has, inside jit under `jax.set_mesh`."""
+    """Whether the mesh has several devices, inside jit under `jax.set_mesh`."""
     return math.prod(mesh_sizes().values()) > 1
 
 
 def num_shards(logical_axis: str, sizes: Mapping[str, int]) -> int:
-    """The number of parts into which the table splits a dimension, for these sizes of mesh axes."""
+    """The number of shards of a dimension, by the table and these sizes of mesh axes."""
     return math.prod(sizes[axis] for axis in RULES.get(logical_axis, ()))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Every device holds all of the array, whatever its shape."""
+    """The sharding with which every device holds the whole array."""
     return NamedSharding(mesh, spec(()))
 
 
 def constrain(array: jax.Array, logical_axes: tuple[str, ...]) -> jax.Array:
-    """Pins `array` to where the table says, inside jit under `jax.set_mesh`.
+    """Constrains `array` to the table's sharding, inside jit under `jax.set_mesh`.
 
-    Without a mesh it is returned as it is. The stream needs it: left alone, the partitioner prefers
-    to gather the rows of the whole batch on every device to gathering a small weight.
+    Without a mesh it is returned unchanged. The stream needs this: otherwise the partitioner
+    gathers the rows of the whole batch on every device instead of a small weight.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return array

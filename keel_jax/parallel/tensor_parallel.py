@@ -1,19 +1,19 @@
-"""Products of activations with weights that are split over devices: ZeRO and Megatron.
+"""Products of activations with weights that are sharded over devices: ZeRO and Megatron.
 
-A weight is split along its rows (ZeRO-3: over the devices that see different tokens) and along
-heads or FFN (Megatron's `tensor`). `column_parallel` leads from the stream into a branch,
-`row_parallel` back:
+A weight is sharded along its rows (ZeRO-3: over the devices that see different tokens) and along
+heads or FFN (Megatron's `tensor`). `column_parallel` maps the stream into a branch,
+`row_parallel` maps back:
 
     column   w: cast, its rows gathered    x: gathered along time over `tensor`
-    row      w: cast, its rows gathered    the product: summed over `tensor`, split along time
+    row      w: cast, its rows gathered    the product: summed over `tensor`, scattered along time
 
-and the backward passes are the transposes: a weight's gradient is reduce-scattered to where the
-weight lies, in the compute dtype.
+and the backward passes are the transposes: a weight's gradient is reduce-scattered to the weight's
+sharding, in the compute dtype.
 
 Heads that fill a TPU's registers are multiplied as heads, [B, T, N, H]: the weight is reshaped and
-not the activation, which attention keeps in an order of its own. Where activations were flattened
-to [B, T, N H], the compiler first copied the gradients of queries and values into another order.
-Narrower heads would be padded in memory, and are flat (docs/performance.md has both).
+not the activation, which has its own layout in attention. With activations flattened to
+[B, T, N H], the compiler first copied the gradients of queries and values to another layout.
+Narrower heads would be padded in memory, so they are flattened (docs/performance.md has both).
 
 Dimension letters: B batch, T time, D model, F ffn or heads N x H.
 """
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from keel_jax.parallel import gathering, manual, sharding
 
 _STREAM_AXES = ("batch", "stream_time", "stream")
-# Numbers side by side in a TPU's register.
+# Lanes of a TPU's register.
 LANES = 128
 
 
@@ -39,7 +39,7 @@ def column_parallel(
     """x @ w for each w, in x's dtype, [B, T, F] with F's logical axis as given.
 
     Args:
-      x_BTD: split as the stream between the branches.
+      x_BTD: sharded as the stream between the branches.
       weights_DF: float32, with logical axes ("embed", axis).
       axes: each weight's axis: "heads", "kv_heads" or "ffn".
       head_dim: H, for results [B, T, F / H, H].
@@ -67,7 +67,7 @@ def column_parallel(
 
 
 def row_parallel(x_BTF: jax.Array, w_FD: jax.Array, axis: str) -> jax.Array:
-    """x @ w in x's dtype, [B, T, D], split as the stream between the branches.
+    """x @ w in x's dtype, [B, T, D], sharded as the stream between the branches.
 
     Args:
       x_BTF: with logical axes ("batch", "time", axis); or heads, [B, T, N, H].
@@ -95,14 +95,14 @@ def row_parallel(x_BTF: jax.Array, w_FD: jax.Array, axis: str) -> jax.Array:
 
 
 def _gathered(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """All rows of a weight of which this device holds some, in `dtype`."""
+    """All rows of a sharded weight, in `dtype`."""
     return gathering.gather_rows(w.astype(dtype), "embed")
 
 
 def _is_split_evenly(x_BT: jax.Array) -> bool:
-    """Whether several devices hold equal parts of these tokens.
+    """Whether there are several devices, which can hold equal parts of these tokens.
 
-    Where they cannot, as with the few tokens of decoding, the partitioner places them.
+    If they cannot, as with the few tokens of decoding, the partitioner chooses the sharding.
     """
     sizes = sharding.mesh_sizes()
     return sharding.has_several_devices() and not any(
@@ -114,7 +114,7 @@ def _is_split_evenly(x_BT: jax.Array) -> bool:
 def _tensor_axes() -> tuple[str, ...]:
     """The axes of `tensor` with several devices.
 
-    A collective over one device would send nothing, and still pin the layouts around it.
+    A collective over one device would send nothing, but still constrain the layouts around it.
     """
     sizes = sharding.mesh_sizes()
     return tuple(axis for axis in sharding.RULES["ffn"] if sizes[axis] > 1)

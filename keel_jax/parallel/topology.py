@@ -1,7 +1,7 @@
-"""Devices by the name of a machine that may be absent: TPU slices, and a CPU's simulated devices.
+"""Devices by topology name: TPU slices that need not exist, and a CPU's simulated devices.
 
     v5e:4x4            16 chips, one slice          v4 v5p tpu7x: three sizes, as in v5p:4x4x4
-    v5e:16x16 x 2      num_slices=2: 512 chips, whose `slice_index` tells them apart
+    v5e:16x16 x 2      num_slices=2: 512 chips, distinguished by their `slice_index`
     cpu:8              eight simulated devices
 
 The TPU compiler (libtpu) then compiles for them on any machine. A tpu7x chip is two devices.
@@ -31,10 +31,9 @@ _NUM_SIZES = {"v2": 2, "v3": 2, "v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 
 # The largest pod (tpu7x; Google Cloud's TPU pages).
 _MAX_CHIPS = 9216
 _EXAMPLES = "v5e:4x4, v5p:4x4x4, cpu:8"
-# A v4 chip is one device to JAX where it is present, and two in the compiler's description by
-# default.
+# JAX presents a real v4 chip as one device, and the compiler's description has two by default.
 _CHIP_CONFIG = {"v4": {"chip_config_name": "megacore"}}
-# What lets libtpu start where no TPU is: it asks no metadata server, and several processes may.
+# Lets libtpu start without a TPU: no metadata server is queried, and several processes may load it.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -51,18 +50,18 @@ class Topology:
     name: str
     # As in "v5e"; "cpu" for simulated devices.
     kind: str
-    # Chips along each dimension of a slice; of a CPU, the number of all its devices.
+    # Chips along each dimension of a slice; for a CPU, the total number of devices.
     sizes: tuple[int, ...]
     num_slices: int = 1
 
     @property
     def is_simulated(self) -> bool:
-        """Whether the devices are a CPU's, which know nothing of slices."""
+        """Whether the devices are a CPU's, which have no slices."""
         return self.kind == "cpu"
 
     @property
     def simulated_slices(self) -> int | None:
-        """Equal parts of the devices that stand for slices; None: the devices name their own."""
+        """The number of equal parts of the devices that stand for slices; None: real slices."""
         return self.num_slices if self.is_simulated else None
 
     @functools.cached_property
@@ -70,7 +69,8 @@ class Topology:
         """The devices of all slices.
 
         Raises:
-          UserError: libtpu is not installed or knows no such slice, or too few simulated devices.
+          UserError: libtpu is not installed or does not know the slice, or there are too few
+            simulated devices.
         """
         return self._simulated_devices() if self.is_simulated else self._tpu_devices()
 
@@ -83,7 +83,7 @@ class Topology:
         os.environ.update(_ENVIRONMENT)
         jax.config.update("jax_platforms", "cpu")
         if self.is_simulated:
-            # The number can be given in two ways, and JAX refuses both at once.
+            # The number can be set in two ways, and JAX refuses both at once.
             os.environ["XLA_FLAGS"] = _COUNT_FLAG.sub("", os.environ.get("XLA_FLAGS", ""))
             jax.config.update("jax_num_cpu_devices", self.sizes[0])
             platforms.give_threads()
@@ -122,7 +122,7 @@ def parse(name: str, num_slices: int = 1) -> Topology:
     """`num_slices` slices of the topology `name`.
 
     Raises:
-      UserError: the name is not one of a topology, or there is no slice.
+      UserError: the name is not that of a topology, or num_slices is below 1.
     """
     kind, _, text = name.partition(":")
     if kind != "cpu" and kind not in _NUM_SIZES:
@@ -144,7 +144,7 @@ def parse(name: str, num_slices: int = 1) -> Topology:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Discards what libtpu writes about the absence of a TPU: it writes below Python's stderr."""
+    """Discards libtpu's messages about a missing TPU, which bypass Python's stderr."""
     with tempfile.TemporaryFile() as sink:
         original = os.dup(2)
         os.dup2(sink.fileno(), 2)

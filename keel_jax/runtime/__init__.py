@@ -1,1 +1,1 @@
-"""What a long run needs from its machine: stop signals, exit codes, files, clocks, caches."""
+"""The machine side of a long run: stop signals, exit codes, files, clocks, caches, processes."""

@@ -1,4 +1,4 @@
-"""How an entry point starts and ends: flags in, an exit code out, mistakes in one paragraph."""
+"""How an entry point starts and ends: parses flags, reports errors, returns an exit code."""
 
 import collections.abc
 import re
@@ -14,13 +14,13 @@ from keel_jax.runtime import exit_codes, platforms
 
 
 def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
-    """Parses the flags, runs `main`, exits with its code; a mistake of the user's is said plainly.
+    """Parses the flags, runs `main`, and exits with its code.
 
-    A `UserError` and an OSError (a full disk, a missing file) are the user's to mend: one message,
-    no traceback. Anything else is ours, a ValueError from within a library too, and keeps its
-    traceback. Either exits with `ERROR`.
+    A `UserError` or an OSError (a full disk, a missing file) is for the user to correct: one
+    message, no traceback. Any other exception, including a ValueError raised by a library, is a bug
+    and keeps its traceback. Both exit with `ERROR`.
     """
-    # Orbax narrates every save at INFO; --verbosity=0 brings it back.
+    # Orbax logs every save at INFO; --verbosity=0 shows these messages.
     logging.set_verbosity(logging.WARNING)
     platforms.choose()
     app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
@@ -49,7 +49,7 @@ def _guarded(main, argv) -> int:
 
 
 def print_error(error: Exception) -> None:
-    """A mistake of the user's in one paragraph, anything else with its traceback."""
+    """Prints a mistake of the user in one paragraph, any other error with its traceback."""
     if isinstance(error, (errors.UserError, OSError)):
         print(f"error: {error}", file=sys.stderr)
     else:
@@ -68,7 +68,7 @@ def _parse(argv):
 
 
 def _renamed(argv: collections.abc.Sequence[str]) -> str | None:
-    """What to say of the first flag that names an option as it was called once."""
+    """The message for the first flag that uses an option's old name, if any."""
     for name in (m[1] for arg in argv if (m := re.match(r"--config\.([\w.]+)", arg))):
         if new := renamed.option(name):
             return f"--config.{name} is called --config.{new} now."

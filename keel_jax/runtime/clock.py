@@ -1,4 +1,4 @@
-"""Where the wall-clock time of a run goes, and what it is doing right now."""
+"""Measures the wall-clock time of a run by activity, and knows its current activity."""
 
 import contextlib
 import time
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 
 class Clock:
-    """Seconds spent in each named activity; what is in none of them is the steps' own."""
+    """Seconds spent in each named activity; the rest of the time belongs to the steps."""
 
     def __init__(self):
         self._begin = time.monotonic()
         self.seconds: dict[str, float] = {}
-        # What is going on ("": a step), and how many signs of life there have been: for a watchdog.
+        # The current activity ("": a step), and the number of signs of life, for the watchdog.
         self.activity = ""
         self.beats = 0
 

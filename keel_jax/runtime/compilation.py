@@ -1,4 +1,4 @@
-"""The persistent compilation cache, and a count of what was compiled anew."""
+"""The persistent compilation cache, and a count of its hits and misses."""
 
 import collections
 import os
@@ -21,14 +21,14 @@ def enable_cache(directory: str) -> str:
         directory = str(pathlib.Path(home) / "keel_jax" / "compilation")
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", directory)
-    # Everything is kept: a restart is to compile nothing, however small.
+    # Everything is cached, however small, so that a restart compiles nothing.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return directory
 
 
 class Counter:
-    """Programs taken from the persistent cache (`hits`) and compiled (`misses`) in a `with`."""
+    """Programs taken from the persistent cache (`hits`) and compiled (`misses`) within a `with`."""
 
     _EVENTS = {
         "/jax/compilation_cache/cache_hits": "hits",

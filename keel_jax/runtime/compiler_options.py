@@ -1,13 +1,13 @@
-"""What we ask of XLA's compilers beyond their defaults, and why."""
+"""Options of XLA's compilers that differ from their defaults, and why."""
 
 from keel_jax.runtime import devices
 
-# libtpu's default turns matrix multiplications whose operand is gathered into rings of one small
-# multiplication and one send a device. 64 wide here, they keep the matrix unit idle: a block's
-# weights are small, and the gather of the next ones runs beside the multiplication anyway.
+# By default libtpu turns matrix multiplications with a gathered operand into rings of one small
+# multiplication and one send per device. These are 64 wide here and leave the matrix unit mostly
+# idle: a block's weights are small, and gathering the next ones overlaps the multiplication anyway.
 # Measured with the compiler's own estimate, 64 blocks on v5e:4x4, a sketch of this model: 1393 ->
-# 826 million cycles a step.
-# The value is the size, in MiB, from which on the compiler does it: never.
+# 826 million cycles per step.
+# The value is the size in MiB above which the compiler does this: effectively never.
 _TPU = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
 
 

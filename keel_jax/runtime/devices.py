@@ -1,10 +1,10 @@
-"""The type of a device, for annotations: jaxlib ships `jax.Device` without one."""
+"""The type of a device, for annotations: jaxlib has no type information for `jax.Device`."""
 
 from typing import Any, Protocol
 
 
 class Device(Protocol):
-    """The attributes of a `jax.Device` that the project reads; absent devices have them too."""
+    """The attributes of a `jax.Device` that are used here; devices of a topology have them too."""
 
     @property
     def id(self) -> int: ...
@@ -20,5 +20,5 @@ class Device(Protocol):
         ...
 
     def memory_stats(self) -> dict[str, Any] | None:
-        """Bytes by what they are; None where the platform does not say."""
+        """Memory statistics in bytes, by name; None if the platform does not provide them."""
         ...

@@ -1,7 +1,7 @@
-"""Several processes, one program: how they find each other, agree, and notice a loss.
+"""Several processes of one program: how they find each other, agree, and detect a lost process.
 
-The lead is process 0: it holds the coordination service of `jax.distributed`, and alone writes
-what is written once. docs/processes.md says what happens when a process dies, hangs or never comes.
+The lead is process 0: it hosts the coordination service of `jax.distributed`, and only it writes
+files that exist once. docs/processes.md says what happens if a process dies, hangs or never joins.
 """
 
 import collections.abc
@@ -21,15 +21,15 @@ from keel_jax import errors
 from keel_jax.runtime import cli, exit_codes, versions, watchdog
 
 MODES = ("auto", "on", "off")
-# Longest wait for the others at the end: they may be as far apart as a last save takes.
+# Longest wait for the others at the end: they may differ by the time of a last save.
 _SHUTDOWN_SECONDS = 60
-# How long the lead outlives an error of its own, so that the others can print theirs: the
-# coordination service ends with it, and every process that listens to the service is aborted.
+# How long the lead waits after an error of its own, so that the others can print theirs: the
+# coordination service ends with it, and every process connected to the service is aborted.
 _LEAD_LEAVES_LAST_SECONDS = 3.0
 
-# Statuses of errors that the runtime raises when a peer or the way to it is lost.
+# Statuses of errors that the runtime raises when a peer or the connection to it is lost.
 _LOST = re.compile(r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b")
-# Statuses that can mean this or something else, and the words that decide.
+# Statuses that can mean this or something else, and the words that decide which.
 _UNCLEAR = re.compile(r"(UNKNOWN|INTERNAL|FAILED_PRECONDITION|DATA_LOSS)\b")
 _WORDS = re.compile(
     r"gloo|nccl|rccl|megascale|collective|connection|peer|remote|heartbeat|coordination|barrier"
@@ -43,18 +43,18 @@ class Options:
     """How this process joins a program of several.
 
     Raises:
-      UserError: options that contradict each other; the way out is named.
+      UserError: options that contradict each other; the message names a remedy.
     """
 
-    # One of MODES: "auto": where the environment shows several processes.
+    # One of MODES; "auto": if flags or environment describe several processes.
     mode: str = "auto"
-    # HOST:PORT of process 0, the number of processes, and which of them this is: all or none.
+    # HOST:PORT of process 0, the number of processes, and this one's index: all three or none.
     coordinator_address: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
     # Longest wait for the others at the start.
     initialization_timeout_seconds: int = 300
-    # Silence of a process after which it counts as dead.
+    # Time without a heartbeat after which a process counts as dead.
     heartbeat_timeout_seconds: int = 60
 
     def __post_init__(self):
@@ -66,8 +66,8 @@ class Options:
         if self.is_explicit and missing:
             given = ", ".join(f"{n}={v}" for n, v in explicit.items() if v is not None)
             raise errors.UserError(
-                f"{given} without {', '.join(missing)}: give all three, or none where TPU, Slurm "
-                "or MPI say them."
+                f"{given} without {', '.join(missing)}: give all three, or none if TPU, Slurm "
+                "or MPI provide them."
             )
         if self.is_explicit and self.mode == "off":
             raise errors.UserError(
@@ -105,7 +105,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
     flags.DEFINE_integer("num_processes", None, "Processes of the program.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
     flags.DEFINE_integer(
         "initialization_timeout_seconds",
         default.initialization_timeout_seconds,
@@ -115,13 +115,13 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "heartbeat_timeout_seconds",
         default.heartbeat_timeout_seconds,
-        "Silence of a process after which it counts as dead.",
+        "Time without a heartbeat after which a process counts as dead.",
         lower_bound=1,
     )
 
 
 def from_flags() -> Options:
-    """The options that the flags say."""
+    """The options that the flags set."""
     values = flags.FLAGS
     return Options(
         mode=values.distributed,
@@ -136,12 +136,12 @@ def from_flags() -> Options:
 def start(options: Options) -> None:
     """Joins the program of several processes, if this is one; before anything touches a device.
 
-    A wait for the others that takes longer than `initialization_timeout_seconds` ends the process
-    with `exit_codes.HUNG`: nothing has been written yet.
+    If the others have not joined after `initialization_timeout_seconds`, the process ends with
+    `exit_codes.HUNG`; nothing has been written yet.
 
     Raises:
-      UserError: --distributed=on where nothing says what the processes are; several processes
-        with --distributed=off, or without the preemption service.
+      UserError: --distributed=on although nothing describes the processes; several processes with
+        --distributed=off, or without the preemption service.
     """
     processes = _find(options) if options.mode != "off" else None
     # A program of one process needs no coordination service.
@@ -156,10 +156,11 @@ def start(options: Options) -> None:
 
 @contextlib.contextmanager
 def program(options: Options) -> collections.abc.Iterator[None]:
-    """The body as one process of the program that `start` joins.
+    """Runs the body as one process of the program that `start` joins.
 
-    Of several processes, one that fails prints its error and leaves at once: cleaning up would wait
-    for peers that wait for it. What a lost peer caused ends with `exit_codes.HUNG`.
+    If there are several processes, one that fails prints its error and exits at once: cleaning up
+    would wait for peers that wait for it. An error caused by a lost peer ends with
+    `exit_codes.HUNG`.
     """
     start(options)
     try:
@@ -169,7 +170,7 @@ def program(options: Options) -> collections.abc.Iterator[None]:
             raise
         code = exit_code(error)
         if code == exit_codes.HUNG:
-            print(f"error: a peer was lost, or does not answer: {error}", file=sys.stderr)
+            print(f"error: a peer was lost or does not answer: {error}", file=sys.stderr)
         else:
             cli.print_error(error)
             if is_lead():
@@ -179,7 +180,7 @@ def program(options: Options) -> collections.abc.Iterator[None]:
 
 
 def _find(options: Options) -> versions.Processes | None:
-    """What the flags, or else the environment, say of the processes; None if nothing does."""
+    """The processes according to the flags, or else the environment; None if neither says."""
     if options.is_explicit:
         # All three are given, or `Options` would have refused them.
         assert options.coordinator_address is not None
@@ -190,11 +191,11 @@ def _find(options: Options) -> versions.Processes | None:
     seconds = options.initialization_timeout_seconds
     message = f"the environment did not say within {seconds} s what the processes are"
     try:
-        # JAX's own time-out, for a name that does not resolve yet, comes a little later.
+        # JAX's own timeout, for a name that does not resolve yet, is a little longer.
         with watchdog.deadline(seconds, lambda: message):
             processes = versions.detect_processes(seconds + 60)
     except Exception as error:
-        # Whatever a platform's metadata server answers with.
+        # A platform's metadata server may fail in any way.
         cause = f"{type(error).__name__}: {error}"
         if options.mode == "on":
             raise errors.UserError(
@@ -205,7 +206,7 @@ def _find(options: Options) -> versions.Processes | None:
         return None
     if processes is None and options.mode == "on":
         raise errors.UserError(
-            "--distributed=on, but neither TPU nor Slurm nor MPI says what the processes are: "
+            "--distributed=on, but neither TPU nor Slurm nor MPI describes the processes: "
             "give --coordinator_address, --num_processes and --process_id."
         )
     return processes
@@ -234,7 +235,7 @@ def _join(options: Options, processes: versions.Processes) -> None:
             f"process {process_id} of {num_processes} waited {seconds} s for the others: {missing}"
         )
 
-    # CPU devices of several processes need it; other platforms bring their own collectives.
+    # CPU devices of several processes need gloo; other platforms have their own collectives.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     with watchdog.deadline(seconds, message):
         if process_id == 0:
@@ -245,23 +246,23 @@ def _join(options: Options, processes: versions.Processes) -> None:
             process_id,
             local_device_ids,
             cluster_detection_method="deactivate",
-            # Longer than our own, which tells more: at its end JAX aborts.
+            # Longer than our own deadline, whose message is clearer: after this one JAX aborts.
             initialization_timeout=seconds + 60,
             heartbeat_timeout_seconds=options.heartbeat_timeout_seconds,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
-        # The first call that exchanges the devices of all processes.
+        # This is the first call that exchanges the devices of all processes.
         num_joined = jax.process_count()
     if num_joined != num_processes:
         raise errors.UserError(
-            f"{num_processes} processes were started, their devices form {num_joined}: each needs "
-            "a device of its own."
+            f"{num_processes} processes were started, but their devices form {num_joined}: each "
+            "needs a device of its own."
         )
 
 
 def _wait_for_port(address: str) -> None:
     """Waits until the coordinator's port is free: JAX's service crashes on a port in use, and the
-    process of a run before may not have ended yet."""
+    process of a previous run may not have ended yet."""
     port = int(address.rsplit(":", 1)[1])
     while True:
         with socket.socket() as probe:
@@ -282,28 +283,28 @@ def _answers(address: str) -> bool:
 
 
 def is_lead() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this is process 0, which writes the files that exist once."""
     return jax.process_index() == 0
 
 
 def from_lead(*values: int) -> tuple[int, ...]:
-    """The lead's `values`, on every process: a network file system may show each an older state.
+    """The lead's `values`, on every process: a network file system may show others an older state.
 
-    A collective: every process calls it, with as many values.
+    A collective: every process calls it, with equally many values.
     """
     agreed = multihost_utils.broadcast_one_to_all(np.asarray(values, np.int32))
     return tuple(int(value) for value in agreed)
 
 
 def from_all(value: int) -> list[int]:
-    """Every process's `value`, in their order, on every process. A collective."""
+    """Every process's `value`, in the order of processes, on every process. A collective."""
     if jax.process_count() == 1:
         return [value]
     return multihost_utils.process_allgather(np.asarray(value, np.int32)).tolist()
 
 
 def exit_code(error: BaseException) -> int:
-    """`HUNG` for an error that a lost peer caused, wherever in its chain; else `ERROR`."""
+    """`HUNG` for an error with a lost peer anywhere in its chain of causes; else `ERROR`."""
     several = jax.distributed.is_initialized()
     return exit_codes.HUNG if several and any(map(_is_loss, _chain(error))) else exit_codes.ERROR
 

@@ -1,25 +1,25 @@
-"""Exit codes of the driver and of the launchers: whether starting a run again can help.
+"""Exit codes of the driver and of the launchers, which say whether starting a run again can help.
 
-Death by a signal (134, 137, 139) is for the supervisor to judge: again, a bounded number of times.
+After death by a signal (134, 137, 139) the supervisor starts it again a bounded number of times.
 """
 
 DONE = 0
 # A mistake in the input or in the program: starting again would fail again.
 ERROR = 1
-# The loss became non-finite: a data point, not a fault.
+# The loss became non-finite: a result, not an error.
 DIVERGED = 3
-# The plan does not fit the chip's memory: an answer, not a fault.
+# The plan does not fit the chip's memory: a result, not an error.
 DOES_NOT_FIT = 4
-# Of a launcher: a paid machine could not be deleted, and may have been left running.
+# From a launcher: a paid machine could not be deleted and may still be running.
 LEFT_RUNNING = 5
-# Asked to stop, saved, can go on (EX_TEMPFAIL).
+# Stopped on request and saved; can be resumed (EX_TEMPFAIL).
 PREEMPTED = 75
-# It hung, or a process that it needs died, hung or never came: starting all of them again can help.
+# It hung, or a process that it needs died, hung or never joined: starting all again can help.
 HUNG = 76
-# Of a launcher: ended by Ctrl-C, or by a signal that it handles alike (128 + SIGINT).
+# From a launcher: ended by Ctrl-C or by a signal that is handled in the same way (128 + SIGINT).
 INTERRUPTED = 130
 
-# What `status.json` calls each of the driver's.
+# The states in `status.json` for the driver's exit codes.
 STATES = {
     DONE: "done",
     ERROR: "failed",

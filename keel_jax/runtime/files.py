@@ -1,4 +1,4 @@
-"""Small files of a work directory, local or remote, written whole or not at all."""
+"""Small files of a work directory, local or remote, written atomically."""
 
 import contextlib
 import errno
@@ -16,10 +16,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_json(path: epath.PathLike, value: Any, *, temporary_suffix: str = "") -> None:
-    """Writes `value` as JSON: a reader sees the old file or the new one, never half of it.
+    """Writes `value` as JSON atomically: a reader sees the old file or the new one.
 
     Args:
-      temporary_suffix: ends the unfinished file's name; empty: one of this process's own.
+      temporary_suffix: suffix of the temporary file's name; empty: one unique to this process.
 
     Raises:
       OSError: no space left, or the directory cannot be written; the old file stays.
@@ -29,7 +29,7 @@ def write_json(path: epath.PathLike, value: Any, *, temporary_suffix: str = "") 
 
 
 def write_bytes(path: epath.PathLike, content: bytes, *, temporary_suffix: str = "") -> None:
-    """Writes a whole file or nothing; arguments and errors as in `write_json`."""
+    """Writes a file atomically; arguments and errors as in `write_json`."""
     path = epath.Path(path)
     temporary = path.with_name(path.name + (temporary_suffix or f".tmp-{os.getpid()}"))
     try:
@@ -45,10 +45,10 @@ def write_bytes(path: epath.PathLike, content: bytes, *, temporary_suffix: str =
 
 
 def append_text(path: epath.Path, text: str) -> None:
-    """Adds `text` to a file, which need not be there.
+    """Appends `text` to a file, which need not exist.
 
-    An object of a bucket (gs://) cannot be added to: it is read and written anew. A log line every
-    few seconds is well within what a bucket takes.
+    An object in a bucket (gs://) cannot be appended to: it is read and rewritten. A log line every
+    few seconds is well within a bucket's limits.
     """
     if "://" in str(path):
         path.write_text((path.read_text() if path.exists() else "") + text)
@@ -58,7 +58,7 @@ def append_text(path: epath.Path, text: str) -> None:
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Reads a JSON file; None where there is none.
+    """Reads a JSON file; None if it does not exist.
 
     Raises:
       UserError: the file is not JSON.
@@ -73,13 +73,13 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def make_writable_directory(path: epath.PathLike) -> epath.Path:
-    """Creates `path` and proves that files can be written there.
+    """Creates `path` and checks that files can be written there.
 
     Raises:
       UserError: it is a file, or the user may not write there, or no space is left.
     """
     path = epath.Path(path)
-    # Several hosts probe one directory, and in containers all have the same process id.
+    # Several hosts may probe one directory, and in containers all may have the same process id.
     probe = path / f".writable.{uuid.uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def make_writable_directory(path: epath.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def explained(path: epath.PathLike) -> Iterator[None]:
-    """Turns "no space left" into an error that says what was being written and what to do."""
+    """Converts "no space left" to an error that says what was being written and what to do."""
     try:
         yield
     except OSError as error:
@@ -103,18 +103,18 @@ def explained(path: epath.PathLike) -> Iterator[None]:
             raise
         raise OSError(
             error.errno,
-            f"No space left while writing {path}: free some and run the same command again; what "
-            "is finished is kept",
+            f"No space left while writing {path}: free some and run the same command again; "
+            "finished files are kept",
         ) from error
 
 
 def flush_to_disk(file: Any) -> None:
-    """Asks for the bytes to be on disk before the rename: a power cut leaves no hollow file."""
+    """Flushes to disk before a rename, so that a power failure leaves no empty file."""
     file.flush()
     try:
         os.fsync(file.fileno())
     except (AttributeError, OSError) as error:
-        # A remote file has no descriptor; some file systems refuse fsync (EINVAL), which is fine,
-        # but "no space left" comes here too.
+        # A remote file has no descriptor, and some file systems refuse fsync (EINVAL), which is
+        # harmless; but "no space left" is reported here too.
         if getattr(error, "errno", None) in (*_FULL, errno.EIO):
             raise

@@ -1,9 +1,9 @@
-"""Names that a traced program carries and that readers of the compiled program look for.
+"""Names of scopes in traced programs, by which analyses of the compiled program find operations.
 
-A name is put on operations by `jax.named_scope(NAME)` and is found again in the `op_name` of the
-instructions' metadata. It changes nothing that the program computes.
+`jax.named_scope(NAME)` gives operations the name, which appears in the `op_name` of the
+instructions' metadata. It does not change what the program computes.
 """
 
-# Around a branch of a conditional that a program is expected never to take: whoever counts what the
-# program executes leaves the branch out.
+# Around a branch of a conditional that a program is expected never to take: counts of what the
+# program executes leave this branch out.
 RARE_BRANCH = "rare_branch"

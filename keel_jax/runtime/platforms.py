@@ -1,4 +1,4 @@
-"""Which of JAX's platforms a command tries where nobody has said, and its number of threads."""
+"""Which of JAX's platforms a command tries by default, and its number of threads."""
 
 import glob
 import importlib.util
@@ -7,21 +7,21 @@ import pathlib
 
 import jax
 
-# Google's PCI vendor number, and the devices by which a TPU VM shows its chips.
+# Google's PCI vendor number, and the device files of a TPU VM's chips.
 _TPU_VENDOR = "0x1ae0"
 _TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 _GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
 _SIMULATED = "--xla_force_host_platform_device_count="
-# Devices times the collectives that one of them may wait in at a time, with room: on 8 devices with
-# stages, fsdp and tensor 8 threads hang, 64 do not (tests/training/test_step.py).
+# Devices times the collectives in which one of them may wait at a time, with a margin: on 8 devices
+# with stages, fsdp and tensor 8 threads hang, 64 do not (tests/training/test_step.py).
 _NUM_THREADS = "64"
 
 
 def choose() -> None:
-    """Leaves TPUs untried on a machine that has libtpu (for `plan`) and no TPU.
+    """Keeps JAX from trying TPUs on a machine that has libtpu (for `plan`) but no TPU.
 
-    JAX would start libtpu there, which writes pages to stderr before it gives up. A machine with
-    TPUs, one with a GPU plugin, and one where JAX_PLATFORMS is set are left as they are.
+    JAX would start libtpu there, which writes pages to stderr before it gives up. Nothing is
+    changed on machines with TPUs, with a GPU plugin, or with JAX_PLATFORMS set.
     """
     is_chosen = bool(jax.config.jax_platforms)  # pyright: ignore[reportAttributeAccessIssue]: JAX defines it at run time
     has_gpu_plugin = any(importlib.util.find_spec(name) for name in _GPU_PLUGINS)
@@ -31,14 +31,14 @@ def choose() -> None:
 
 
 def give_threads() -> None:
-    """Threads for simulated devices, more than they are; called before any device is used.
+    """Gives simulated devices more threads than there are devices; call before using any device.
 
-    A simulated device waits in a collective by holding a thread of the one pool, and may hold one
-    for each collective that it has come to. Devices come to independent collectives in different
-    orders, so that a pool with a thread a device, the default, can be full of devices that wait for
-    each other.
+    A simulated device that waits in a collective occupies a thread of a shared pool, one for each
+    collective that it has reached. Devices reach independent collectives in different orders, so a
+    pool with one thread per device, the default, can be exhausted by devices that wait for each
+    other.
     """
-    # The flag with any number: a process with one device waits for those of other processes.
+    # The flag with any number: a process with one device may wait for those of other processes.
     num_devices = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]: JAX defines it at run time
     if num_devices > 1 or _SIMULATED in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("PJRT_NPROC", _NUM_THREADS)

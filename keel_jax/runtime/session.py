@@ -1,4 +1,4 @@
-"""What goes on around a run on its machine: clock, stop request, watchdog, compiled programs."""
+"""The machine side of one run: clock, stop request, watchdog, compilation counter and cache."""
 
 import contextlib
 
@@ -6,18 +6,18 @@ from keel_jax import config
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import compilation, stop, watchdog
 
-# What may take longer than a step.
+# Activities that may take longer than a step.
 _PAUSES: tuple[str, ...] = ("initialization", "compile", "checkpoint_wait")
 
 
 class Session(contextlib.ExitStack):
-    """Watches over a run, as a context manager.
+    """The services of a run, as a context manager.
 
     Attributes:
-      clock: where its time goes.
+      clock: measures its time by activity.
       stop_request: whether it was asked to stop.
-      compilations: programs compiled, and taken from the cache.
-      watchdog: ends the process if it stands still.
+      compilations: counts programs that were compiled or taken from the cache.
+      watchdog: ends the process if it hangs.
     """
 
     def __init__(self, options: config.RuntimeConfig):

@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM and Ctrl-C ask the loop to save and leave; a second one leaves at once."""
+"""SIGTERM and Ctrl-C ask the loop to save and exit; a second one exits immediately."""
 
 import signal
 import sys
@@ -8,8 +8,8 @@ import time
 import jax
 from jax.experimental import multihost_utils
 
-# A signal that follows another within this time is the same request: a supervisor passes on what
-# a whole process group, or a Slurm step, has been sent.
+# A signal within this time after another is the same request: a supervisor forwards signals that
+# were sent to the whole process group or Slurm step.
 _ECHO_SECONDS = 1.0
 
 
@@ -17,15 +17,15 @@ class StopRequest:
     """Whether this run was asked to stop.
 
     In one process the signal's handler sets it. In a program of several processes the preemption
-    service of `jax.distributed` decides, so that all of them stop at the same point; it owns
-    SIGTERM there, and a Python handler would compete with it. One SIGTERM to any of them is enough.
+    service of `jax.distributed` decides, so that all of them stop at the same point; it handles
+    SIGTERM there, and a Python handler would conflict with it. A SIGTERM to any of them is enough.
     """
 
     def __init__(self):
         self._asked = threading.Event()
         self._asked_at = 0.0
         self._is_one_of_several = jax.process_count() > 1
-        # Calls of `asked`: the service's clock, the same on all processes.
+        # Number of calls of `asked`: the service's step counter, the same on all processes.
         self._num_calls = 0
         self._stops = False
         self._previous = {}
@@ -49,16 +49,16 @@ class StopRequest:
         self._asked.set()
         self._asked_at = time.monotonic()
         if self._is_one_of_several:
-            signal.raise_signal(signal.SIGTERM)  # the service passes it on to the others
+            signal.raise_signal(signal.SIGTERM)  # the service forwards it to the others
         name = signal.Signals(number).name
-        print(f"\n{name}: saving, then leaving; once more to leave at once.", file=sys.stderr)
+        print(f"\n{name}: saving, then exiting; once more to exit at once.", file=sys.stderr)
 
     def asked(self) -> bool:
-        """Whether to stop here; every process asks equally often, at the same points.
+        """Whether to stop here; every process must call this equally often, at the same points.
 
-        All processes get the answer yes at the same call, the first that none of them had made when
-        the signal came. Calls are counted rather than steps, so that a validation, which asks
-        many times within a step, ends early too.
+        All processes get True at the same call, the first that none of them had made when the
+        signal arrived. Calls are counted rather than steps, so that a validation, which calls this
+        many times within a step, also ends early.
         """
         if not self._is_one_of_several:
             return self._asked.is_set()

@@ -1,4 +1,4 @@
-"""What a run ran on, and what differs between the versions of JAX that we support."""
+"""The versions and devices of a run, and what differs between the supported versions of JAX."""
 
 import contextlib
 import importlib.metadata
@@ -43,7 +43,7 @@ def describe() -> dict:
 
 
 def packages() -> dict[str, str]:
-    """Versions of Python, of this project and of the packages whose release matters to a run."""
+    """Versions of Python, of this project and of the packages that matter to a run."""
     versions = {"keel_jax": keel_jax.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -63,10 +63,10 @@ class Processes(NamedTuple):
 
 
 def detect_processes(timeout_seconds: int) -> Processes | None:
-    """What a TPU, Slurm, MPI or Kubernetes environment says of the processes, as JAX reads it.
+    """The processes according to a TPU, Slurm, MPI or Kubernetes environment, as JAX detects them.
 
-    JAX has no public name for this: `jax.distributed.initialize` does it, but cannot be asked
-    whether it would find anything.
+    JAX has no public function for this: `jax.distributed.initialize` does it, but does not tell in
+    advance whether it would find anything.
 
     Returns:
       None outside such an environment.

@@ -1,9 +1,9 @@
-"""Ends a process that is alive but stuck, which nobody else would notice.
+"""Ends a process that is alive but stuck, which nothing else would detect.
 
-A step that waits for a peer, a loader that waits for a dead disk: the heartbeat of
-`jax.distributed` goes on, so the other processes wait too. A thread looks at the run's clock and
-ends the process with `exit_codes.HUNG` when it stands still for too long. It needs the
-interpreter's lock, which JAX releases wherever it waits.
+If a step waits for a peer or a loader for a dead disk, the heartbeat of `jax.distributed`
+continues, so the other processes wait too. A thread polls the run's clock and ends the process with
+`exit_codes.HUNG` when there is no progress for too long. It needs the interpreter's lock, which JAX
+releases wherever it waits.
 """
 
 import collections.abc
@@ -19,7 +19,7 @@ from keel_jax.runtime import exit_codes
 
 # Seconds between two polls of the clock.
 _POLL_SECONDS = 1.0
-# Longest that reporting a hang may take: what hangs may be the disk of the report.
+# Longest time to report a hang: what hangs may be the disk of the report.
 _REPORT_SECONDS = 20.0
 
 
@@ -27,11 +27,11 @@ class Watchdog:
     """Ends the process once one activity of `clock` shows no sign of life for its limit.
 
     Args:
-      limit_seconds: the longest silence; 0: any.
+      limit_seconds: the longest time without a sign of life; 0: no limit.
       other_limits: limits of named activities, where they differ.
     """
 
-    # Called with what hung, before the process ends; may write a status.
+    # Called before the process ends, with a message about what hung; may write a status.
     on_hang: collections.abc.Callable[[str], None] | None = None
 
     def __init__(
@@ -57,8 +57,8 @@ class Watchdog:
         while not self._closed.wait(_POLL_SECONDS):
             now = time.monotonic()
             activity, beats = self._clock.activity, self._clock.beats
-            # A poll that came late was stopped together with everything else (SIGSTOP, a frozen
-            # machine): that time is not the activity's.
+            # If a poll is late, the whole process was stopped (SIGSTOP, a frozen machine): that
+            # time does not count for the activity.
             silent_seconds += min(now - last_poll, 2 * _POLL_SECONDS)
             if beats != last_beats:
                 silent_seconds = 0.0
@@ -92,13 +92,13 @@ def end_process(
     *,
     stacks: bool = True,
 ) -> None:
-    """Says why, with the stacks of all threads, and exits at once, whatever the main thread does.
+    """Prints why, with the stacks of all threads, and exits at once, whatever the main thread does.
 
-    No cleaning up: it would wait for what hangs. What was saved is whole (files.py, Orbax).
+    There is no cleanup, which would wait for what hangs. Saved files are whole (files.py, Orbax).
     """
     print(f"error: {message}: ending with exit code {exit_codes.HUNG}.", file=sys.stderr)
     if stacks:
-        with contextlib.suppress(OSError, ValueError):  # a standard error that is no file
+        with contextlib.suppress(OSError, ValueError):  # standard error is not a file
             faulthandler.dump_traceback(all_threads=True)
     if on_hang is not None:
         reporting = threading.Thread(target=on_hang, args=(message,), daemon=True)
@@ -108,7 +108,7 @@ def end_process(
 
 
 def leave(exit_code: int) -> None:
-    """Ends the process now: nothing is waited for, not even peers at a barrier."""
+    """Ends the process now, without waiting for anything, not even for peers at a barrier."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a closed pipe
             stream.flush()

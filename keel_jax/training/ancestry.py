@@ -1,9 +1,9 @@
 """Where a run's first weights came from: `ancestry.json`, oldest ancestor first.
 
-A list of objects, each one step of the way: "action" ("init_from" or "grow"), "source" (the work
-directory that the weights were read from), "step" (of that checkpoint), "num_blocks" (its depth),
-and for "grow" what was done. The list is carried from directory to directory, so that the last one
-has the whole history even where the earlier directories are gone.
+A list of objects, one per ancestor: "action" ("init_from" or "grow"), "source" (the work directory
+that the weights were read from), "step" (of that checkpoint), "num_blocks" (its depth), and for
+"grow" what was done. The list is copied from directory to directory, so the last one has the
+complete history even if the earlier directories have been deleted.
 """
 
 import os
@@ -18,14 +18,14 @@ FILE = "ancestry.json"
 
 
 def read(workdir: epath.PathLike) -> list[dict]:
-    """The ancestors of the weights in `workdir`, of a run or of one of its trials; often none."""
+    """The ancestors of the weights in `workdir` (of a run or of one of its trials); often none."""
     return files.read_json(checkpoint.holder(workdir) / FILE) or []
 
 
 def entry(
     action: str, source: epath.PathLike, step: int, model: config.ModelConfig, **more
 ) -> dict:
-    """One step of the way: `model` as it was at `step` in `source`."""
+    """The entry of one ancestor: `model` at `step` in `source`."""
     source = os.fspath(source)
     return {
         "action": action,
@@ -37,7 +37,7 @@ def entry(
 
 
 def record(workdir: epath.PathLike, entries: list[dict]) -> None:
-    """Writes them; none leaves no file, not even one of a start that came to nothing."""
+    """Writes the entries; without any, removes the file, which a failed start may have left."""
     if not distributed.is_lead():
         return
     path = epath.Path(workdir) / FILE

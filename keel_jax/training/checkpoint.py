@@ -1,8 +1,8 @@
-"""Checkpoints of a run, by Orbax: asynchronous, sharded, independent of the mesh.
+"""Checkpoints of a run, written by Orbax: asynchronous, sharded, independent of the mesh.
 
-`WORKDIR/checkpoints/STEP/` holds three items: `params` (so that evaluation and `init_from` read
-nothing else), `progress` (the rest of the train state), and `meta` (JSON: the data position, what
-the data and the tokenizer were).
+`WORKDIR/checkpoints/STEP/` holds three items: `params` (separate, so that evaluation and
+`init_from` read only these), `progress` (the rest of the train state), and `meta` (JSON: the step,
+and the fingerprints of the data and the tokenizer).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ DIRECTORY = "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says beside its arrays."""
+    """The metadata of a checkpoint."""
 
     # Optimizer steps taken.
     step: int
@@ -35,19 +35,20 @@ class Meta:
     data_fingerprint: str
     # Identity of the tokenizer.
     tokenizer_fingerprint: str
-    # Every trial has diverged: the state before the step that was not finite.
+    # Every trial has diverged; the state is the one before the non-finite step.
     diverged: bool = False
 
     @classmethod
     def from_json(cls, values: dict) -> "Meta":
-        """What `dataclasses.asdict` wrote; fields that are no longer there are passed by."""
+        """The inverse of `dataclasses.asdict`; fields that no longer exist are ignored."""
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which does not ask whether the run was asked to stop.
+    """Orbax's manager, without its own check for preemption.
 
-    That would set the preemption service's clock, which `stop.StopRequest` keeps, to the step.
+    That check would set the preemption service's counter, which belongs to `stop.StopRequest`, to
+    the step.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -58,7 +59,7 @@ class Checkpoints:
     """The checkpoints of one work directory; use as a context manager."""
 
     def __init__(self, workdir: epath.PathLike, keep: int | None = None):
-        """Opens them; with `keep`, only the newest `keep` stay when others are written."""
+        """Opens them for reading or, with `keep`, for writing; the newest `keep` are kept."""
         directory = epath.Path(workdir) / DIRECTORY
         # Orbax takes absolute paths only; a gs:// path is one already.
         self.directory = directory if "://" in str(directory) else directory.absolute()
@@ -68,7 +69,7 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.LatestN(keep),
             create=writing,
             cleanup_tmp_directories=writing,
-            # All processes go by the steps that the first one sees.
+            # All processes use the steps that the first one sees.
             single_host_load_and_broadcast=True,
         )
         self._manager = _Manager(self.directory, options=options)
@@ -79,17 +80,17 @@ class Checkpoints:
     def __exit__(self, kind, error, _):
         if error is None or jax.process_count() == 1:
             self._manager.close()
-        # Else it would wait for processes that may be dead, or may wait for this one.
+        # Otherwise it would wait for processes that may be dead or may be waiting for this one.
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint; None where there is none."""
+        """The newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def drop_diverged(self) -> None:
-        """Removes checkpoints of diverged states, so that the newest is one to go on from.
+        """Removes checkpoints of diverged states, so that the run can continue from the newest one.
 
         Raises:
-          UserError: nothing else is there.
+          UserError: there is no other checkpoint.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
@@ -97,13 +98,13 @@ class Checkpoints:
                 return
             if len(self._manager.all_steps()) == 1:
                 raise errors.UserError(
-                    f"{self.directory} holds the diverged state of step {step} alone: start "
+                    f"{self.directory} only holds the diverged state of step {step}: start "
                     "another --workdir."
                 )
             self._manager.delete(step)
 
     def save(self, state: state_lib.TrainState, meta: Meta) -> None:
-        """Copies the state to the host and writes it in the background, unless it is there.
+        """Copies the state to the host and writes it in the background, unless it exists already.
 
         Raises:
           OSError: this save, or an earlier one in the background, failed.
@@ -112,19 +113,19 @@ class Checkpoints:
         if meta.step in self._manager.all_steps():
             return
         if meta.diverged and self._keep == 1 and self.latest_step() is not None:
-            return  # it would push out the one to go on from
+            return  # it would replace the one to continue from
         progress = dataclasses.replace(state, params=None)
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             progress=ocp.args.StandardSave(_as_dict(progress)),
             meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
         )
-        # Orbax copies from the device in its own way, which the loop's transfer guard would refuse.
+        # Orbax copies from the device implicitly, which the loop's transfer guard would refuse.
         with jax.transfer_guard("allow"), self._as_os_error():
             self._manager.save(meta.step, args=args)
 
     def save_weights(self, params: Any, meta: Meta) -> None:
-        """Writes weights alone, which `train.init_from` reads, and waits until they are on disk.
+        """Writes only the weights, which `train.init_from` reads, and waits until they are on disk.
 
         Raises:
           OSError: they could not be written.
@@ -137,9 +138,9 @@ class Checkpoints:
         self.wait()
 
     def check(self) -> None:
-        """Raises what a finished background write failed with; never waits for a running one.
+        """Raises the error of a failed background write; never waits for a running one.
 
-        Orbax itself stays silent until the next save, and counts the failed step as written.
+        Orbax itself does not report it until the next save, and counts the failed step as written.
         """
         if not self._manager.is_saving_in_progress():
             self.wait()
@@ -148,14 +149,14 @@ class Checkpoints:
         """Waits until the last save is on disk.
 
         Raises:
-          OSError: it could not be written; the checkpoints before it are untouched.
+          OSError: it could not be written; earlier checkpoints are unchanged.
         """
         with self._as_os_error():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _as_os_error(self):
-        """Turns what a write failed with, whatever the storage raised, into one OSError."""
+        """Converts any exception that the storage raised during a write to an OSError."""
         try:
             yield
         except Exception as error:
@@ -167,15 +168,15 @@ class Checkpoints:
             ) from error
 
     def restore(self, abstract: state_lib.TrainState) -> tuple[state_lib.TrainState, Meta]:
-        """The newest checkpoint, laid out as `abstract` says (any mesh).
+        """The newest checkpoint, sharded as `abstract` (on any mesh).
 
         Raises:
-          UserError: it holds weights alone.
+          UserError: it only holds weights.
         """
         if not (self.directory / str(self.latest_step()) / "progress").exists():
             raise errors.UserError(
-                f"{self.directory.parent} holds weights alone, written by keel_jax.grow, and no "
-                "run to go on with: give the run another --workdir, and start it from there with "
+                f"{self.directory.parent} only holds weights, written by keel_jax.grow, and no "
+                "run to continue: use another --workdir, and start the run from these weights with "
                 f"--config.train.init_from={self.directory.parent}."
             )
         progress = _as_dict(dataclasses.replace(abstract, params=None))
@@ -191,7 +192,7 @@ class Checkpoints:
         return state, Meta.from_json(restored["meta"])
 
     def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[dict, Meta]:
-        """The weights alone, of `step` or the newest.
+        """Only the weights, of `step` or the newest.
 
         Raises:
           UserError: there is no such checkpoint; those that exist are named.
@@ -211,10 +212,10 @@ class Checkpoints:
 
 
 def load_config(workdir: epath.PathLike) -> config.Config:
-    """The resolved config of the run in `workdir`.
+    """The completed config of the run in `workdir`.
 
     Raises:
-      UserError: no run has been there.
+      UserError: there is no run.
     """
     path = epath.Path(workdir) / "config.json"
     saved = files.read_json(path)
@@ -227,14 +228,14 @@ def load_config(workdir: epath.PathLike) -> config.Config:
     return config.from_dict(saved)
 
 
-@functools.cache  # once a file
+@functools.cache  # once per file
 def _say_renamed(path: str, old_names: tuple[tuple[str, str], ...]) -> None:
     changes = "; ".join(f"{old} is called {new} now" for old, new in old_names)
     logging.warning("%s was written under old names: %s.", path, changes)
 
 
 def holder(workdir: epath.PathLike) -> epath.Path:
-    """The directory that holds the checkpoints of `workdir`: another one's if that is a trial."""
+    """The directory that holds the checkpoints of `workdir`: the run's, if that is a trial's."""
     workdir = epath.Path(workdir)
     pointer = trials.pointer(workdir)
     return workdir / pointer.checkpoints_in if pointer else workdir

@@ -1,9 +1,9 @@
-"""Where a step that was not finite went wrong: the first bad sub-layer, and what grew before it.
+"""Where a non-finite step went wrong: the first bad sub-layer, and what grew before it.
 
-Forward, the sub-layers are passed from the first up: in each the stream that enters, then the
-branch. Backward, from the last down: the gradients of its parameters, then the cotangent of the
-stream that entered it. "Bad" is not finite; where every number is finite, it is out of line: more
-than 100 times what it was in the record before.
+In the forward pass, sub-layers are checked from the first up: in each the stream at its input, then
+the branch. In the backward pass, from the last down: the gradients of its parameters, then the
+cotangent of the stream at its input. "Bad" means not finite or, if every number is finite, out of
+line: more than 100 times its value in the previous record.
 """
 
 import math
@@ -34,14 +34,14 @@ def make_report(records: Mapping[str, np.ndarray], loss: float, grad_norm: float
 
     Args:
       records: of `telemetry.load`; the last one is of the diverging step.
-      loss: the step's, in nats a token.
+      loss: the step's loss, in nats per token.
       grad_norm: the step's gradient norm.
 
     Returns:
       "step"; "loss_is_finite", "grad_norm_is_finite"; "forward" and "backward", the first bad
       place (None: none is bad): "block" (from 0), "sublayer", "what", "value" (None: not finite)
       and "message"; "grew": a list of "statistic", "block", "sublayer", "from_step", "from", "to",
-      "factor", largest factor first; "text", all of it in sentences.
+      "factor", largest factor first; "text", the report in sentences.
     """
     report = {
         "step": int(records["step"][-1]),
@@ -59,7 +59,7 @@ def num_blocks(records: Mapping[str, np.ndarray]) -> int:
     return records["stream_rms"].shape[1]
 
 
-# One number that may be bad: (block, sub-layer, what, its values over the records [R]).
+# A number to check: (block, sub-layer, what, its values over the records [R]).
 _Suspect = tuple[int, int, str, np.ndarray]
 
 
@@ -71,7 +71,7 @@ def _forward(records) -> Iterator[_Suspect]:
 
 
 def _leaving(records) -> Iterator[_Suspect]:
-    """What the last sub-layer hands on: an angle is not finite where the stream after it is not."""
+    """The last sub-layer's output: the angle is not finite if the stream after it is not."""
     last = num_blocks(records) - 1
     yield last, 1, "output", records["rotation_radians"][:, last, 1]
 
@@ -105,7 +105,7 @@ def _place(block: int, sublayer: int, what: str, values) -> dict:
     value = float(values[-1])
     message = f"block {block}, {_name(sublayer)}: {_WORDS.get(what, what)} {value:.3g}"
     if what == "stream":
-        # Made by the sub-layer before, whose own branch was in order, or by the embedding.
+        # Computed by the previous sub-layer, whose own branch was fine, or by the embedding.
         before = 2 * block + sublayer - 1
         message += ", handed on by " + (
             f"the residual sum or outer norm of block {before // 2}, {_name(before % 2)}"
@@ -183,7 +183,7 @@ def _text(report: dict, loss: float, grad_norm: float, records) -> str:
     if backward:
         lines.append(f"Backward, the first bad place from above is {backward['message']}.")
         if not report["loss_is_finite"]:
-            lines.append("(As the loss is not finite, so is what comes back from it.)")
+            lines.append("(The gradient of a loss that is not finite is not finite either.)")
     else:
         lines.append("Backward, every block is in line.")
     if report["grew"]:

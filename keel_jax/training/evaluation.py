@@ -1,4 +1,4 @@
-"""Validation loss over a split: every target once, sums until the end."""
+"""Validation loss over a split: every target once, summed before dividing."""
 
 import collections.abc
 import itertools
@@ -15,10 +15,10 @@ from keel_jax.training import transfer
 
 
 class Evaluator:
-    """The compiled evaluation step with the split that it reads."""
+    """The compiled evaluation step and the split that it reads."""
 
     def __init__(self, cfg: config.Config, mesh: jax.sharding.Mesh, token_set: shards.TokenSet):
-        """Compiles the step for `cfg.train.batch_size`, rounded up to what the mesh can share."""
+        """Compiles the step for `cfg.train.batch_size`, rounded up to a multiple of the shards."""
         self._cfg, self._mesh, self._token_set = cfg, mesh, token_set
         rows = sharding.num_shards("batch", mesh.shape) * pipeline.num_microbatches(
             cfg.mesh.stage_microbatches, mesh.shape[pipeline.AXIS]
@@ -47,7 +47,7 @@ class Evaluator:
 
         Args:
           with_progress: wraps the iterator of batches, to show progress.
-          stop_asked: asked before each batch; once it says yes, None is returned.
+          stop_asked: called before each batch; once it returns True, None is returned.
         """
         batches = loader.validation_batches(
             self._token_set,
@@ -63,7 +63,7 @@ class Evaluator:
             if stop_asked():
                 return None
             sums = self._step(params, transfer.put_batch(batch, self._abstract, self._rows))
-            # The batch before is read while this one is computed. Added up in float64.
+            # The previous batch's sums are read while this one is computed. Added up in float64.
             total, waiting = _add(total, waiting), sums
         return transfer.per_trial(_add(total, waiting), self._cfg.num_trials)
 

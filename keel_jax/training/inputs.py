@@ -1,4 +1,4 @@
-"""The token shards of a run: opened, checked against each other and the model, made batches."""
+"""The token shards of a run: opens them, checks them, and makes batches of them."""
 
 import collections.abc
 import dataclasses
@@ -17,7 +17,7 @@ from keel_jax.training import step as step_lib
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The sets of a run; the first one's validation split is the run's."""
+    """The token sets of a run; the validation split is that of the first one."""
 
     token_sets: tuple[shards.TokenSet, ...]
 
@@ -33,7 +33,7 @@ class Inputs:
 
     @property
     def bytes_per_token(self) -> tuple[float, float]:
-        """Learned bytes per learned token, of all training splits, and of the validation split."""
+        """Bytes per token, both weighted by the loss weights: of training and of validation."""
         splits = [token_set.split("train") for token_set in self.token_sets]
         num_bytes = sum(split.num_loss_bytes for split in splits)
         weight = sum(split.total_target_weight for split in splits)
@@ -44,7 +44,7 @@ def open_inputs(data: config.DataConfig) -> Inputs:
     """Opens every set of `data.path`.
 
     Raises:
-      UserError: no path, an incomplete or foreign set, or sets of different tokenizers.
+      UserError: no path, a directory that is no complete set, or sets of different tokenizers.
     """
     if not data.paths:
         raise errors.UserError(
@@ -63,7 +63,7 @@ def open_inputs(data: config.DataConfig) -> Inputs:
 
 
 def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
-    """`cfg` with the tokenizer's vocabulary, unless it has a larger one, and absolute data paths.
+    """`cfg` with the tokenizer's vocabulary size, unless a larger one is set, and absolute paths.
 
     Raises:
       UserError: the model's vocabulary is smaller than the tokenizer's.
@@ -72,7 +72,7 @@ def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
     if wanted and wanted < pieces:
         raise errors.UserError(
             f"model.vocab_size={wanted} is smaller than the {pieces} pieces of the tokenizer in "
-            f"{inputs.first.path}; unset it to take the tokenizer's."
+            f"{inputs.first.path}; unset it to use the tokenizer's."
         )
     paths = [path if "://" in path else os.path.abspath(path) for path in cfg.data.paths]
     return dataclasses.replace(
@@ -83,19 +83,19 @@ def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
 
 
 def check_sizes(cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh) -> None:
-    """Whether the model, the batch and the data fit each other and the mesh.
+    """Checks that the model, the batch, the data and the mesh fit each other.
 
     Raises:
       UserError: they do not; both numbers are named.
     """
     state_lib.shardings(cfg, mesh)
-    # Made and thrown away: it checks the windows, the weights and the rows.
+    # Made only because this checks the windows, the weights and the rows.
     train_batches(cfg, inputs, mesh, start_step=0).close()
     inputs.first.split("validation")
 
 
 def meta(inputs: Inputs) -> checkpoint.Meta:
-    """What the first checkpoint of a run on these sets says."""
+    """The metadata of a run on these sets, at step 0."""
     return checkpoint.Meta(
         step=0,
         data_fingerprint=inputs.fingerprint,
@@ -106,10 +106,10 @@ def meta(inputs: Inputs) -> checkpoint.Meta:
 def train_batches(
     cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh, start_step: int
 ) -> collections.abc.Generator[dict[str, jax.Array]]:
-    """Global batches from `start_step` on; trials of equal seed share their rows.
+    """Global batches from `start_step` on; trials with equal seeds share their rows.
 
     Raises:
-      UserError: at once, if the sets, their weights or the sizes do not fit.
+      UserError: immediately, if the sets, their weights or the sizes do not fit.
     """
     seeds = [seed for _, seed in cfg.trial_settings]
     abstract = step_lib.abstract_batch(cfg, mesh)

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl and TensorBoard's events, and reading them."""
+"""The logs of a run, metrics.jsonl and TensorBoard's events: writing and reading them."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from keel_jax.runtime import distributed, files
 
-# Classes that protobuf makes at run time.
+# Classes that protobuf creates at run time.
 Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore
 Summary = summary_pb2.Summary  # pyright: ignore
 
@@ -49,8 +49,8 @@ class Logs:
 class Log:
     """Appends rows to metrics.jsonl and to TensorBoard.
 
-    Rows after `start_step`, which a killed run wrote beyond its last checkpoint, are removed, and
-    TensorBoard is asked to forget them: the log of a resumed run is that of one never stopped.
+    Rows after `start_step`, which a killed run wrote after its last checkpoint, are removed, and
+    TensorBoard is told to discard them: a resumed run has the log of one that was never stopped.
     """
 
     def __init__(self, workdir: epath.PathLike, start_step: int):
@@ -67,7 +67,7 @@ class Log:
         self._add_event(start_step + 1, session_log=began)
 
     def write(self, row: dict[str, float]) -> None:
-        """One line; `row` holds "step". A non-finite number becomes null, as JSON has none."""
+        """Writes one line; `row` has "step". Non-finite numbers become null, as JSON has none."""
         finite = {
             key: value if not isinstance(value, float) or math.isfinite(value) else None
             for key, value in row.items()
@@ -81,7 +81,7 @@ class Log:
         self._add_event(int(row["step"]), summary=Summary(value=scalars))
 
     def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
-        """To TensorBoard alone; `images` are PNG files by their tags."""
+        """Writes to TensorBoard only; `images` are PNG files by their tags."""
         values = []
         for tag, content in images.items():
             # A PNG begins with a signature, then its header: width and height, big-endian.
@@ -101,7 +101,7 @@ class Log:
 
 
 def read(workdir: epath.PathLike) -> list[dict]:
-    """The rows of a run's metrics.jsonl, a torn last line left out; empty if there is none."""
+    """The rows of a run's metrics.jsonl, without an incomplete last line; [] if there is none."""
     path = epath.Path(workdir) / JSONL
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():

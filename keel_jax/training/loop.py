@@ -1,6 +1,7 @@
-"""The loop: dispatch step t, then read step t - 1; so the host never waits for the device.
+"""The loop: dispatch step t, then read step t - 1; so the device never waits for the host.
 
-It knows no model and no file format: it drives compiled functions, and passes on what they return.
+It is independent of the model and of file formats: it calls compiled functions, and passes on what
+they return.
 """
 
 import collections.abc
@@ -16,34 +17,34 @@ from keel_jax.training import state as state_lib
 
 @dataclasses.dataclass
 class _Unread:
-    """A step that was dispatched and whose numbers were not read yet."""
+    """A step that has been dispatched but whose results have not been read yet."""
 
     step: int
-    # What the step returned beside the state; device arrays.
+    # What the step returned besides the state; device arrays.
     sums: dict
     batch: dict
-    # What the telemetry's program returned of it; None where it did not look.
+    # The results of the telemetry program for it; None if that was not run.
     statistics: dict | None
 
 
 @dataclasses.dataclass(kw_only=True)
 class Loop:
-    """One run of the loop over all trials: what it drives, and what it has counted."""
+    """One run of the loop over all trials: its functions and its state."""
 
     cfg: config.Config
     train_step: collections.abc.Callable
     # Global batches from the first step on.
     batches: collections.abc.Iterator[dict]
     evaluator: evaluation.Evaluator
-    # Whether the first step's validation, if one is due there, is in the log already.
+    # Whether a validation that is due at the first step is in the log already.
     is_evaluated: bool
     # (step, state, diverged): writes a checkpoint in the background.
     save: collections.abc.Callable
-    # One row of metrics for a trial.
+    # Writes one row of metrics for a trial.
     write: collections.abc.Callable[[int, dict], None]
-    # (step): a step's numbers were logged.
+    # Called with each step whose metrics were logged.
     on_logged: collections.abc.Callable[[int], None]
-    # Looks at the steps that are due, and at those that diverge.
+    # Records statistics of the steps that are due, and of those that diverge.
     telemetry: telemetry_records.Recorder
     progress: progress_lib.Progress
     # Whether the run was asked to stop.
@@ -67,7 +68,7 @@ class Loop:
         # The state after the last dispatched step.
         self._state = state
         if self._is_due(step, self.cfg.train.eval_every_steps) and not self.is_evaluated:
-            # The run before was stopped in the middle of this validation.
+            # The previous run was stopped during this validation.
             self._evaluate(step, state)
         with self.trace:
             while step < self.cfg.train.num_steps and any(self._alive) and not self.stops(step):
@@ -76,7 +77,7 @@ class Loop:
                     self.trace.start()
                 with self.clock.measure("data_wait"):
                     batch = next(self.batches)
-                # Before the step, which consumes the state.
+                # Before the step, which donates the state.
                 is_due = self.telemetry.is_due(step + 1)
                 statistics = self.telemetry.look(state, batch) if is_due else None
                 state, sums = self.train_step(state, batch)
@@ -91,12 +92,12 @@ class Loop:
         return self._finish(step, state)
 
     def stops(self, step: int) -> bool:
-        """Whether to stop at `step`; asked before every batch, of a validation too."""
+        """Whether to stop at `step`; called before every batch, also during validation."""
         self.clock.beat()
         return self.stop_asked()
 
     def _finish(self, step: int, state):
-        """Saves before anything else, so that a kill from here on costs nothing."""
+        """Saves before anything else, so that nothing is lost if the run is killed from here on."""
         diverged = not any(self._alive)
         step = int(transfer.fetch(state.step).max()) if diverged else step
         with self.clock.measure("checkpoint_wait"):
@@ -108,7 +109,7 @@ class Loop:
         return exit_codes.DONE, step, state
 
     def _pause(self, step: int, state):
-        """What a step waits for where it is due: validation, and the copy for a checkpoint."""
+        """Validates and copies the state for a checkpoint, if these are due."""
         train = self.cfg.train
         evaluates = self._is_due(step, train.eval_every_steps)
         saves = self._is_due(step, train.checkpoint_every_steps)
@@ -126,7 +127,7 @@ class Loop:
         return bool(every) and 0 < step < self.cfg.train.num_steps and step % every == 0
 
     def _read_last(self):
-        """Waits for the unread step's sums; logs them where it is due."""
+        """Waits for the unread step's sums, and logs them if that is due."""
         if self._unread is None:
             return
         last, self._unread = self._unread, None
@@ -154,17 +155,17 @@ class Loop:
         self._interval = _Interval(self.clock, step)
 
     def _record_telemetry(self, last: _Unread, newly_dead: list[int], trials: list[dict]):
-        """Keeps the statistics of a step that was due; one that diverged is looked at in any case.
+        """Keeps the statistics of a step that was due or that diverged.
 
-        A trial that diverged still has the state that it diverged from.
+        A diverged trial still has the state before the diverging step.
         """
         statistics = last.statistics
         recorded = [trial for trial, is_alive in enumerate(self._alive) if is_alive]
         if statistics is None and newly_dead:
             statistics, recorded = self.telemetry.look(self._state, last.batch), newly_dead
         if statistics is not None:
-            # What the step reports of its own blocks: the telemetry's program differentiates
-            # without a plan of recomputation.
+            # The train step's own block statistics: the telemetry program is differentiated
+            # without the plan `reversible`.
             own = metrics.block_statistics(trials[0])
             statistics = statistics | {name: last.sums[name] for name in own}
         self.telemetry.record(last.step, statistics, recorded)
@@ -184,8 +185,8 @@ class Loop:
         }
 
     def _evaluate(self, step: int, state) -> bool:
-        """Validates; whether it came to its end before a stop request."""
-        # The same batches every time, so that the points of the curve can be compared.
+        """Validates; returns whether it finished before a stop request."""
+        # The same batches each time, so that the points of the curve are comparable.
         with self.clock.measure("evaluation"):
             trials = self.evaluator.run(
                 state.params,
@@ -204,7 +205,7 @@ class Loop:
         return True
 
     def _for_people(self, rows: list[dict], name: str) -> str:
-        """One number per trial."""
+        """One number per trial, as text."""
         return " ".join(
             f"{row[name]:.4f}" if alive else "diverged"
             for row, alive in zip(rows, self._alive, strict=True)

@@ -1,7 +1,7 @@
 """Next-token cross-entropy that never holds the logits of all tokens.
 
 Every device works on its own tokens and its own part of the vocabulary. The logits' matrix is
-gathered once for all chunks, and its gradient, summed over them in float32, scattered once.
+gathered once for all chunks, and its gradient is summed over them in float32 and scattered once.
 
 Dimension letters: B batch, T time, D model, V vocabulary, C chunk of time.
 """
@@ -25,20 +25,20 @@ def cross_entropy_sums(
     *,
     chunk: int,
 ) -> dict[str, Float[Array, ""]]:
-    """Sums over all tokens, float32 scalars: divide once, at the end.
+    """Sums over all tokens, float32 scalars, to be divided once, at the end.
 
     Returns "nats" = sum of weight * -log p(target), "weight" = sum of weights, "log_z_squared" =
     sum of weight * (log Z)^2, and "correct" = sum of weight over tokens whose most likely next
     token is the target.
 
-    `chunk` positions of each row that a device holds (0: all) are multiplied with w [D, V] at a
-    time and reduced; the backward pass computes their logits again.
+    Each device multiplies `chunk` positions of its rows (0: all) with w [D, V] at a time and
+    reduces them; the backward pass recomputes their logits.
 
     Args:
       h_BTD: in the compute dtype, with logical axes `layers.LOSS_AXES`.
       w_DV: float32, with logical axes ("table_embed", "vocab").
       targets_BT: int32.
-      weights_BT: float32, 0 where a token does not count.
+      weights_BT: float32, 0 for tokens that do not count.
     """
     if not sharding.has_several_devices():
         sums = _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, ())
@@ -49,7 +49,7 @@ def cross_entropy_sums(
 
     def local_sums(h_BTD, w_DV, targets_BT, weights_BT):
         w_DV = gathering.gather_rows(w_DV.astype(h_BTD.dtype), "table_embed")
-        # In float32 the chunks' gradients are summed as such; the values stay what they are.
+        # In float32, so that the chunks' gradients are summed in it; the values do not change.
         w_DV = w_DV.astype(jnp.float32)
         sums = _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, vocab_axes)
         return jax.lax.psum(sums, token_axes)
@@ -64,12 +64,12 @@ _NAMES = ("nats", "weight", "log_z_squared", "correct")
 
 
 def _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, vocab_axes):
-    """`_NAMES`' sums over this device's tokens, chunk by chunk."""
+    """The sums named in `_NAMES` over this device's tokens, chunk by chunk."""
     num_tokens = h_BTD.shape[1]
     sums = functools.partial(_sums, vocab_axes=vocab_axes)
     if not 0 < chunk < num_tokens:
         return sums(h_BTD, w_DV, targets_BT, weights_BT)
-    # A remainder is padded with tokens that weigh nothing.
+    # A remainder is padded with tokens of weight 0.
     pad = -num_tokens % chunk
     chunks = [_chunked(x, pad, chunk) for x in (h_BTD, targets_BT, weights_BT)]
 
@@ -83,7 +83,7 @@ def _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, vocab_axes):
 
 
 def _sums(h_BCD, w_DV, targets_BC, weights_BC, *, vocab_axes):
-    """The sums, with V this device's part of the vocabulary along the mesh axes `vocab_axes`."""
+    """The sums; V is this device's part of the vocabulary along the mesh axes `vocab_axes`."""
     logits_BCV = lm.logits(h_BCD, w_DV)
     first = jax.lax.axis_index(vocab_axes) * w_DV.shape[1] if vocab_axes else 0
     log_z_BC = _log_sum_exp(logits_BCV, vocab_axes)
@@ -116,7 +116,7 @@ def _at(x_BCV, index_BC, axes):
 
 
 def _first_of_largest(x_BCV, first, axes):
-    """argmax over all parts, of which this one begins at `first`."""
+    """argmax over all parts of the vocabulary, of which this one starts at `first`."""
     x_BCV = jax.lax.stop_gradient(x_BCV)
     index_BC = x_BCV.argmax(axis=-1) + first
     if not axes:

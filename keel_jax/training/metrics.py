@@ -1,4 +1,4 @@
-"""The numbers of a run, with units in their names: how they follow from a step's sums."""
+"""The metrics of a run, with units in their names, computed from a step's sums."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import numpy as np
 
 from keel_jax import config
 
-# What every train step returns of a trial beside what its plan of recomputation reports.
+# What every train step returns for a trial, apart from the recomputation plan's statistics.
 _EVERY_STEP = frozenset(
     (
         *("nats", "weight", "correct", "log_z_squared"),
@@ -17,12 +17,12 @@ _EVERY_STEP = frozenset(
 
 
 def loss_metrics(prefix: str, sums: dict[str, float], bytes_per_token: float) -> dict[str, float]:
-    """Averages of `loss.cross_entropy_sums`, divided here and nowhere before.
+    """Averages from `loss.cross_entropy_sums`; this is the only place that divides.
 
     Args:
       prefix: "train" or "eval".
       sums: of one trial, as Python floats.
-      bytes_per_token: of the text the tokens stand for; bits per byte = nats per token / ln 2 /
+      bytes_per_token: of the text that the tokens encode; bits per byte = nats per token / ln 2 /
         bytes per token.
     """
     weight = sums["weight"] or math.nan
@@ -37,12 +37,12 @@ def loss_metrics(prefix: str, sums: dict[str, float], bytes_per_token: float) ->
 
 
 def block_statistics(sums: Mapping) -> dict[str, np.ndarray]:
-    """What a step reports of each block (`depth.step_statistics`): vectors [N]."""
+    """A step's statistics per block (`depth.step_statistics`): vectors [N]."""
     return {name: value for name, value in sums.items() if np.ndim(value) == 1}
 
 
 def step_statistics(sums: Mapping) -> dict[str, float]:
-    """The same as numbers: of each vector its largest entry, and what is a number already.
+    """The same statistics as numbers: the largest entry of each vector, and scalars unchanged.
 
     Args:
       sums: of one trial, everything that its step returned.
@@ -58,9 +58,9 @@ def speed_metrics(
 ) -> dict[str, float]:
     """Speed over the steps since the last line.
 
-    Model FLOPs leave recomputation out (`ModelConfig.flops_per_token`). MFU divides by the chips'
-    bf16 peak, with causal attention counted at half and, `_full_attention`, in full; both are
-    absent where the chip is not known.
+    Model FLOPs do not include recomputation (`ModelConfig.flops_per_token`). MFU divides by the
+    chips' bf16 peak, with causal attention counted at half or, for `_full_attention`, in full; both
+    are absent if the chip is not known.
 
     Args:
       peak_flops: FLOP/s of all devices together, or None.

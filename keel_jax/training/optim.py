@@ -2,15 +2,15 @@
 
     p' = p - lr * u,    u = m_group * (direction(g) + weight_decay * d_group * p)
 
-`lr = peak_lr * unit_schedule(step)` is a number of the train state and comes in last, in `apply`;
-m and d are the group's multipliers (config.ParamGroups). Clipping comes first, in `clip`. Both lie
+`lr = peak_lr * unit_schedule(step)` comes from the train state and is applied last, in `apply`;
+m and d are the group's multipliers (config.ParamGroups). Clipping comes first, in `clip`. Both are
 outside optax's state, so one executable serves every learning rate and trials can be vmapped.
 
 Every leaf under `block` holds N blocks, [N, ...]. Each optimizer here equals, on each of the N
-slices, the same optimizer run on that block alone; only clipping looks at the whole tree. Adam and
-Lion are elementwise and get this for free. Muon and Adafactor are not (optax's own, on stacked
-leaves, orthogonalize [N, D] gains across blocks and factor and clip over N): `per_block` vmaps
-them.
+slices, the same optimizer run on that block alone; only clipping depends on the whole tree. Adam
+and Lion are elementwise and have this property anyway. Muon and Adafactor do not (optax's own, on
+stacked leaves, orthogonalize [N, D] gains across blocks and factor and clip over N): `per_block`
+vmaps them.
 """
 
 import typing
@@ -41,7 +41,7 @@ _FFN_MATRICES = ("gate", "up", "down")
 
 
 def make(optim: config.OptimConfig) -> optax.GradientTransformation:
-    """The optimizer `optim.name` with decoupled weight decay and group multipliers, LR left out.
+    """The optimizer `optim.name` with decoupled weight decay and group multipliers, without LR.
 
       u = m_group * (direction(g) + weight_decay * d_group * p)
 
@@ -66,7 +66,7 @@ def make(optim: config.OptimConfig) -> optax.GradientTransformation:
       fp32. Both work under jit, eval_shape and an outer vmap over trials.
 
     Raises:
-      UserError: an epsilon that fp32 cannot hold; on use, a parameter of no known group.
+      UserError: an epsilon that fp32 cannot represent; on use, a parameter of no known group.
     """
     direction = _direction(optim)
 
@@ -84,15 +84,15 @@ def make(optim: config.OptimConfig) -> optax.GradientTransformation:
 
 
 def clip(grads: optax.Updates, clip_norm: float) -> tuple[optax.Updates, jax.Array]:
-    """Scales the whole tree down to global norm `clip_norm`, and returns the norm it had.
+    """Scales the whole tree down to global norm `clip_norm`, and also returns the original norm.
 
       g' = g * min(1, clip_norm / |g|),    |g| = sqrt(sum over all leaves of g^2)
 
-    As optax.clip_by_global_norm, but the norm, which the log wants too, is computed once.
+    As optax.clip_by_global_norm, but the norm, which is also logged, is computed once.
 
     Args:
       grads: any tree of arrays.
-      clip_norm: the largest norm let through; 0 clips nothing.
+      clip_norm: the largest norm allowed; 0 clips nothing.
 
     Returns:
       The clipped tree (dtypes kept) and |g|, a scalar, non-finite if a gradient is.
@@ -107,7 +107,7 @@ def clip(grads: optax.Updates, clip_norm: float) -> tuple[optax.Updates, jax.Arr
 
 
 def clip_factor(grad_norm: jax.Array, clip_norm: float) -> jax.Array:
-    """What `clip` multiplies the gradient by: min(1, clip_norm / |g|); 1 where it clips nothing."""
+    """The factor of `clip`: min(1, clip_norm / |g|); 1 if it clips nothing."""
     # At norm 0 the quotient is inf, and the factor 1.
     return jnp.minimum(1.0, clip_norm / grad_norm) if clip_norm else jnp.ones_like(grad_norm)
 
@@ -122,10 +122,9 @@ def per_block(inner: optax.GradientTransformation) -> optax.GradientTransformati
 
       u[n] = inner(g[n], state[n], p[n])    for n = 0 … N-1, by vmap
 
-    What `inner` keeps per parameter gets the leading N. What it keeps beside them (step counts,
-    coefficients) advances alike in every block and is held once, so that the state has scalar
-    counts: that part of the state must depend on neither gradients nor parameters, else vmap
-    raises.
+    State of `inner` that mirrors parameters gets the leading N. Other state (step counts,
+    coefficients) is the same for every block and is stored once, so that counts are scalars: that
+    part of the state must depend on neither gradients nor parameters, or vmap raises.
     """
 
     def axes(state):
@@ -149,8 +148,8 @@ def group_of(path: typing.Sequence) -> str:
     """The field of config.ParamGroups for the parameter at a JAX key path.
 
     Raises:
-      UserError: no group is known for it. A new parameter gets its group here, by hand: a
-        default would decay a gain, or send it to Muon, in silence.
+      UserError: no group is known for it. A new parameter gets its group here explicitly: a
+        default could silently decay a gain, or pass it to Muon.
     """
     match tuple(entry.key for entry in path):
         case (*_, name) if name.endswith("norm") or name in topologies.SCALE_PARAMS:
@@ -176,23 +175,23 @@ def group_of(path: typing.Sequence) -> str:
 
 
 def multipliers(params: typing.Any, groups: config.ParamGroups) -> typing.Any:
-    """`groups` as a tree of floats shaped like `params` (arrays or abstract shapes)."""
+    """`groups` as a tree of floats with the structure of `params` (arrays or abstract shapes)."""
     return jax.tree.map_with_path(lambda path, _: getattr(groups, group_of(path)), params)
 
 
 def match_params(
     opt_state: typing.Any, params: typing.Any, leaf_values: typing.Any, default: typing.Callable
 ) -> typing.Any:
-    """`leaf_values` of the parameters, spread over the optimizer state that mirrors them.
+    """Maps `leaf_values` of the parameters to the optimizer state that mirrors them.
 
     A leaf of the state mirrors a parameter if its key path ends in the parameter's whole path
     (`….mu['block']['attention']['query']`) and its shape is the parameter's. Moments do; counts
-    and factored moments do not. For shardings, abstract states will do.
+    and factored moments do not. For shardings, abstract states are sufficient.
 
     Args:
       opt_state: of `make(…).init(params)`, or its shapes.
       params: the parameters, or their shapes.
-      leaf_values: a tree with `params`' structure; what stands at a leaf may be a tree itself.
+      leaf_values: a tree with `params`' structure; a leaf may be a tree itself.
       default: called with each leaf of the state that mirrors no parameter.
 
     Returns:

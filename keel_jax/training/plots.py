@@ -1,8 +1,8 @@
-"""Figures of telemetry: depth against step as heat maps, and profiles over depth; PNG bytes.
+"""Figures of telemetry: heat maps of depth against step, and profiles over depth; PNG bytes.
 
-Statistics come in families: "stream_rms" is one of its own, "param_rms/attention/query" belongs to
-"param_rms". A family gets one heat map and one profile. Figures are made without pyplot, so no
-global state and no window: Agg draws them.
+Statistics are grouped in families: "stream_rms" is a family by itself, "param_rms/attention/query"
+belongs to "param_rms". A family gets one heat map and one profile. Figures are made without pyplot,
+and so without global state or windows: Agg draws them.
 
 Letters: R records, N blocks, L = 2N sub-layers.
 """
@@ -15,20 +15,20 @@ import matplotlib
 import numpy as np
 from matplotlib import colors, figure, ticker
 
-# Most records that a heat map shows as columns of their own; of more, evenly spaced ones.
+# Maximum number of columns of a heat map; of more records, evenly spaced ones are shown.
 _COLUMNS = 600
 _DPI = 100
 _COLORS = matplotlib.colormaps["viridis"].with_extremes(bad="red")
 
 
 class Family(typing.NamedTuple):
-    """How a family of statistics is named and drawn."""
+    """The title of a family of statistics, and how it is drawn."""
 
     title: str
     is_log: bool
 
 
-# Of the plan of recomputation "reversible" alone.
+# Only with the recomputation plan "reversible".
 REVERSIBLE = ("reversal_error", "reversal_step")
 FAMILIES = {
     "stream_rms": Family("RMS of the stream that enters each sub-layer", True),
@@ -57,7 +57,7 @@ def families(records: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarra
 
 
 def images(records: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """Every family's heat map and profile as PNG, by the tag that TensorBoard shows."""
+    """Every family's heat map and profile as PNG, by its TensorBoard tag."""
     drawn = {}
     for family in families(records):
         drawn[f"depth/{family}/heat_map"] = png(heat_map(records, family))
@@ -66,11 +66,11 @@ def images(records: Mapping[str, np.ndarray]) -> dict[str, bytes]:
 
 
 def heat_map(records: Mapping[str, np.ndarray], family: str) -> figure.Figure:
-    """Depth upwards, records to the right; red where a number is not finite."""
+    """Depth increases upwards, records are columns; red where a number is not finite."""
     members = families(records)[family]
     columns = np.unique(np.linspace(0, len(records["step"]) - 1, _COLUMNS).astype(int))
     steps = records["step"][columns]
-    # [R, N, 2] -> [L, R]: sub-layers in their order; members above each other.
+    # [R, N, 2] -> [L, R]: sub-layers in order; members are stacked.
     rows = [values[columns].reshape(len(columns), -1).T for values in members.values()]
     height = 3.2 if len(members) == 1 else 1.2 + 0.55 * len(members)
     canvas, axes = _figure(7.5, height)
@@ -124,7 +124,7 @@ def profile(records: Mapping[str, np.ndarray], family: str) -> figure.Figure:
             panel.set(title=f"step {records['step'][index]}", xlabel="block")
     for panel in panels:
         if not FAMILIES[family].is_log:
-            panel.set_ylim(-0.02, 1.02)  # a share
+            panel.set_ylim(-0.02, 1.02)  # a fraction
         elif any(len(_positive(values[shown])) for values in members.values()):
             panel.set_yscale("log", nonpositive="mask")
     panels[0].set_ylabel(family)
@@ -134,7 +134,7 @@ def profile(records: Mapping[str, np.ndarray], family: str) -> figure.Figure:
 
 
 def curves(rows: Sequence[Mapping], names: Sequence[str], titles: Sequence[str]) -> figure.Figure:
-    """Columns of metrics.jsonl over the steps, one panel each; a row without a number is a gap."""
+    """Columns of metrics.jsonl over the steps, one panel each; rows with null are gaps."""
     canvas = figure.Figure(figsize=(10.5, 2.8), layout="constrained")
     panels = canvas.subplots(1, len(names), squeeze=False)[0]
     for panel, name, title in zip(panels, names, titles, strict=True):
@@ -163,12 +163,12 @@ def _num_blocks(members: Mapping[str, np.ndarray]) -> int:
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
-    """What a logarithmic scale can show; infinity it cannot."""
+    """The values that a logarithmic scale can show: positive and finite."""
     return values[np.isfinite(values) & (values > 0)]
 
 
 def _norm(parts: Sequence[np.ndarray], is_log: bool) -> colors.Normalize:
-    """Logarithmic, from the least to the greatest finite number above 0; or of shares."""
+    """Logarithmic, from the smallest to the largest positive finite number; or [0, 1]."""
     positive = np.concatenate([_positive(part) for part in parts])
     if not is_log or not len(positive):
         return colors.Normalize(0, 1)

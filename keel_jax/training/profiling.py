@@ -4,10 +4,10 @@ import jax
 
 
 class StepTrace:
-    """The trace of `train.profile_steps`; as a context manager it is closed in any case."""
+    """The trace of `train.profile_steps`; as a context manager it is always closed."""
 
     def __init__(self, steps: tuple[int, int] | None, directory: str):
-        """`steps` are the first and the last one, from 1; None: nothing is traced."""
+        """`steps` are the first and the last one, counted from 1; None: nothing is traced."""
         self._first, self._last = steps or (0, -1)
         self._directory = directory
         self._is_on = False
@@ -19,20 +19,20 @@ class StepTrace:
         self.stop()
 
     def begins_before(self, step: int) -> bool:
-        """Whether the trace is to start before `step`; a run that resumes within the range too."""
+        """Whether the trace starts before `step`, also in a run that resumes within the range."""
         return not self._is_on and self._first <= step <= self._last
 
     def ends_after(self, step: int) -> bool:
-        """Whether `step` is the last one."""
+        """Whether `step` is the last traced one."""
         return self._is_on and step == self._last
 
     def start(self) -> None:
-        """Begins to record; steps before are to have left the device."""
+        """Starts recording; earlier steps must have finished on the device."""
         jax.profiler.start_trace(self._directory)
         self._is_on = True
 
     def stop(self) -> None:
-        """Writes what was recorded; the last step is to have left the device."""
+        """Writes the trace; the last step must have finished on the device."""
         if self._is_on:
             jax.profiler.stop_trace()
             self._is_on = False

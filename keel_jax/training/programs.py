@@ -1,4 +1,4 @@
-"""The compiled programs of a run: its step, what looks at a step, and its validation."""
+"""The compiled programs of a run: the train step, telemetry, and validation."""
 
 import collections.abc
 import dataclasses
@@ -15,11 +15,11 @@ from keel_jax.training import step as step_lib
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Compiled for one mesh."""
+    """The programs, compiled for one mesh."""
 
-    # (state, batch) -> (state, sums); consumes the state.
+    # (state, batch) -> (state, sums); donates the state.
     train_step: collections.abc.Callable
-    # (state, batch) -> statistics of every sub-layer; None where telemetry is off.
+    # (state, batch) -> statistics of every sub-layer; None if telemetry is off.
     statistics: collections.abc.Callable | None
     evaluator: evaluation.Evaluator
 
@@ -27,11 +27,11 @@ class Programs:
 def compile_all(
     cfg: config.Config, mesh: jax.sharding.Mesh, token_set: shards.TokenSet
 ) -> Programs:
-    """Compiles them, ahead of the first step; says of each where it came from.
+    """Compiles them ahead of the first step, and prints for each whether the cache had it.
 
     Args:
       cfg: resolved (`planning.resolve`).
-      token_set: whose validation split is read.
+      token_set: the one whose validation split is read.
     """
     train_step = _compiled("step", step_lib.compile_train_step, cfg, mesh)
     statistics = None

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, a line per logged step elsewhere."""
+"""The console output of a run: a bar on a terminal, a line per logged step elsewhere."""
 
 import sys
 
@@ -11,7 +11,7 @@ from keel_jax.runtime import distributed
 
 
 def announce(cfg: config.Config, step: int, recompute: str) -> None:
-    """Says what is about to run, in two lines; `recompute` describes the plan of recomputation."""
+    """Prints what is about to run, in two lines; `recompute` describes the recomputation plan."""
     if not distributed.is_lead():
         return
     m = cfg.model
@@ -29,7 +29,7 @@ def announce(cfg: config.Config, step: int, recompute: str) -> None:
 class Progress:
     """A bar on a terminal, a line per logged step elsewhere; a context manager.
 
-    Of several processes the lead alone shows it.
+    Of several processes only the lead shows it.
     """
 
     def __init__(self, num_steps: int, start_step: int):
@@ -48,7 +48,7 @@ class Progress:
         self._num_steps, self._message = num_steps, ""
 
     def step(self, step: int, message: str | None) -> None:
-        """Moves on; `message` replaces the text (None: keep it)."""
+        """Advances to `step`; `message` replaces the text (None: keep it)."""
         if self._bar:
             self._bar.update(self._task, completed=step)
             if message:

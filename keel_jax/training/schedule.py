@@ -1,8 +1,8 @@
 """Learning-rate schedules with peak 1, to be multiplied by the state's `peak_lr`.
 
-The step is 0-based: it counts the updates already made, as optax counts. So a linear rise over W
-steps gives s/W: the first update (s = 0) has factor 0 and only fills the optimizer's moments, the
-update at s = W is the first at full height. Values that belong to the end of the run (a fraction
+The step is 0-based: it counts the updates already made, as in optax. So a linear rise over W
+steps gives s/W: the first update (s = 0) has factor 0 and only fills the optimizer's moments, and
+the update at s = W is the first with factor 1. Values that belong to the end of the run (a fraction
 f for cosine and wsd, 1 for linear_ramp) are those at s = num_steps, one past the last update.
 """
 
@@ -20,7 +20,7 @@ def unit_schedule(
 ) -> typing.Callable[[jax.typing.ArrayLike], jax.Array]:
     """The factor of the peak learning rate at each step of a run of S = `num_steps` steps.
 
-    `config.Config` has checked that warm-up and decay fit into it.
+    `config.Config` has checked that warm-up and decay fit into the run.
 
     With W = warmup_steps, f = final_lr_fraction, C = round(wsd_decay_fraction * S) and the 0-based
     step s:
@@ -29,10 +29,10 @@ def unit_schedule(
       cosine:       f + (1 - f) (1 + cos(pi (s - W) / (S - W))) / 2                for s >= W
       wsd:          1, then f + (1 - f) (1 - sqrt((s - (S - C)) / C))              for s >= S - C
       constant:     1                                                              for s >= W
-      linear_ramp:  s / S  (no warm-up: the run is one. The rate of the update made at s, the last
-                    included, is peak_lr * s / S.)
+      linear_ramp:  s / S  (no warm-up: the whole run is one. The rate of the update made at s,
+                    including the last, is peak_lr * s / S.)
 
-    Past the end (s > S) the value at S holds.
+    After the end (s > S) the factor is that at S.
 
     Returns:
       A traceable function from the step (integer scalar) to the factor (fp32 scalar in [0, 1]).

@@ -19,10 +19,10 @@ from keel_jax.training import workdir as workdir_lib
 def ended_before(
     cfg: config.Config, workdir: epath.Path, checkpoints: checkpoint.Checkpoints
 ) -> int | None:
-    """The exit code of a run that has nothing left to do, which it says; None if it has.
+    """The exit code, also printed, of a run that has nothing left to do; None if it has.
 
-    A diverged run would diverge again with the same options. With others (a lower rate) it goes on
-    from its newest checkpoint before the divergence.
+    A diverged run would diverge again with the same options. With others (a lower rate) it
+    continues from its newest checkpoint before the divergence.
 
     Raises:
       UserError: it diverged, and there is no such checkpoint.
@@ -30,7 +30,7 @@ def ended_before(
     step = checkpoints.latest_step()
     if step is None:
         return None
-    # What the lead sees: on a network file system another process may see older files.
+    # As the lead sees it: on a network file system another process may see older files.
     diverged, done, is_same = distributed.from_lead(
         workdir_lib.has_ended_as(workdir, "diverged"),
         workdir_lib.has_ended_as(workdir, "done"),
@@ -44,7 +44,7 @@ def ended_before(
             exit_codes.DIVERGED,
             (
                 f"this run diverged after step {step}; with the same options it would again. "
-                "Change one (as --config.optim.peak_lr), or start another --workdir."
+                "Change one (such as --config.optim.peak_lr), or start another --workdir."
             ),
         )
     elif done and step >= cfg.train.num_steps:
@@ -62,12 +62,12 @@ def begin(
     checkpoints: checkpoint.Checkpoints,
     meta: checkpoint.Meta,
 ) -> tuple[state_lib.TrainState, int]:
-    """The state to go on from, and the number of steps it has taken.
+    """The state to start from, and the number of steps that it has taken.
 
     Learning rates are the config's, also for a restored state: they may be changed between runs.
 
     Args:
-      meta: what checkpoints of this run say; a restored one must agree in data and tokenizer.
+      meta: the run's metadata; a restored checkpoint must have the same data and tokenizer.
 
     Raises:
       UserError: the checkpoint was trained on other data or with another tokenizer, or the
@@ -89,7 +89,7 @@ def begin(
 
 
 def _initial_params(cfg, mesh, meta, like):
-    """The weights that `train.init_from` names, for every trial, laid out as `like`; their way."""
+    """The weights of `train.init_from` for every trial, sharded as `like`; and their ancestry."""
     workdir, step = parse_checkpoint(cfg.train.init_from)
     their_model = checkpoint.load_config(workdir).model
     changed = {

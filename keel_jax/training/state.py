@@ -1,7 +1,7 @@
-"""The train state: what it holds, how it is made sharded from the start, and its trials.
+"""The train state: its contents, its sharded initialization, and its trials.
 
-A run of several trials (config.TrialsConfig) holds every leaf with a leading trial axis [K, …]; a
-run of one trial holds no such axis. `over_trials` is the one place that knows.
+In a run of several trials (config.TrialsConfig) every leaf has a leading trial axis [K, …]; in a
+run of one trial there is no such axis. `over_trials` is the only function that depends on this.
 """
 
 import collections.abc
@@ -26,18 +26,18 @@ class TrainState:
     step: jax.Array
     # float32 []: the schedule's peak. Data, not code: any value runs the same program.
     peak_lr: jax.Array
-    # bool []: the loss or a gradient was not finite; from then on nothing changes any more.
+    # bool []: the loss or a gradient was not finite; from then on the state does not change.
     diverged: jax.Array
     # float32 tree, as `lm.init` makes it.
     params: Any
-    # The optimizer's own, float32 moments and int32 counts.
+    # The optimizer's state: float32 moments and int32 counts.
     opt_state: Any
 
 
 def over_trials(
     function: collections.abc.Callable, num_trials: int, **vmap_options: Any
 ) -> collections.abc.Callable:
-    """`function` of one trial as a function of all: itself, or its vmap over the mesh's trials."""
+    """`function` of one trial as a function of all trials: itself, or its vmap over `trial`."""
     if num_trials == 1:
         return function
     return jax.vmap(function, spmd_axis_name="trial", **vmap_options)
@@ -69,12 +69,12 @@ def initializer(cfg: config.Config) -> collections.abc.Callable[[], TrainState]:
 
 
 def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
-    """Where each leaf of the state lies: a NamedSharding in the place of each array.
+    """The sharding of the state: a NamedSharding in the place of each array.
 
-    Optimizer moments lie where their parameter does; counts and factored moments everywhere.
+    Optimizer moments are sharded as their parameters; counts and factored moments are replicated.
 
     Raises:
-      UserError: a dimension is not a multiple of the devices that share it.
+      UserError: a dimension is not a multiple of its number of shards.
     """
     depth.check_stages(cfg.model, mesh)
     shapes = jax.eval_shape(initializer(cfg))
@@ -84,7 +84,7 @@ def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
         return sharding.sharding(mesh, trial + axes, leaf.shape, jax.tree_util.keystr(path))
 
     def everywhere(leaf):
-        # Not split, except over trials.
+        # Replicated, except over trials.
         return sharding.sharding(mesh, trial + ("scalar",) * (leaf.ndim - len(trial)), leaf.shape)
 
     params = jax.tree_util.tree_map_with_path(
@@ -96,7 +96,7 @@ def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def create(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
-    """The initial state, made where it lies: no leaf is ever whole on one device."""
+    """The initial state, initialized sharded: no leaf is ever whole on one device."""
     with jax.set_mesh(mesh):
         return jax.jit(initializer(cfg), out_shardings=shardings(cfg, mesh))()
 

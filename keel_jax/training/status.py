@@ -1,4 +1,4 @@
-"""status.json: where a run stands, for whoever looks at its directory."""
+"""status.json: the current status of a run, for users and other programs."""
 
 import math
 
@@ -11,7 +11,7 @@ from keel_jax.runtime import session as session_lib
 from keel_jax.training import ancestry, transfer, trials
 from keel_jax.training import state as state_lib
 
-# Seconds between two writes while a run goes on.
+# Minimum seconds between two writes during a run.
 _STATUS_SECONDS = 5.0
 
 
@@ -29,7 +29,7 @@ class Status:
 
         Args:
           cfg: resolved (`planning.resolve`).
-          recompute: the plan of recomputation and what it is expected to take, for people.
+          recompute: the recomputation plan and its expected memory, for users.
         """
         self._workdir, self._cfg, self._recompute = workdir, cfg, recompute
         self._clock, self._compilations = session.clock, session.compilations
@@ -44,17 +44,17 @@ class Status:
             self._write(distributed.exit_code(error), error=str(error))
 
     def hung(self, activity: str) -> None:
-        """The run ends because it stands still."""
+        """Records that the run ends because it hangs."""
         self._write(exit_codes.HUNG, error=activity)
 
     def update(self, step: int) -> None:
-        """The run is going on, at `step`; written at most every few seconds."""
+        """Records that the run is at `step`; written at most every few seconds."""
         self._step = step
         if self._clock.total - self._written > _STATUS_SECONDS:
             self._write(None)
 
     def end(self, exit_code: int, step: int, state: state_lib.TrainState) -> int:
-        """The run ends with `exit_code`, which is returned; each trial with its own."""
+        """Records the end of the run with `exit_code`, which it returns, and of each trial."""
         steps, diverged = transfer.fetch((state.step, state.diverged))
         codes = [exit_codes.DIVERGED if trial else exit_code for trial in diverged.reshape(-1)]
         self._step = step

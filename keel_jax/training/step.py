@@ -1,4 +1,4 @@
-"""The train step and the evaluation step, pure, and compiled over a mesh.
+"""The train step and the evaluation step: pure functions, and compiled for a mesh.
 
 Dimension letters: B batch, T time, A accumulation steps.
 """
@@ -33,9 +33,9 @@ def batch_sums(params: Any, batch: dict, cfg: config.Config) -> Sums:
 def batch_sums_and_stats(
     params: Any, batch: dict, cfg: config.Config, measured: instruments.Instruments
 ) -> tuple[Sums, dict | None]:
-    """`batch_sums`, and with probes the blocks' telemetry (keel_jax/model/telemetry.py)."""
+    """`batch_sums`, and the blocks' telemetry if there are probes (keel_jax/model/telemetry.py)."""
     model = lm.LanguageModel(cfg.model)
-    # Sums over tokens: in whatever order the kernel wants them.
+    # The results are sums over tokens, so these may be in the order that the kernel needs.
     tokens, targets, weights, context = attention.in_order_of(
         cfg.model.attention,
         (
@@ -71,8 +71,8 @@ def train_step(
 
     The loss is (sum of nats + z_loss * sum of (log Z)^2) / (sum of weights), both sums over the
     whole batch, so that accumulation in A micro-batches gives the same gradient. If the loss or
-    the gradient's norm is not finite, or ever was, the state is returned as it came, marked
-    `diverged`.
+    the gradient's norm is not finite in this or an earlier step, the state is returned unchanged
+    except that it is marked `diverged`.
 
     Returns:
       The new state, and float32 scalars: the loss sums, "grad_norm" (before clipping),
@@ -106,13 +106,13 @@ def train_step(
 
 
 def mean_gradients(grads: Any, sums: Sums) -> Any:
-    """The gradient of the mean loss from that of the sum; a batch may hold prompts only."""
+    """The gradient of the mean loss from that of the sum; the weight of a batch may be 0."""
     weight = jnp.maximum(sums["weight"], 1e-6)
     return jax.tree.map(lambda g: g / weight, grads)
 
 
 def learning_rate_of(state: state_lib.TrainState, cfg: config.Config) -> jax.Array:
-    """The learning rate of the step that `state` is about to take."""
+    """The learning rate of the next step of `state`."""
     return state.peak_lr * schedule.unit_schedule(cfg.optim, cfg.train.num_steps)(state.step)
 
 
@@ -126,7 +126,7 @@ def objective(
 
 def _gradients(params, batch, cfg):
     """Gradient of the (unnormalized) loss sum, and the loss sums, over A micro-batches; third,
-    `depth.step_statistics` of the worst of them."""
+    `depth.step_statistics`, the largest over micro-batches."""
     measured = depth.step_instruments(cfg.model)
 
     def gradient(batch):
@@ -155,7 +155,7 @@ def over_micro_batches(
     """The sum of `function` of each of the A micro-batches, a tree of arrays.
 
     Args:
-      join: (what the micro-batches before gave, at first zeros; what the next gives) -> both.
+      join: combines the result of the earlier micro-batches (at first zeros) with the next one.
     """
     parts = cfg.train.accumulation_steps
     if parts == 1:
@@ -175,7 +175,7 @@ def abstract_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> dict:
     """Shapes, dtypes and shardings of a global training batch: [B, T], or [K, B, T] in K trials.
 
     Raises:
-      UserError: a micro-batch is not a multiple of the devices that share it.
+      UserError: a micro-batch is not a multiple of its number of shards.
     """
     trials = (cfg.num_trials,) if cfg.num_trials > 1 else ()
     parts = cfg.train.accumulation_steps
@@ -215,7 +215,7 @@ def _abstract_batch(cfg, mesh, trials, batch_size, parts, name) -> dict:
 
 
 def lower_train_step(cfg: config.Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-    """The step of all trials, lowered for `mesh`, whose devices need not be there.
+    """The step of all trials, lowered for `mesh`, whose devices need not exist.
 
     Raises:
       UserError: the sizes of the model, the batch and the mesh do not fit each other.
@@ -229,7 +229,7 @@ def lower_train_step(cfg: config.Config, mesh: jax.sharding.Mesh) -> jax.stages.
 def compile_train_step(
     cfg: config.Config, mesh: jax.sharding.Mesh
 ) -> collections.abc.Callable[[state_lib.TrainState, dict], tuple[state_lib.TrainState, Sums]]:
-    """Compiles the step of all trials ahead of time; the state passed in is consumed."""
+    """Compiles the step of all trials ahead of time; its state argument is donated."""
     options = compiler_options.options(mesh.devices.flat[0])
     return lower_train_step(cfg, mesh).compile(compiler_options=options)
 
@@ -251,7 +251,7 @@ def compile_eval_step(
 ) -> collections.abc.Callable[[dict, dict], Sums]:
     """Compiles (params, batch [B, T]) -> loss sums; several trials read one batch."""
     check_resolved(cfg)
-    # Nothing is kept for a backward pass, so there is nothing to compute again.
+    # There is no backward pass, so nothing is saved or recomputed.
     model = dataclasses.replace(cfg.model, recompute=config.RecomputeConfig(plan="none"))
     cfg = dataclasses.replace(cfg, model=model)
     step = state_lib.over_trials(
@@ -266,5 +266,5 @@ def compile_eval_step(
 
 
 def check_resolved(cfg: config.Config) -> None:
-    """A program of an unresolved config would take the reference kernel in silence."""
+    """With an unresolved config a program would silently use the reference kernel."""
     assert cfg.model.attention != "auto", "resolve the config first: planning/resolve.py"

@@ -1,10 +1,10 @@
-"""Telemetry of a run: when a step is looked at, where its numbers are kept, how they are read back.
+"""Telemetry of a run: when a step is recorded, and how the records are stored and loaded.
 
 `WORKDIR/telemetry/` (of each trial) holds .npz files of up to 64 records each, named by the first
 one's step: an array "step" [R] and one per statistic, [R, N] or [R, N, 2], float32. The newest is
-written anew with each record, whole or not at all. `load` reads all of them.
+rewritten atomically with each record. `load` reads all of them.
 
-`divergence.json` says where a step that was not finite went wrong (training/divergence.py).
+`divergence.json` says where a non-finite step went wrong (training/divergence.py).
 """
 
 import collections.abc
@@ -24,13 +24,13 @@ from keel_jax.training import state as state_lib
 
 DIRECTORY = "telemetry"
 DIVERGENCE = "divergence.json"
-# Records a file: 6 MB at 256 blocks. One file a record would be slow to read, one for all of them
-# slow to write.
+# Records per file: 6 MB at 256 blocks. One file per record would be slow to read, a single file
+# for all records slow to write.
 _CHUNK = 64
-# Images are drawn during the run once this many times the seconds that they took have passed: 1 %.
+# Images are drawn again after this many times the seconds that drawing them took: 1 %.
 _DRAW_AFTER = 100
-# What they take before that is known, guessed high; and the most that the end of a run waits for
-# them, as the other processes wait too.
+# The time they take before it is known, a high guess; and the longest that the end of a run waits
+# for them, as the other processes wait too.
 _DRAW_SECONDS, _LAST_DRAW_SECONDS = 5.0, 30.0
 
 
@@ -64,7 +64,7 @@ class Store:
                 path.unlink()
             else:
                 kept.append(path)
-        if kept:  # only the last can reach beyond
+        if kept:  # only the last can have later records
             chunk = _read(kept[-1])
             is_kept = chunk["step"] <= start_step
             self._chunk = {name: array[is_kept] for name, array in chunk.items()}
@@ -92,10 +92,10 @@ class Store:
 
 
 class Recorder:
-    """Looks at the steps that are due, in all trials, and keeps their statistics.
+    """Computes the statistics of the steps that are due, in all trials, and stores them.
 
-    Every process makes one and calls it alike: the program that looks is a collective. The lead
-    writes.
+    Every process makes one and calls it in the same way, as the telemetry program has collectives.
+    Only the lead writes.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class Recorder:
         logs: logs_lib.Logs,
         clock: clock_lib.Clock,
     ):
-        """Cuts what was recorded after `start_step`.
+        """Removes what was recorded after `start_step`.
 
         Args:
-          look: `telemetry_step.compile_statistics`; None where telemetry is off.
+          look: from `telemetry_step.compile_statistics`; None if telemetry is off.
           directories: one per trial.
           logs: where images go.
         """
@@ -126,18 +126,18 @@ class Recorder:
                     (directory / DIVERGENCE).unlink()
 
     def is_due(self, step: int) -> bool:
-        """Whether `step` is one to look at."""
+        """Whether `step` is to be recorded."""
         every = self._cfg.telemetry.every_steps
         return bool(every) and (step % every == 0 or step in (1, self._cfg.train.num_steps))
 
     def look(self, state: state_lib.TrainState, batch: dict) -> dict | None:
-        """Dispatches the look at the step that `state` takes on `batch`; None where it is off."""
+        """Dispatches the statistics of the step of `state` on `batch`; None if telemetry is off."""
         return self._look and self._look(state, batch)
 
     def record(
         self, step: int, statistics: dict | None, trials: collections.abc.Iterable[int]
     ) -> None:
-        """Keeps what `look` gave for `step`, waited for, of these trials."""
+        """Waits for the result of `look` for `step`, and stores it for these trials."""
         if statistics is None:
             return
         with self._clock.measure("telemetry"):
@@ -151,10 +151,10 @@ class Recorder:
                 self.draw()
 
     def explain(self, trial: int, step: int, sums: dict[str, float]) -> None:
-        """Writes and prints where `step`, recorded, went wrong in a trial that diverged in it.
+        """Writes and prints where `step`, already recorded, went wrong in a diverged trial.
 
         Args:
-          sums: the train step's own numbers.
+          sums: the results of the train step.
         """
         if self._look is None or not self._stores:
             return
@@ -167,7 +167,7 @@ class Recorder:
         print(name + report["text"], flush=True)
 
     def draw(self) -> None:
-        """Puts every trial's heat maps and profiles into TensorBoard, as far as time allows."""
+        """Writes every trial's heat maps and profiles to TensorBoard, as far as time allows."""
         if not self._stores or self._look is None:
             return
         begin = self._clock.total

@@ -1,10 +1,10 @@
-"""The program that looks at a step, sub-layer by sub-layer, and changes nothing.
+"""The program that computes a step's statistics for every sub-layer, without changing anything.
 
-It computes the step's gradients once more, from the same state and the same batch, and returns a
-few numbers for each of the N blocks; the train step itself is the same program with telemetry and
-without. (One program for both would save the second pass in the steps that are recorded, and have
-two kinds of steps that round differently: to watch a run would be to change it.) As a diverging
-step leaves its state as it was, this program can look at it afterwards.
+It recomputes the step's gradients from the same state and the same batch, and returns a few numbers
+for each of the N blocks; the train step itself is the same program with telemetry and without. (A
+single program for both would save the second pass in recorded steps, but recorded steps would then
+round differently, so telemetry would change the run.) As a diverging step leaves its state
+unchanged, this program can explain it afterwards.
 
 Dimension letters: N blocks, K trials, B batch, T time.
 """
@@ -25,12 +25,12 @@ from keel_jax.training import step as step_lib
 
 
 def statistics(state: state_lib.TrainState, batch: dict, cfg: config.Config) -> dict:
-    """The step that `state` would take on `batch` [B, T], looked at; of one trial.
+    """The statistics of the step of `state` on `batch` [B, T]; of one trial.
 
     Returns:
-      float32 arrays by name: [N, 2] of each sub-layer (0 attention, 1 FFN), or [N] of each block;
-      docs/telemetry.md has the formulas. "gradient_rms/…", "update_rms/…" and "param_rms/…" are
-      one for each leaf of the block's parameters, as in "param_rms/attention/query".
+      float32 arrays by name: [N, 2] per sub-layer (0 attention, 1 FFN), or [N] per block;
+      docs/telemetry.md has the formulas. There is one "gradient_rms/…", "update_rms/…" and
+      "param_rms/…" for each leaf of the block's parameters, as in "param_rms/attention/query".
     """
 
     def gradient(batch):
@@ -53,7 +53,7 @@ def statistics(state: state_lib.TrainState, batch: dict, cfg: config.Config) -> 
 def compile_statistics(
     cfg: config.Config, mesh: jax.sharding.Mesh
 ) -> collections.abc.Callable[[state_lib.TrainState, dict], dict]:
-    """Compiles `statistics` of all trials, [K, …] of several; every process reads them."""
+    """Compiles `statistics` for all trials, [K, …] if several; every process can read them."""
     with jax.set_mesh(mesh):
         lowered = jit_statistics(cfg, mesh).lower(
             state_lib.abstract(cfg, mesh), step_lib.abstract_batch(cfg, mesh)
@@ -62,14 +62,14 @@ def compile_statistics(
 
 
 def jit_statistics(cfg: config.Config, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
-    """The jitted program, not yet lowered. It does not consume the state."""
+    """The jitted program, not yet lowered. It does not donate the state."""
     step_lib.check_resolved(cfg)
     look = state_lib.over_trials(lambda state, batch: statistics(state, batch, cfg), cfg.num_trials)
     return jax.jit(look, out_shardings=sharding.replicated(mesh))
 
 
 def _sublayers(stats, model: config.ModelConfig, params) -> dict:
-    """The [N, 2] statistics from the means that the scan and its probes gave."""
+    """The [N, 2] statistics, from the means of the scan and its probes."""
     topology = residual.topology(model)
     stream_N2, branch_N2 = (jnp.sqrt(stats[f"{name}_square"]) for name in ("stream", "branch"))
     scale_N2 = jnp.asarray(topology.branch_scale / topology.alpha)
@@ -84,7 +84,7 @@ def _sublayers(stats, model: config.ModelConfig, params) -> dict:
 
 
 def _per_leaf(name: str, tree) -> dict:
-    """The RMS of each of the block's leaves [N, …], by its path: [N]."""
+    """The RMS of each leaf [N, …] of the blocks, by its path: [N]."""
     return {
         f"{name}/{'/'.join(entry.key for entry in path)}": telemetry.rms(leaf, 1)
         for path, leaf in jax.tree.leaves_with_path(tree["block"])
@@ -92,11 +92,11 @@ def _per_leaf(name: str, tree) -> dict:
 
 
 def _optimizer(state: state_lib.TrainState, grads, cfg: config.Config) -> dict:
-    """What the optimizer makes of the gradients, a few blocks at a time.
+    """Statistics of the optimizer's updates, computed for a few blocks at a time.
 
-    The step writes updates and moments over what it was given. Here nothing may be overwritten,
-    and all at once they would take memory that the step does not need. So a loop takes one block
-    of each pipeline stage (which every optimizer of ours treats as if it were alone).
+    The train step overwrites its donated state. Here nothing may be overwritten, and all updates
+    and moments at once would take memory that the step does not need. So a loop processes one block
+    of each pipeline stage at a time (all our optimizers treat each block as if it were alone).
     """
     factor = optim.clip_factor(optax.tree.norm(grads), cfg.optim.clip_norm)
     learning_rate = step_lib.learning_rate_of(state, cfg)
@@ -113,7 +113,7 @@ def _optimizer(state: state_lib.TrainState, grads, cfg: config.Config) -> dict:
         return isinstance(node, dict) and set(node) == set(state.params)
 
     def one_of_each_stage(node, index):
-        """Of trees like the parameters' the blocks, which are stacked; numbers as they are."""
+        """Selects one block per stage from trees like the parameters'; scalars are unchanged."""
         if not is_like_params(node):
             return node
 
@@ -136,7 +136,7 @@ def _optimizer(state: state_lib.TrainState, grads, cfg: config.Config) -> dict:
 
 
 def _adam(opt_state, options: config.OptimConfig) -> dict:
-    """The share of sqrt(v_hat) below epsilon in each block, where Adam updates it; [N]."""
+    """The fraction of sqrt(v_hat) below epsilon in each block, of what Adam updates; [N]."""
     is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)  # noqa: E731
     states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(node)]
     below, size = 0.0, 0

@@ -1,4 +1,4 @@
-"""A trained model, loaded from its work directory, with the tokenizer and the data that fit it."""
+"""A trained model, loaded from its work directory, with its tokenizer and matching data."""
 
 import dataclasses
 
@@ -18,18 +18,18 @@ class Trained:
     """The weights of a run, or of one of its trials, on a mesh."""
 
     workdir: epath.Path
-    # The run's, its attention kernel resolved for `mesh`.
+    # The run's config, with the attention kernel resolved for `mesh`.
     cfg: config.Config
     params: dict
-    # What the checkpoint says beside its arrays.
+    # The checkpoint's metadata.
     meta: checkpoint.Meta
     mesh: jax.sharding.Mesh
 
     def tokenizer(self) -> tokenizer_lib.Tokenizer:
-        """The run's own.
+        """The run's own tokenizer.
 
         Raises:
-          UserError: the work directory's is not the one of the checkpoint.
+          UserError: the work directory's tokenizer is not the checkpoint's.
         """
         tokenizer = tokenizer_lib.Tokenizer.load(self.workdir / "tokenizer.model")
         if tokenizer.fingerprint != self.meta.tokenizer_fingerprint:
@@ -60,21 +60,21 @@ class Trained:
 def load(
     workdir: epath.PathLike, mesh: jax.sharding.Mesh | None = None, step: int | None = None
 ) -> Trained:
-    """The model of `workdir`, a run's or one of its trials'.
+    """The model of `workdir`, the directory of a run or of one of its trials.
 
     Args:
-      mesh: where it is put; default: all devices here, whatever the run was trained on.
+      mesh: where to load it; default: all local devices, independent of the training mesh.
       step: of the checkpoint; default: the newest.
 
     Raises:
-      UserError: no run, no such checkpoint, or several trials there.
+      UserError: no run, no such checkpoint, or a directory of several trials.
     """
     cfg = checkpoint.load_config(workdir)
     compilation.enable_cache(cfg.runtime.compilation_cache_dir)
     if mesh is None:
         mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
     params, meta = checkpoint.load_params(workdir, mesh, step)
-    # The kernel that the run asked for may not be here.
+    # The run's kernel may not be available on this machine.
     model = dataclasses.replace(cfg.model, attention="auto")
     cfg = attention.resolve(dataclasses.replace(cfg, model=model), mesh)
     return Trained(epath.Path(workdir), cfg, params, meta, mesh)

@@ -1,4 +1,4 @@
-"""Between the host and the devices: batches there, scalars back; in any number of processes."""
+"""Transfers between host and devices: batches in, scalars out; for any number of processes."""
 
 import dataclasses
 from typing import Any
@@ -21,7 +21,7 @@ class Rows:
 def rows_of(leaf: jax.ShapeDtypeStruct) -> Rows:
     """The smallest part that holds the rows [..., B, T] of `leaf` on this process's devices.
 
-    Not every process has rows of its own: along other axes than the batch's, several hold the same.
+    Not every process has its own rows: along axes other than the batch's, several hold the same.
     """
     size = leaf.shape[-2]
     assert leaf.sharding is not None
@@ -38,7 +38,7 @@ def put_batch(batch: dict[str, np.ndarray], abstract: dict, rows: Rows) -> dict[
     """The global arrays of a batch, of which this process holds `rows`.
 
     Args:
-      batch: arrays [..., B / world_size, T]: all but the rows are whole.
+      batch: arrays [..., B / world_size, T], whole except for the rows.
       abstract: shapes and shardings of the global arrays [..., B, T].
     """
 
@@ -49,7 +49,7 @@ def put_batch(batch: dict[str, np.ndarray], abstract: dict, rows: Rows) -> dict[
             start, stop, _ = place[-2].indices(leaf.shape[-2])
             return local[(*place[:-2], slice(start - first, stop - first), place[-1])]
 
-        # Not from a callback: the loop's transfer guard asks for explicit copies.
+        # Not from a callback: the loop's transfer guard requires explicit copies.
         places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
         parts = jax.device_put([part(place) for place in places.values()], list(places))
         return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
@@ -58,14 +58,14 @@ def put_batch(batch: dict[str, np.ndarray], abstract: dict, rows: Rows) -> dict[
 
 
 def put_everywhere(array: np.ndarray, place: jax.sharding.Sharding) -> jax.Array:
-    """The global array that every process holds whole, laid out as `place` says."""
+    """A global array with sharding `place` from `array`, which every process holds whole."""
     return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 
 def fetch(tree: Any) -> Any:
-    """The values of global arrays as NumPy's, whole on every process.
+    """The values of global arrays as NumPy arrays, whole on every process.
 
-    A collective where an array is spread over processes (trials): every process calls it.
+    A collective if an array is sharded over processes (trials): every process must call it.
     """
 
     def whole(array):
@@ -78,9 +78,9 @@ def fetch(tree: Any) -> Any:
 
 
 def per_trial(sums: dict, num_trials: int) -> list[dict]:
-    """Scalars ([K] with K trials), waited for, as one dictionary of Python numbers per trial.
+    """Waits for scalars ([K] with K trials); one dictionary of Python numbers per trial.
 
-    Vectors ([K, …]) as NumPy's.
+    Vectors ([K, …]) are NumPy arrays.
     """
     host = {key: np.asarray(value) for key, value in jax.device_get(sums).items()}
     trials = [

@@ -1,7 +1,7 @@
-"""The work directory of a run: what it holds, and whether a run may go on in it.
+"""The work directory of a run: its contents, and whether a run may continue in it.
 
-config.json       the resolved config          versions.json   what it ran on
-status.json       where the run stands          metrics.jsonl   one object a logged step
+config.json       the completed config          versions.json   versions and devices
+status.json       the current status            metrics.jsonl   one object per logged step
 tokenizer.model   a copy, so that samples need no data
 checkpoints/      see training/checkpoint.py    tensorboard/    the same metrics, and traces
 ancestry.json     of a run with train.init_from: where its weights came from
@@ -24,17 +24,17 @@ _SHARED_SECONDS = 20.0
 
 
 def prepare(workdir: epath.PathLike, cfg: config.Config) -> epath.Path:
-    """Creates the directory, or checks that the run in it may go on with `cfg`.
+    """Creates the directory, or checks that the run in it may continue with `cfg`.
 
     Raises:
-      UserError: it cannot be written to, or it is not the same directory for every process, or it
-        holds a run whose options differ where they must not; both values are named, and nothing is
-        written.
+      UserError: it cannot be written to, it is not the same directory for every process, or it
+        holds a run with different options that may not change; both values are named, and nothing
+        is written.
     """
     workdir = files.make_writable_directory(workdir)
     if (workdir / checkpoint.DIRECTORY).exists():
         _check_unchanged(workdir, checkpoint.load_config(workdir), cfg)
-    # From here on the lead writes: all processes have read what was in the directory.
+    # From here on the lead writes: all processes have read the directory's contents.
     _check_shared(workdir)
     trials.rename_old(workdir)
     return workdir
@@ -64,7 +64,7 @@ def _describe_one(directory: epath.Path, cfg: config.Config, tokenizer: epath.Pa
 
 
 def _check_shared(workdir):
-    """Whether every process sees what the lead writes here; a collective."""
+    """Checks that every process sees what the lead writes here; a collective."""
     if jax.process_count() == 1:
         return
     mark = workdir / f".shared.{distributed.from_lead(secrets.randbits(31))[0]}"

@@ -124,7 +124,7 @@ NOT_KEPT = topologies.names(lambda row: not row.is_kept_by_zero)
 
 @pytest.mark.parametrize("topology", NOT_KEPT)
 def test_identity_is_refused_where_zero_is_not_nothing(topology):
-    with pytest.raises(ValueError, match=f"{topology}.*Take stack or interleave"):
+    with pytest.raises(ValueError, match=f"{topology}.*Use stack or interleave"):
         growth.plan(small(topology=topology), 6, "identity")
     how = growth.plan(small(topology=topology), 6, "interleave")
     assert np.isfinite(moved(how))
@@ -236,7 +236,7 @@ def test_what_cannot_be_grown_is_refused():
         dict(topology=NORMED_WITHIN[1], final_norm="off"),
         dict(keel_first_block="v1", num_blocks=1),
     ):
-        with pytest.raises(ValueError, match="No new block leaves this stream as it is"):
+        with pytest.raises(ValueError, match="No new block leaves this stream unchanged"):
             growth.plan(small(**options), 8, "identity")
     model = small(topology="mix_ln", mix_ln_post_fraction=0.2)
     with pytest.raises(ValueError, match="makes 1 of 8 blocks Post-LN, and there is no Post-LN"):

@@ -124,7 +124,7 @@ def test_one_signal_asks_and_a_second_ends_at_once(number, stubborn):
         process.send_signal(number)
         # The blank line, and then that it was heard: the second signal is a second one.
         told = process.stderr.readline() + process.stderr.readline()
-        assert told == f"\n{number.name}: saving, then leaving; once more to leave at once.\n"
+        assert told == f"\n{number.name}: saving, then exiting; once more to exit at once.\n"
         if stubborn:
             time.sleep(1.2)  # sooner it would pass for an echo of the first
             process.send_signal(number)

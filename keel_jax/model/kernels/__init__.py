@@ -1,1 +1,1 @@
-"""Attention kernels; each computes what `reference` does. `model.attention` chooses among them."""
+"""Attention kernels; each computes the same as `reference`. `model.attention` chooses one."""

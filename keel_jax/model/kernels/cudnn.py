@@ -1,11 +1,11 @@
-"""cuDNN's flash attention on an NVIDIA GPU, by `jax.nn.dot_product_attention`.
+"""cuDNN's flash attention on an NVIDIA GPU, through `jax.nn.dot_product_attention`.
 
-What it asks for: 16-bit inputs, H a multiple of 8, an even T where a bias is trained. Causality is
-its own mask. Of documents it knows through JAX only by a bias that is added to the scores,
-[B, 1, T, T] in the inputs' dtype, 0 within a document and -2^41 across, whose e^ is exactly 0; its
-backward pass writes a gradient of the same size that nothing reads. So memory grows with T^2 here,
-by 4 B T^2 bytes for all heads together, where the reference holds several times N B T^2. Under vmap
-(trials) JAX's rule for it takes a bias of one head for one of all heads, and fails.
+It requires 16-bit inputs, H a multiple of 8, and an even T if a bias is trained. It has its own
+causal mask. Through JAX, documents can only be separated by a bias that is added to the scores,
+[B, 1, T, T] in the inputs' dtype, 0 within a document and -2^41 across, whose e^ is exactly 0; the
+backward pass writes a gradient of the same size that nothing reads. So memory grows with T^2, by
+4 B T^2 bytes for all heads together; the reference holds several times N B T^2. Under vmap
+(trials) JAX's batching rule takes a bias of one head for one of all heads, and fails.
 
 Dimension letters: B batch, T time, N query heads, K key/value heads, H head width.
 """
@@ -36,7 +36,7 @@ def attend(
     def even(x_BTNH):
         return jnp.pad(x_BTNH, ((0, 0), (0, odd), (0, 0), (0, 0)))
 
-    # A token that is filled in lies in the future of all others.
+    # The padding token is in the future of all others.
     segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, odd)))
     same_document_B1TT = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
     o_BTNH = jax.nn.dot_product_attention(

@@ -1,4 +1,4 @@
-"""Attention with its scores and mask written out, on any device: what the others must equal.
+"""Attention with explicit scores and mask, on any device: what the other kernels must match.
 
 Dimension letters: B batch, T query time, S key time, N query heads, K key/value heads, H head
 width.

@@ -1,14 +1,14 @@
-"""JAX's splash attention on a TPU: scores exist only block by block, in the core's own memory.
+"""JAX's splash attention on a TPU: scores exist only block by block, in the core's VMEM.
 
-What the kernel (jax.experimental.pallas.ops.tpu.splash_attention) asks for, and how it gets it:
+What the kernel (jax.experimental.pallas.ops.tpu.splash_attention) requires, and how that is met:
 
-- A length that its blocks divide, in multiples of 128: rows are filled up at the end, with tokens
+- A length that its blocks divide, in multiples of 128: rows are padded at the end, with tokens
   in the future of all others.
-- Scaled queries: it multiplies by no 1 / sqrt(H). Queries are scaled in their dtype, which is exact
-  where H is a power of 4 (64, 256) and rounds them once more otherwise (128).
-- Each query sees some key of its document in its row, else it would divide by nothing: causality
-  includes the query itself.
-- Any H: a core's registers hold 128, a narrower head fills a part of them.
+- Scaled queries: it does not multiply by 1 / sqrt(H). Queries are scaled in their dtype, which is
+  exact if H is a power of 4 (64, 256) and rounds them once more otherwise (128).
+- Each query must see at least one key, or the softmax would divide by zero: causality includes the
+  query itself.
+- Any H is allowed: registers are 128 wide, and a narrower head fills a part of them.
 
 Dimension letters: B batch, T time, N query heads, K key/value heads, H head width.
 """
@@ -25,9 +25,9 @@ from keel_jax.model.arrays import Array
 
 # Registers are 128 wide.
 _LANES = 128
-# Queries and keys a block, at most: 512 x 512 float32 scores are 1 MiB, so that a few of them and
+# Maximum queries and keys per block: 512 x 512 float32 scores are 1 MiB, so a few of them and
 # two buffers of every operand stay far below the 16 MiB that a kernel gets on a v5e by default.
-# A guess beyond that: larger blocks mean fewer steps, and more scores computed to be masked.
+# Otherwise a guess: larger blocks mean fewer steps, but more scores that are computed and masked.
 _MAX_BLOCK = 512
 
 
@@ -42,7 +42,7 @@ def attend(
     """`attention.attend` of rows of tokens to themselves, in order; no [T, T] array exists.
 
     Args:
-      interpret: run the kernel's program on any device, slowly, to see what it computes.
+      interpret: run the kernel on any device, slowly, to check what it computes.
     """
     num_tokens, num_heads, width = q_BTNH.shape[1:]
     kernel = _kernel(padded(num_tokens), num_heads, interpret)
@@ -62,7 +62,7 @@ def attend(
 
 
 def padded(num_tokens: int) -> int:
-    """The length to which rows are filled up."""
+    """The length to which rows are padded."""
     return -(-num_tokens // _LANES) * _LANES
 
 
@@ -83,11 +83,11 @@ def _kernel(padded: int, num_heads: int, interpret: bool):
             block_q_dkv=size,
             block_kv_dkv=size,
             block_kv_dkv_compute=size,
-            # dq on its own: together with dk and dv it would be written once a block of keys.
+            # dq separately: together with dk and dv it would be written once per block of keys.
             block_q_dq=size,
             block_kv_dq=size,
         ),
-        # Its output and what else its backward pass needs; see `attention.attend`.
+        # Names its output and what else its backward pass needs; see `attention.attend`.
         residual_checkpoint_name="attention",
         interpret=interpret,
     )

@@ -1,6 +1,6 @@
-"""Residual connections: `x' = outer(alpha x + b branch(F(s inner(x))))`, and what differs from it.
+"""Residual connections: `x' = outer(alpha x + b branch(F(s inner(x))))`, and other rules.
 
-`equation` is the one rule, `topologies` every published case of it, side by side with the papers.
+`equation` is the one rule, `topologies` has every published case of it, as the papers write it.
 Topologies of several streams, or of another rule, have a module each; `registry` finds them all.
 """
 

@@ -1,4 +1,4 @@
-"""Attention residuals: each branch reads a softmax over what the sub-layers below have written.
+"""Attention residuals: each branch reads a softmax-weighted sum of earlier sub-layers' outputs.
 
 Dimension letters: B batch, T time, D model.
 """
@@ -20,15 +20,15 @@ from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContex
 class AttentionResiduals(Rule):
     """h = sum_i softmax_i(q . RMSNorm(v_i)) v_i; the branch is F(LN(h)).  (2603.15031, block form)
 
-    The N blocks stand in groups of equal size (the last may be smaller), which the paper calls
+    The N blocks form groups of equal size (the last may be smaller), which the paper calls
     blocks; v_i are the embedding, the sum of the branches' outputs of each finished group, and that
-    of the current group, once it has one. q is learned for each sub-layer, 0 at first, so that the
-    weights begin equal. The logits read such an h too, over all of them. The norm's gain is left
-    out, as q absorbs it.
+    of the current group, once it has one. q is learned for each sub-layer and initialized to 0, so
+    the weights are equal at first. The logits read such an h over all v_i. The norm's gain is
+    omitted, as q absorbs it.
 
-    The carry is a memory of fixed size, filled as the scan goes: one array for the embedding and
-    for each group but the last, and the current group's sum. Depth stays homogeneous, and each
-    block keeps that many arrays for the backward pass.
+    The carry is a memory of fixed size that is filled during the scan: one array for the embedding
+    and for each group but the last, and the current group's sum. All blocks thus have the same
+    shapes, and each saves that many arrays for the backward pass.
     """
 
     def topology(self, model: config.ModelConfig) -> equation.Topology:
@@ -46,7 +46,7 @@ class AttentionResiduals(Rule):
         return {"depth_query": carry_lib.zeros((model.d_model,), ("norm",))}
 
     def init_carry(self, x_BTD: Float[Array, "B T D"], model: config.ModelConfig) -> Carry:
-        # The embedding is what came before the first group: block 0 files it like a group's sum.
+        # Block 0 stores the embedding in the memory in the same way as a group's sum.
         return (jnp.zeros_like(x_BTD),) * _num_groups(model), x_BTD
 
     def branch_input(self, carry: Carry, sub: SublayerContext) -> tuple[Any, Float[Array, "B T D"]]:
@@ -78,7 +78,7 @@ class AttentionResiduals(Rule):
 def _attend(
     sources: Sequence[Array], is_filled: Sequence, query_D: Array, model: config.ModelConfig
 ) -> Array:
-    """softmax over the filled sources of query . RMSNorm(source), times them; float32."""
+    """The sum of the filled sources weighted by softmax(query . RMSNorm(source)); float32."""
 
     def score(x_BTD, is_filled):
         key_BTD = norms.rms_norm(x_BTD, None, model.norm_epsilon)
@@ -93,5 +93,5 @@ def _group_size(model: config.ModelConfig) -> int:
 
 
 def _num_groups(model: config.ModelConfig) -> int:
-    """Groups that hold a block: fewer than asked for where they do not come out even."""
+    """Groups that have a block: may be fewer than asked for if the division is uneven."""
     return -(-model.num_blocks // _group_size(model))

@@ -1,12 +1,12 @@
 """What the scan over depth carries, topology by topology: one array, or several streams.
 
-A topology is a `Rule`: how the embedding enters the carry, what a branch reads from it, how the
-branch's output joins it, and what is read out for the logits. `Rule` itself carries one array and
-follows the one equation of `equation`; its subclasses, a module each, carry more, or follow another
-equation. All run under the same scan, with the same attention and FFN.
+A topology is a `Rule`, which defines how the embedding enters the carry, what a branch reads from
+it, how the branch's output is added, and what is read out for the logits. `Rule` itself carries one
+array and follows the equation of `equation`; its subclasses carry more, or follow another equation.
+All run in the same scan, with the same attention and FFN.
 
 Every leaf of a carry is an array [B, T, D] in `model.stream_dtype`: several streams are a tuple,
-not an axis, which a TPU would pad from 4 to 8. What a rule computes it computes in float32.
+not an axis, which a TPU would pad from 4 to 8. Rules compute in float32.
 
 Dimension letters: B batch, T time, D model, M streams.
 """
@@ -24,7 +24,7 @@ from keel_jax import config
 from keel_jax.model.arrays import Array
 from keel_jax.model.residual import equation, norms, topologies
 
-# An array [B, T, D], or a tuple of such and of tuples.
+# An array [B, T, D], or a nested tuple of such arrays.
 Carry = Any
 
 
@@ -40,7 +40,7 @@ class Parameter(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SublayerContext:
-    """One sub-layer of one block, with its parameters and inputs, as a rule sees it."""
+    """One sub-layer of one block, with the parameters and inputs that a rule uses."""
 
     model: config.ModelConfig
     topology: equation.Topology
@@ -54,7 +54,7 @@ class SublayerContext:
     def stream_and_branch_input(
         self, x_BTD: Float[Array, "B T D"]
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
-        """`equation.branch_input` of one array: the stream in its dtype, what the branch reads in
+        """`equation.branch_input` of one array: the stream in its dtype, and the branch's input in
         the compute dtype."""
         return equation.branch_input(
             x_BTD,
@@ -67,7 +67,7 @@ class SublayerContext:
         )
 
     def branch_input(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What the branch reads of one array, in the compute dtype."""
+        """The branch's input from one array, in the compute dtype."""
         return self.stream_and_branch_input(x_BTD)[1]
 
     def residual_sum(
@@ -97,19 +97,19 @@ class Rule:
         return topologies.EQUATIONS[model.topology](model)
 
     def num_arrays(self, model: config.ModelConfig) -> int:
-        """Arrays [B, T, D] in the carry: what a block keeps for the backward pass, in streams."""
+        """Number of arrays [B, T, D] in the carry, which a block saves for the backward pass."""
         del model
         return 1
 
     def parameters(
         self, model: config.ModelConfig, sublayer: int, block: Array
     ) -> dict[str, Parameter]:
-        """What a sub-layer learns beside the gains of `equation`; `block` is the block's number."""
+        """The sub-layer's parameters besides `equation`'s gains; `block` is the block's number."""
         del model, sublayer, block
         return {}
 
     def output_parameters(self, model: config.ModelConfig) -> dict[str, Parameter]:
-        """What `readout` reads."""
+        """The parameters of `readout`."""
         del model
         return {}
 
@@ -119,33 +119,33 @@ class Rule:
         return x_BTD
 
     def branch_input(self, carry: Carry, sub: SublayerContext) -> tuple[Any, Float[Array, "B T D"]]:
-        """What `update_carry` takes, and what the branch reads, in the compute dtype."""
+        """The `held` argument of `update_carry`, and the branch's input in the compute dtype."""
         return sub.stream_and_branch_input(carry)
 
     def update_carry(self, held: Any, f_BTD: Float[Array, "B T D"], sub: SublayerContext) -> Carry:
-        """The carry after the sub-layer, from what `branch_input` held and the branch's output."""
+        """The carry after the sub-layer, from `held` of `branch_input` and the branch's output."""
         return sub.residual_sum(held, f_BTD)
 
     def readout(
         self, carry: Carry, params: Mapping[str, Array], model: config.ModelConfig
     ) -> Float[Array, "B T D"]:
-        """What the final norm, or the logits, read of the carry after the last block."""
+        """The input of the final norm, or of the logits, from the carry after the last block."""
         del params, model
         return carry
 
     @property
     def defers_outer_norm(self) -> bool:
-        """Whether z, the sum before the outer norm, travels between blocks (`deferred`)."""
+        """Whether z, the sum before the outer norm, is passed between blocks (`deferred`)."""
         return type(self) is Rule
 
 
 def zeros(shape: tuple[int, ...], axes: tuple[str, ...]) -> Parameter:
-    """A parameter that begins at 0."""
+    """A parameter that is initialized to 0."""
     return Parameter(shape, axes, jnp.zeros(shape))
 
 
 def gain(model: config.ModelConfig) -> Parameter:
-    """The gain of a norm over the model dimension, which begins at 1."""
+    """The gain of a norm over the model dimension, initialized to 1."""
     return Parameter((model.d_model,), ("norm",), jnp.ones(model.d_model))
 
 
@@ -161,5 +161,5 @@ def weighted_sum(
 
 
 def along_stream(weight: Array, x_BTD: Float[Array, "B T D"]) -> Array:
-    """A weight, a scalar or [B, T], as an array of a stream's rank."""
+    """Reshapes a weight, a scalar or [B, T], to a stream's rank."""
     return jax.lax.broadcast_to_rank(weight[..., None], x_BTD.ndim)

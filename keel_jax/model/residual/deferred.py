@@ -1,11 +1,11 @@
-"""Outer norms one sub-layer later: the same equations, cut at another place.
+"""Outer norms that are applied one sub-layer later: the same equations, divided differently.
 
-Inside the scan z = alpha x + b branch(F) travels, and each sub-layer begins with the outer norm of
-the one below it. A norm's derivative needs z. Where z is what the loop carries, and so what
-recomputation begins from, the FFN's last product need not be computed a third time to get it back;
-and the two norms that meet there, outer and inner, read it once (`norms.norm_twice`).
+Inside the scan z = alpha x + b branch(F) is carried, and each sub-layer begins with the outer norm
+of the one below it. A norm's derivative needs z. As z is the loop's carry, from which recomputation
+starts, the FFN's last product need not be computed a third time to recover it; and the outer and
+inner norm that follow each other read z only once (`norms.norm_twice`).
 
-The second half is the same backwards, for `reversible`.
+The second half of the module is the inverse, for `reversible`.
 
 Dimension letters: N blocks, B batch, T time, D model.
 """
@@ -33,15 +33,15 @@ from keel_jax.model.residual.equation import (
 def defer_outer_norms(
     inputs: BlockInputs, params: Mapping, topology: Topology
 ) -> tuple[BlockInputs, DeferredNorm | None]:
-    """Leaves every outer norm to the sub-layer above.
+    """Defers every outer norm to the sub-layer above.
 
     Args:
       inputs: of consecutive blocks, [N, …].
-      params: theirs, {"attention", "ffn"}, [N, …], with the gains of the outer norms there are.
+      params: of the same blocks, {"attention", "ffn"}, [N, …], with the gains of the outer norms.
 
     Returns:
-      The inputs with which `equation.residual_sum` leaves its norm out and
-      `equation.branch_input` applies that of the sub-layer below, none in the first one; and what
+      The inputs with which `equation.residual_sum` omits its norm and `equation.branch_input`
+      applies that of the sub-layer below (none in the first one); and the norm that
       `apply_deferred_norm` applies to the last one's output.
     """
     deferred: dict[int, DeferredNorm | None] = {ATTENTION: None, FFN: None}
@@ -59,14 +59,14 @@ def defer_outer_norms(
 
 
 def apply_deferred_norm(stream: Carry, last: DeferredNorm | None, epsilon: float) -> Carry:
-    """The stream after all blocks, from what the last one leaves and `defer_outer_norms`."""
+    """The stream after all blocks: applies the last outer norm of `defer_outer_norms`."""
     if last is None:
         return stream
     assert last.gain is not None, last
     return norms.rms_norm_if(last.is_on, stream, last.gain, epsilon).astype(stream.dtype)
 
 
-# --- The same, backwards -------------------------------------------------------------------------
+# --- The inverse ---------------------------------------------------------------------------------
 
 
 def take_gains(inputs: BlockInputs) -> tuple[tuple[Array | None, ...], BlockInputs]:
@@ -79,7 +79,7 @@ def take_gains(inputs: BlockInputs) -> tuple[tuple[Array | None, ...], BlockInpu
 
 
 def with_gain(inputs: BlockInputs, sublayer: int, gain: Array | None) -> BlockInputs:
-    """The inputs, of which `take_gains` left no gains, with that which `sublayer` reads."""
+    """The inputs after `take_gains`, with the gain that `sublayer` reads put back."""
     norm = inputs.deferred_norm[sublayer]
     if norm is None:
         return inputs
@@ -87,7 +87,7 @@ def with_gain(inputs: BlockInputs, sublayer: int, gain: Array | None) -> BlockIn
 
 
 def branch_alone(inputs: BlockInputs, sublayer: int) -> BlockInputs:
-    """Inputs with which a sub-layer, given the stream x, leaves b branch(F(inner(x))) alone."""
+    """Inputs with which a sub-layer maps the stream x to b branch(F(inner(x))) alone."""
     alone = _with_norm(inputs, sublayer, None)
     zero = jnp.zeros_like(inputs.topology["alpha"])
     return dataclasses.replace(alone, topology={**inputs.topology, "alpha": zero})
@@ -96,8 +96,8 @@ def branch_alone(inputs: BlockInputs, sublayer: int) -> BlockInputs:
 def outer_norm_below(
     z_BTD: Float[Array, "B T D"], inputs: BlockInputs, sublayer: int, epsilon: float
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T"]]:
-    """x = gain r z, the outer norm that was left to `sublayer`, and r [B, T]; where there is none,
-    z and ones."""
+    """x = gain r z, the outer norm that was deferred to `sublayer`, and r [B, T]; z and ones if
+    there is none."""
     below = inputs.deferred_norm[sublayer]
     if below is None:
         return z_BTD, jnp.ones(z_BTD.shape[:-1], jnp.float32)

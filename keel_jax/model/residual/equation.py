@@ -1,15 +1,15 @@
-"""The one equation of every single-stream topology, with constants that select.
+"""The one equation of every single-stream topology, whose constants select the topology.
 
     x' = outer( alpha * x  +  a * b * branch( F( beta * s * inner(x) ) ) )
 
-F is attention or the FFN; inner, outer and branch are RMSNorms that a topology has or has not;
-alpha, b, s are fixed numbers per sub-layer, beta a learned vector, a a learned number. The
+F is attention or the FFN; inner, outer and branch are RMSNorms that a topology may or may not have;
+alpha, b, s are fixed scalars per sub-layer, beta a learned vector, a a learned scalar. The
 constants are arrays [N, 2] (block, sub-layer: 0 attention, 1 FFN) that the scan over depth reads
-beside the weights. So an exception for block 0 or a split in the middle of the stack is data: all N
-blocks run one program. Which topology has which constants: `topologies`.
+along with the weights. So an exception for block 0 or a split in the middle of the stack is data:
+all N blocks run one program. `topologies` has the constants of each topology.
 
 The stream x is kept in `model.stream_dtype`, float32 by default. Each sub-layer moves Keel's
-stream by about F / alpha, and bf16 rounds that away from a few hundred sub-layers on.
+stream by about F / alpha, which bf16 rounds away beyond a few hundred sub-layers.
 
 Dimension letters: N blocks, B batch, T time, D model.
 """
@@ -47,13 +47,13 @@ class Topology:
     branch_norm: np.ndarray
     # A learned vector beta scales the branch's input, in every block.
     has_beta: bool = False
-    # A learned number a, initially 0, scales the branch's output, in every sub-layer.
+    # A learned scalar a, initially 0, scales the branch's output, in every sub-layer.
     has_residual_scale: bool = False
     # RMSNorm on each head of queries, keys and values.
     qkv_norm: bool = False
     # nGPT: weights, stream, queries and keys have length 1 along the model or head dimension.
     on_sphere: bool = False
-    # The stream leaves the last block un-normed, so the logits need a norm.
+    # The last block's output is not normed, so the logits need a norm.
     final_norm: bool = False
     # RMSNorm on the embedding.
     embedding_norm: bool = False
@@ -61,7 +61,7 @@ class Topology:
     init_scale: float = 1.0
 
     def constants(self) -> dict[str, Array]:
-        """What the scan over depth reads, each [N, 2]."""
+        """The constants that the scan over depth reads, each [N, 2]."""
         names = ("alpha", "branch_scale", "input_scale", "inner_norm", "outer_norm")
         return {name: jnp.asarray(getattr(self, name)) for name in names}
 
@@ -81,7 +81,7 @@ def uniform(
     branch: bool = False,
     **more: Any,
 ) -> Topology:
-    """The same constants in every sub-layer; `more` are the other fields."""
+    """The same constants in every sub-layer; `more` has the other fields."""
 
     def everywhere(value, dtype):
         return np.full((num_blocks, 2), value, dtype)
@@ -99,27 +99,27 @@ def uniform(
 
 @flax.struct.dataclass
 class DeferredNorm:
-    """An outer norm that one sub-layer leaves to the next one (`deferred`); [N, …] if stacked."""
+    """An outer norm that is deferred to the next sub-layer (`deferred`); [N, …] if stacked."""
 
-    # float32 [D]; None while `reversible` carries it elsewhere.
+    # float32 [D]; None while `reversible` passes it separately.
     gain: Leaf | None
-    # bool []: without it the block has no such norm.
+    # bool []: whether the block has this norm.
     is_on: Leaf
 
 
 @flax.struct.dataclass
 class BlockInputs:
-    """What a block reads of its own beside its parameters; [N, …] outside the scan over depth."""
+    """A block's own inputs besides its parameters; [N, …] outside the scan over depth."""
 
     # `Topology.constants()`, [2] each.
     topology: Mapping[str, Leaf]
     # int32 []: the block's number, from 0.
     block: Leaf
-    # By the sub-layer that applies it, the outer norm of the one below; a None defers nothing.
+    # Indexed by the sub-layer that applies it: the outer norm of the one below; None: not deferred.
     deferred_norm: tuple[DeferredNorm | None, DeferredNorm | None] = (None, None)
-    # float32 [2]: zeros that see the stream's cotangents (`telemetry.probe`).
+    # float32 [2]: zeros that measure the stream's cotangents (`telemetry.probe`).
     probe: Leaf | None = None
-    # What an experiment does to the sub-layers.
+    # What an experiment changes in the sub-layers.
     intervention: intervention_lib.Intervention | None = None
 
 
@@ -133,13 +133,13 @@ def branch_input(
     epsilon: float,
     dtype: jnp.dtype,
 ) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
-    """The stream x, and beta * s * inner(x), what the branch F reads; computed in float32.
+    """The stream x, and beta * s * inner(x), the input of the branch F; computed in float32.
 
     Args:
-      x_BTD: the stream, or z, if the outer norm of the sub-layer below was deferred.
-      gains: this sub-layer's parameters, each [D]: "inner_norm", "beta" where they exist.
+      x_BTD: the stream, or z if the outer norm of the sub-layer below was deferred.
+      gains: this sub-layer's parameters, each [D]: "inner_norm" and "beta" if they exist.
       inputs: this block's.
-      topology: the whole depth's; a norm that all blocks share costs no selection.
+      topology: that of the whole depth; a norm that all blocks share needs no select.
       sublayer: ATTENTION or FFN.
 
     Returns:
@@ -176,10 +176,10 @@ def residual_sum(
 ) -> Float[Array, "*B D"]:
     """outer( alpha * x + a * b * branch(f) ), computed in float32, returned in the stream's dtype.
 
-    Without the outer norm, if it is deferred to the sub-layer above.
+    The outer norm is omitted if it is deferred to the sub-layer above.
 
     Arguments as in `branch_input`; `f_BTD` is the branch's output and `gains` may hold
-    "branch_norm", "residual_scale" (a, a number) and "outer_norm".
+    "branch_norm", "residual_scale" (a, a scalar) and "outer_norm".
     """
     f32_BTD = branch_output(f_BTD, gains, topology, sublayer, epsilon=epsilon)
     if (topology.branch_scale != 1).any():
@@ -211,12 +211,12 @@ def branch_output(
 
 
 def above(sublayer: int) -> int:
-    """The sub-layer that reads what `sublayer` leaves: the block's FFN, the next attention."""
+    """The sub-layer after `sublayer`: the block's FFN, or the next block's attention."""
     return FFN if sublayer == ATTENTION else ATTENTION
 
 
 def _norm_where(x, gains, norm, inputs: BlockInputs, topology: Topology, sublayer, epsilon):
-    """The norm in the blocks that have it: none, all, or those that the constants name."""
+    """Applies the norm in the blocks that have it: none, all, or those of the constants."""
     has_N = getattr(topology, norm)[:, sublayer]
     if not has_N.any():
         return x

@@ -23,17 +23,17 @@ from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContex
 _DYNAMIC_SCALE = 0.01
 # Iterations of Sinkhorn and Knopp's normalization (2512.24880, section 4.2).
 SINKHORN_STEPS = 20
-# Initial logits of mHC where hyper-connections begin with 1 and 0. Ours: the paper gives none.
-# exp(-8) = 3e-4 leaves each stream 99.9 % of itself and yet a gradient; what a branch reads is
-# normed, so only the ratio of sigmoid(1) to sigmoid(-1) counts.
+# Initial logits of mHC where hyper-connections start from 1 and 0. Our choice, as the paper gives
+# none. exp(-8) = 3e-4 keeps 99.9 % of each stream and still has a gradient; what a branch reads is
+# normed, so only the ratio of sigmoid(1) to sigmoid(-1) matters.
 _MIX_LOGIT, _READ_LOGIT = -8.0, 1.0
 
 
 class _Streams(Rule):
-    """M streams that begin with the embedding; their sum is read out."""
+    """M streams that start from the embedding; their sum is read out."""
 
     def topology(self, model: config.ModelConfig) -> equation.Topology:
-        # What their branches read is normed, and so is what is read out.
+        # The branches' inputs and the readout are normed.
         return topologies.pre_ln(model)
 
     def num_arrays(self, model: config.ModelConfig) -> int:
@@ -65,11 +65,11 @@ class HyperConnections(_Streams):
 
       static + scale * tanh(RMSNorm(H_s) dynamic)
 
-    with static at first r = e_(l mod M), A = I, w = 1 (l the sub-layer's number), dynamic 0, and
-    scale 0.01, one for r and A and one for w: each stream is then Pre-LN's, bit for bit, and the
-    final norm takes the factor M from their sum. The norm's gain is left out, as `dynamic` absorbs
-    it; so is the paper's rescaling of the branches' output weights, to begin as Pre-LN does. The
-    static form has the first term only.
+    where static is initialized to r = e_(l mod M), A = I, w = 1 (l the sub-layer's number), dynamic
+    to 0, and scale to 0.01, one for r and A and one for w. At first each stream is then Pre-LN's,
+    bit for bit, and the final norm removes the factor M of their sum. The norm's gain is omitted,
+    as `dynamic` absorbs it; so is the paper's rescaling of the branches' output weights, to start
+    as Pre-LN does. The static form has only the first term.
     """
 
     is_dynamic: bool
@@ -94,7 +94,7 @@ class HyperConnections(_Streams):
         return (mixed, writes), sub.branch_input(carry_lib.weighted_sum(reads, carry))
 
     def _row(self, stream: int, x_BTD: Array, sub: SublayerContext) -> list[Array]:
-        """r, the M weights of A and w of one stream: scalars, or [B, T] where dynamic."""
+        """r, the M weights of A and w of one stream: scalars, or [B, T] if dynamic."""
         row_K = sub.params["hyper_static"][stream]
         if not self.is_dynamic:
             return list(row_K)
@@ -116,10 +116,10 @@ class ManifoldHyperConnections(_Streams):
       r = sigmoid(u_r); w = 2 sigmoid(u_w); A = `sinkhorn`(u_A);
       u = scale * (RMSNorm(all H as one vector) dynamic) + bias
 
-    dynamic is 0 at first and scale 0.01, one each for r, w and A. The paper does not say how the
-    biases begin; here w = 1, A is nearly I (diagonal 0.999) and branch l reads most of stream
-    l mod M, so that the streams begin as Pre-LN's up to A's rounding, and yet do not stay alike.
-    The norm's gain is left out, as `dynamic` absorbs it.
+    dynamic is initialized to 0 and scale to 0.01, one each for r, w and A. The paper does not say
+    how the biases are initialized; here w = 1, A is nearly I (diagonal 0.999) and branch l reads
+    mostly stream l mod M, so that the streams start as Pre-LN's up to A's rounding, but do not
+    remain identical. The norm's gain is omitted, as `dynamic` absorbs it.
     """
 
     def parameters(
@@ -166,9 +166,10 @@ def mhc_weights(carry: tuple[Array, ...], sub: SublayerContext) -> tuple[Array, 
 def sinkhorn(logits_MM: Array) -> Array:
     """exp(logits) with its columns and then its rows divided by their sums, SINKHORN_STEPS times.
 
-    Doubly stochastic in the limit (Sinkhorn and Knopp, 1967); as it stops, rows are exact. By
-    logarithms, so that no sum underflows. The iterations are repeated in the backward pass, as all
-    of them kept would outweigh the streams. [M (rows), M (columns), …].
+    Doubly stochastic in the limit (Sinkhorn and Knopp, 1967); after the last iteration the rows are
+    exact. Computed with logarithms, so that no sum underflows. The iterations are recomputed in the
+    backward pass, as saving them would take more memory than the streams.
+    [M (rows), M (columns), …].
     """
 
     def step(log_MM, _):
@@ -178,5 +179,5 @@ def sinkhorn(logits_MM: Array) -> Array:
     def iterate(logits_MM):
         return jnp.exp(jax.lax.scan(step, logits_MM, length=SINKHORN_STEPS)[0])
 
-    # Inside the scan over depth the loop itself keeps XLA from merging the two computations.
+    # Inside the scan over depth the loop itself prevents XLA from merging the two computations.
     return jax.checkpoint(iterate, prevent_cse=False)(logits_MM)

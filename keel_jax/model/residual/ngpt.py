@@ -1,4 +1,4 @@
-"""nGPT: a stream of length 1 that each sub-layer moves along the sphere."""
+"""nGPT: a stream of length 1 that each sub-layer moves on the unit sphere."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContex
 class NGpt(Rule):
     """h' = unit(h + |a| * (unit(F(h)) - h)), unit(x) = x / |x| along D.  (2410.01131)
 
-    a is learned for each of the D dimensions; it begins at a_0 = `model.ngpt_rate` and is kept as
-    a / (a_0 sqrt(D)), so that an optimizer moves it as far as it moves a weight. The rest of nGPT
-    is in `layers` (unit queries and keys with a learned scale, learned scales in the FFN), in
-    `lm.output_matrix` (one on each logit) and in `lm.project` (matrices of unit rows, at first and
-    after each optimizer step).
+    a is learned for each of the D dimensions; it is initialized to a_0 = `model.ngpt_rate` and
+    stored as a / (a_0 sqrt(D)), so that an optimizer moves it as far as it moves a weight. The rest
+    of nGPT is in `layers` (unit queries and keys with a learned scale, learned scales in the FFN),
+    in `lm.output_matrix` (one scale per logit) and in `lm.project` (matrices of unit rows, at
+    initialization and after each optimizer step).
 
-    Recommended with it, not enforced: no weight decay, no warm-up. Decay along a row of length 1 is
-    undone by the projection, so that it only rescales the learning rate.
+    Training without weight decay and without warm-up is recommended, but not enforced. Decay along
+    a row of length 1 is undone by the projection, so it only rescales the learning rate.
     """
 
     def topology(self, model: config.ModelConfig) -> equation.Topology:
@@ -41,5 +41,5 @@ class NGpt(Rule):
 
 
 def sphere_scale(model: config.ModelConfig, size: int, axes: tuple[str, ...]) -> Parameter:
-    """A learned scale of nGPT that begins at 1 and is kept divided by sqrt(D) (2410.01131, 2.5)."""
+    """A learned scale of nGPT, initially 1 and stored divided by sqrt(D) (2410.01131, 2.5)."""
     return Parameter((size,), axes, jnp.full(size, model.d_model**-0.5))

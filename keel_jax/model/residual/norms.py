@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from keel_jax.model.arrays import Array
 
-# Far below the square of any vector met, so that `unit` divides by its length alone.
+# Far below the square of any vector in use, so that `unit` effectively divides by its length.
 _LEAST_SQUARE = 1e-24
 
 
@@ -20,7 +20,7 @@ def rms_norm(
 ) -> Float[Array, "*B D"]:
     """gain * x / sqrt(mean(x^2) + epsilon) over the last axis, in float32 (arXiv:1910.07467).
 
-    Without a gain it is 1.
+    A gain of None stands for 1.
     """
     x = x.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
@@ -28,7 +28,7 @@ def rms_norm(
 
 
 def along_last(gain: Float[Array, " D"], x: Float[Array, "*B D"]) -> Float[Array, "..."]:
-    """The vector as an array of x's rank, to be broadcast against it."""
+    """Reshapes the vector to x's rank, for broadcasting."""
     return jax.lax.broadcast_to_rank(gain, x.ndim)
 
 
@@ -41,7 +41,7 @@ def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
 def rms_norm_if(
     is_on: Bool[Array, ""], x: Float[Array, "*B D"], gain: Float[Array, " D"], epsilon: float
 ) -> Float[Array, "*B D"]:
-    """`rms_norm` if the scalar says so, else x: its factors are chosen, not the arrays."""
+    """`rms_norm` if `is_on`, else x; selects the factors and not the arrays."""
     x = x.astype(jnp.float32)
     rstd, gain = factors(is_on, x, gain, epsilon)
     return along_last(gain, x) * (x * rstd)
@@ -50,7 +50,7 @@ def rms_norm_if(
 def factors(
     is_on: Bool[Array, ""], x: Float[Array, "*B D"], gain: Float[Array, " D"], epsilon: float
 ) -> tuple[Float[Array, "*B 1"], Float[Array, " D"]]:
-    """(1 / sqrt(mean(x^2) + epsilon), gain) of a norm that is on, ones of one that is off."""
+    """(1 / sqrt(mean(x^2) + epsilon), gain) if the norm is on, ones if it is off."""
     rstd = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
     return jnp.where(is_on, rstd, 1), jnp.where(is_on, gain, 1)
 
@@ -63,13 +63,13 @@ def norm_twice(
     inner_gain: Float[Array, " D"],
     epsilon: float,
 ) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
-    """x = outer(z) and inner(x), two RMSNorms over the last axis whose sums are of z alone.
+    """x = outer(z) and inner(x), two RMSNorms over the last axis whose sums depend only on z.
 
         r = 1 / sqrt(mean(z^2) + epsilon)                       x = outer_gain (r z)
         q = 1 / sqrt(r^2 mean((outer_gain z)^2) + epsilon)      h = inner_gain (q x)
 
-    Both sums are taken in one pass over z, so h is not a pass later than x. So it is backwards:
-    with dx, dh the cotangents and e = inner_gain dh,
+    Both sums are computed in one pass over z, so h does not need a pass after x. The same holds for
+    the backward pass: with dx, dh the cotangents and e = inner_gain dh,
 
         dx' = dx + q (e - q^2 x mean(x e)),    dz = r (outer_gain dx' - r z mean(x dx'))
 
@@ -79,7 +79,7 @@ def norm_twice(
     Args:
       z: float32 [..., D].
       outer_gain, inner_gain: [D].
-      is_on: bool, a scalar; without it x = z.
+      is_on: a bool scalar; if it is False, x = z.
     """
     return _norm_twice_forward(z, outer_gain, is_on, inner_gain, epsilon)[0]
 
@@ -98,8 +98,8 @@ def _norm_twice_backward(epsilon, saved, cotangents):
     x, e = gain * u, inner_gain * dh
     mean_xe = q * jnp.mean(x * e, axis=-1, keepdims=True)
     mean_xdx = jnp.mean(x * dx, axis=-1, keepdims=True) + epsilon * q * q * mean_xe
-    # Both sums first, then everything that needs them: else a TPU's compiler takes the second one
-    # with the gain's gradient, and reads the arrays once more.
+    # Both sums first, then everything that needs them: otherwise a TPU's compiler fuses the second
+    # one with the gain's gradient and reads the arrays once more.
     mean_xe, mean_xdx = jax.lax.optimization_barrier((mean_xe, mean_xdx))
     d = dx + q * (e - x * q * mean_xe)
     dz = r * (gain * d - u * jnp.where(is_on, mean_xdx, 0))

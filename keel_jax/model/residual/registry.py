@@ -1,4 +1,4 @@
-"""Each topology's rule by its name; those with several streams or another equation have a line."""
+"""Finds each topology's rule by name; those with several streams or another equation are listed."""
 
 from keel_jax import config
 from keel_jax.model.residual import (
@@ -23,7 +23,7 @@ _SINGLE_STREAM = carry.Rule()
 
 
 def rule(model: config.ModelConfig) -> carry.Rule:
-    """How `model.topology` carries its streams."""
+    """The rule by which `model.topology` carries its streams."""
     return _RULES.get(model.topology, _SINGLE_STREAM)
 
 

@@ -1,4 +1,4 @@
-"""Every single-stream topology, side by side: its published equation, and its constants.
+"""Every single-stream topology: its published equation, and its constants.
 
 Each docstring is the equation of a sub-layer; F is attention or the FFN, LN an RMSNorm with a gain,
 L = 2N sub-layers in N blocks. A function's name is the topology's name in `config.TOPOLOGIES`.
@@ -17,7 +17,7 @@ EQUATIONS: dict[str, Callable[[config.ModelConfig], Topology]] = {}
 
 
 def _equation(function):
-    """Enters a topology under its function's name."""
+    """Registers a topology under its function's name."""
     EQUATIONS[function.__name__] = function
     return function
 
@@ -85,7 +85,7 @@ def deepnorm(model: config.ModelConfig) -> Topology:
 def hybridnorm(model: config.ModelConfig) -> Topology:
     """y = x + Attn_QKV(x), QKV-norm inside; x' = LN(y) + FFN(LN(y)).  (2503.04598)
 
-    LN(y) is both the stream and the FFN's input: the attention sub-layer ends in an outer norm.
+    LN(y) is both the stream and the FFN's input: the attention sub-layer has an outer norm.
     """
     constants = uniform(model.num_blocks, qkv_norm=True, final_norm=True)
     constants.outer_norm[:, ATTENTION] = True
@@ -125,7 +125,7 @@ def peri_ln(model: config.ModelConfig) -> Topology:
 
 @_equation
 def layernorm_scaling(model: config.ModelConfig) -> Topology:
-    """x' = x + F(LN(x) / sqrt(l)), l the block's number from 1, twice a block.  (2502.05795)"""
+    """x' = x + F(LN(x) / sqrt(l)), l the block's number from 1, for both. (2502.05795)"""
     constants = pre_ln(model)
     constants.input_scale[:] = 1 / np.sqrt(np.arange(1, model.num_blocks + 1))[:, None]
     return constants
@@ -141,7 +141,7 @@ def olmo2(model: config.ModelConfig) -> Topology:
 def complete_p(model: config.ModelConfig) -> Topology:
     """x' = x + F(LN(x)) / L: CompleteP's branch multiplier (2505.01618).
 
-    Its depth rule for AdamW leaves the learning rate alone and scales epsilon with 1/L; the
+    Its depth rule for AdamW does not change the learning rate and scales epsilon with 1/L; the
     default epsilon is far below either.
     """
     return uniform(model.num_blocks, b=1 / model.num_sublayers, inner=True, final_norm=True)
@@ -149,9 +149,9 @@ def complete_p(model: config.ModelConfig) -> Topology:
 
 @_equation
 def rezero(model: config.ModelConfig) -> Topology:
-    """x' = x + a F(x), a learned number for each sub-layer, 0 at first.  (2003.04887)
+    """x' = x + a F(x), a a learned scalar per sub-layer, initialized to 0.  (2003.04887)
 
     The authors' Transformer shares one a between the two sub-layers of a block; the equation does
-    not, and neither does this. It has no norm anywhere, the final one included.
+    not, and neither does this code. There are no norms, not even a final one.
     """
     return uniform(model.num_blocks, has_residual_scale=True)

@@ -20,8 +20,8 @@ from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContex
 class ResiDual(Rule):
     """post' = LN(post + F(post)); dual' = dual + F(post); output post + LN(dual).  (2304.14802)
 
-    Both streams begin with the embedding. The paper scales the dual stream in half precision only;
-    here it is float32.
+    Both streams start from the embedding. The paper scales the dual stream, but only in half
+    precision; here it is float32.
     """
 
     def topology(self, model: config.ModelConfig) -> equation.Topology:
@@ -55,12 +55,12 @@ class ResiDual(Rule):
 class SiameseNorm(Rule):
     """x = LN(x); z = F(LN(x + LN(y))); x' = x + z / sqrt(2l); y' = y + z.  (2602.08064)
 
-    l is the block's number from 1, for both sub-layers, as in the authors' code; both streams begin
-    with the embedding. Output: LN(LN(x) + LN(y)), whose outer LN is the final norm.
+    l is the block's number from 1, for both sub-layers, as in the authors' code; both streams start
+    from the embedding. Output: LN(LN(x) + LN(y)), whose outer LN is the final norm.
     """
 
     def topology(self, model: config.ModelConfig) -> equation.Topology:
-        # What the branch reads is normed, and z / sqrt(2l) joins the post-normed stream.
+        # The branch's input is normed, and z / sqrt(2l) is added to the post-normed stream.
         constants = topologies.pre_ln(model)
         constants.branch_scale[:] = 1 / np.sqrt(2 * np.arange(1, model.num_blocks + 1))[:, None]
         return constants
