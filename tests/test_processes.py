@@ -26,7 +26,7 @@ _ENDLESS = 10**6
 
 
 def _config(token_dir, cache_dir, **sections):
-    sections["model"] = {"num_blocks": 2, "vocab_size": None, **sections.get("model", {})}
+    sections["model"] = {"num_blocks": 2, "vocab_size": 0, **sections.get("model", {})}
     sections["data"] = {"path": str(token_dir), **sections.get("data", {})}
     sections["train"] = {
         "num_steps": NUM_STEPS,

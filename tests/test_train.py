@@ -33,7 +33,7 @@ NUM_STEPS = 5
 
 
 def _config(token_dir, cache_dir, **sections):
-    sections["model"] = {"vocab_size": None, **sections.get("model", {})}
+    sections["model"] = {"vocab_size": 0, **sections.get("model", {})}
     sections["data"] = {"path": str(token_dir), **sections.get("data", {})}
     sections["train"] = {"num_steps": NUM_STEPS, **sections.get("train", {})}
     sections["runtime"] = {"compilation_cache_dir": cache_dir}
@@ -176,7 +176,7 @@ def test_a_changed_config_is_refused_and_nothing_lost(finished, section, change)
     [(key, value)] = change.items()
     old = getattr(getattr(cfg, section), key)
     values = config.to_dict(cfg)
-    values["train"]["num_tokens"] = None
+    values["train"]["num_tokens"] = 0
     values[section] |= change
     before = {p: p.read_bytes() for p in workdir.glob("*.json*")}
     with pytest.raises(ValueError, match=f"{section}.{key}: {old!r} there, {value!r} now"):
