@@ -9,6 +9,8 @@ STEPS ?=
 OUT ?= runs/quickstart
 # Test processes side by side.
 JOBS ?= 2
+# For pytest, as in EXTRA_OPTIONS="--exitfirst --durations=20".
+EXTRA_OPTIONS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-slow lint clean
@@ -29,11 +31,11 @@ lint: setup  ## style, formatting and types
 
 test: lint  ## the suite, without its slow part
 	@$(VENV)/bin/python -m keel_jax.runtime.versions
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m "not slow" tests
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m "not slow" $(EXTRA_OPTIONS) tests
 
 test-slow: setup  ## the slow part: minutes
 	@$(VENV)/bin/python -m keel_jax.runtime.versions
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m slow tests
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m slow $(EXTRA_OPTIONS) tests
 
 clean:  ## removes the virtual environments and the caches; runs/ stays
 	rm -rf $(VENV) .venv-newest .pytest_cache .ruff_cache *.egg-info

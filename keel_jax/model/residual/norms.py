@@ -86,14 +86,16 @@ def norm_twice(
 
 def _norm_twice_forward(z, outer_gain, is_on, inner_gain, epsilon):
     r, gain = factors(is_on, z, outer_gain, epsilon)
-    gain, inner_gain = along_last(gain, z), along_last(inner_gain, z)
-    q = jax.lax.rsqrt(r * r * jnp.mean((gain * z) ** 2, axis=-1, keepdims=True) + epsilon)
-    x = gain * (z * r)
-    return (x, inner_gain * (x * q)), (z, r, gain, q, is_on, inner_gain)
+    outer = along_last(gain, z)
+    q = jax.lax.rsqrt(r * r * jnp.mean((outer * z) ** 2, axis=-1, keepdims=True) + epsilon)
+    x = outer * (z * r)
+    # The gains are saved as they come, or a scan would stack their reshaped copies.
+    return (x, along_last(inner_gain, z) * (x * q)), (z, r, gain, q, is_on, inner_gain)
 
 
 def _norm_twice_backward(epsilon, saved, cotangents):
     (z, r, gain, q, is_on, inner_gain), (dx, dh) = saved, cotangents
+    gain, inner_gain = along_last(gain, z), along_last(inner_gain, z)
     u = z * r
     x, e = gain * u, inner_gain * dh
     mean_xe = q * jnp.mean(x * e, axis=-1, keepdims=True)
