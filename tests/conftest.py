@@ -1,6 +1,7 @@
 """The suite runs on eight simulated CPU devices; a warning is an error (pyproject.toml)."""
 
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time is LLVM's. Its optimization level touches neither XLA's graph, its
@@ -27,6 +28,13 @@ from keel_jax.data.preparing import preparation
 from keel_jax.runtime import platforms
 
 platforms.give_threads()
+
+# A child inherits what its parent ignores, and programs under test would then ignore it as well: a
+# suite that was started with nohup ignores SIGHUP, one in a script's background SIGINT.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        is_ctrl_c = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
 
 # A vector meets a matrix only where the code says along which axis.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,5 +1,6 @@
 """Runs on Cloud TPU machines: whatever goes wrong, no paid machine is left without a warning."""
 
+import contextlib
 import signal
 
 import pytest
@@ -134,6 +135,29 @@ def test_ctrl_c_while_creating_deletes(world, module, number):
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130, stderr
     assert world.resources() == {} and world.calls(" delete ")
+
+
+def test_a_launcher_under_nohup_outlives_its_terminal(world):
+    world.configure("states", {"queued-resources": ["WAITING_FOR_RESOURCES"] * 9999})
+    with _ignored(signal.SIGHUP):
+        process = world.start("queued_resource")
+    world.wait_for(lambda: len(world.calls("describe")) > 3)
+    process.send_signal(signal.SIGHUP)
+    asked = len(world.calls("describe"))
+    world.wait_for(lambda: len(world.calls("describe")) > asked + 2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, world.resources()) == (130, {}), stderr
+
+
+@contextlib.contextmanager
+def _ignored(number: signal.Signals):
+    """A scope whose new processes ignore the signal, as nohup's do SIGHUP."""
+    previous = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
 
 
 def test_ctrl_c_in_the_queue_deletes(world):

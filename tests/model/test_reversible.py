@@ -191,8 +191,8 @@ def test_the_error_at_an_anchor_is_that_of_the_stream():
             guess = (z_BTD - f_BTD) / alpha
         below, at = names[index - 1]
         exact = z_above(streams_2N[index - 1], below, at)
-        gain = row(params["block"], at)[below]["outer_norm"]
-        z_BTD = guess / (gain * jax.lax.rsqrt(jnp.mean(exact**2, -1, keepdims=True) + 1e-5))
+        gain_11D = row(params["block"], at)[below]["outer_norm"][None, None]
+        z_BTD = guess / (gain_11D * jax.lax.rsqrt(jnp.mean(exact**2, -1, keepdims=True) + 1e-5))
     expected = jnp.linalg.norm(z_BTD - exact) / jnp.linalg.norm(exact)
     _, _, told_A2 = _found(_plan(7, fixed_point_iterations=2), params)
     assert expected > 1e-5

@@ -54,13 +54,20 @@ def test_what_is_no_hlo_is_refused():
 def test_a_rare_branch_counts_as_never_taken():
     """By its named scope; without it a branch counts as if it were always taken."""
 
-    def function(x, scope):
-        with jax.named_scope(scope):
-            rare = lambda x: jnp.sin(x @ x) @ x  # noqa: E731
-        return jax.lax.cond(x[0, 0] > 0, jax.named_scope(scope)(rare), jnp.cos, x)
+    def function(x, scope, elementwise):
+        rare = jax.named_scope(scope)(lambda x: elementwise(x @ x) @ x)
+        return jax.lax.cond(x[0, 0] > 0, rare, jnp.cos, x)
 
-    for scope, dots in ((named_scopes.RARE_BRANCH, 0), ("other", 2)):
-        compiled = jax.jit(function, static_argnums=1).lower(jnp.ones((8, 8)), scope).compile()
+    # Programs that differ in a name alone are one to the compilation cache, which a test before
+    # this one may have left on.
+    for scope, elementwise, dots in (
+        (named_scopes.RARE_BRANCH, jnp.sin, 0),
+        ("other", jnp.tanh, 2),
+    ):
+        lowered = jax.jit(function, static_argnums=(1, 2)).lower(
+            jnp.ones((8, 8)), scope, elementwise
+        )
+        compiled = lowered.compile()
         program = hlo.read_program(compiled)
         executed = [instruction.opcode for _, instruction, _ in program.executed()]
         assert executed.count("dot") == dots
