@@ -29,15 +29,19 @@ from keel_jax.runtime import platforms
 
 platforms.give_threads()
 
-# A child inherits what its parent ignores, and programs under test would then ignore it as well: a
-# suite that was started with nohup ignores SIGHUP, one in a script's background SIGINT.
-for number in (signal.SIGHUP, signal.SIGINT):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        is_ctrl_c = number == signal.SIGINT
-        signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
-
 # A vector meets a matrix only where the code says along which axis.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def no_ignored_signals():
+    """A child inherits what its parent ignores, and a program under test would then ignore it, too.
+
+    A suite that was started with nohup ignores SIGHUP, one in a script's background SIGINT, and the
+    TPU's compiler makes the process that loads it ignore SIGHUP, behind Python's back.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny_config(**sections) -> config.Config:
