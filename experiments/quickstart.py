@@ -1,7 +1,7 @@
 """From nothing to samples: tokenizer, shards, a Keel of 64 sub-layers, its loss curve, its text.
 
 `make quickstart` runs `python -m experiments.quickstart --output=runs/quickstart`. Each stage is
-one of the project's own commands on the embedded corpus, this Python's standard library. If it is
+one of the project's own commands on the embedded corpus. If it is
 killed, the same command goes on; if it has finished, the same command says so.
 """
 
@@ -19,8 +19,8 @@ from absl import flags
 from experiments.configs import quickstart as quickstart_config
 from keel_jax import config, evaluate, generate, prepare, train
 from keel_jax.data import shards
+from keel_jax.data.preparing import corpus, preparation
 from keel_jax.data.preparing import options as preparation_options
-from keel_jax.data.preparing import preparation
 from keel_jax.model import sampling
 from keel_jax.runtime import cli, exit_codes, files
 from keel_jax.training import logs
@@ -29,7 +29,7 @@ from keel_jax.training import logs
 # from token frequencies alone.
 LEARNED_FRACTION = 0.7
 VOCAB_SIZE = 1024
-# Of some 600 files: enough for a stable estimate.
+# Of some 800 files: enough for a stable estimate.
 VALIDATION_FRACTION = 0.05
 PROMPTS = ("def ", "class ", "import ", "    def __init__(self", "# ", "if __name__")
 
@@ -43,7 +43,7 @@ def quickstart(output: pathlib.Path, num_steps: int | None) -> int:
             vocab_size=VOCAB_SIZE, validation_fraction=VALIDATION_FRACTION, num_workers=2
         )
         summary = preparation.prepare_token_set(
-            ["stdlib"], str(output / "data"), options, on_progress=on_progress
+            [corpus.EMBEDDED], str(output / "data"), options, on_progress=on_progress
         )
     print(prepare.describe(summary))
 
@@ -124,7 +124,7 @@ def plot(output: pathlib.Path, result: dict) -> None:
         level = result[f"{name}_bits_per_byte"]
         axes.axhline(level, color="0.4", linestyle=style, linewidth=1, label=f"{name} {level:.2f}")
     axes.set(xlabel="optimizer steps", ylabel="bits per byte", ylim=(0, None))
-    axes.set_title(f"Keel, 64 sub-layers, on Python {result['python']}'s standard library")
+    axes.set_title("Keel, 64 sub-layers, on the embedded corpus")
     axes.legend(frameon=False)
     figure.savefig(output / "loss.png", dpi=120)
     pyplot.close(figure)

@@ -55,7 +55,7 @@ def define_flags(name: str, experiment: experiment_lib.Experiment) -> None:
         "data",
         None,
         "Directory of token shards. Presets of sweeps that read the embedded corpus prepare it "
-        "there if need be [runs/data/stdlib_VOCABULARY].",
+        "there if need be [runs/data/embedded_VOCABULARY].",
     )
     flags.mark_flag_as_required("preset")
     experiment.define_flags()

@@ -24,7 +24,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_multi_string(
         "input",
         None,
-        "Glob of text files, or 'stdlib' (the running Python's own library); may be repeated. "
+        "Glob of text files, or 'embedded' (the source of one version of SymPy); may be repeated. "
         ".jsonl, .jsonl.gz, .jsonl.zst, .parquet and .array_record are recognized by name; any "
         "other file is text, one document per file.",
         flag_values=values,

@@ -149,7 +149,7 @@ def test_ctrl_c_ends_cleanly_and_is_continued(tmp_path):
             sys.executable,
             "-m",
             "keel_jax.prepare",
-            "--input=stdlib",
+            "--input=embedded",
             f"--output={output}",
             "--vocab_size=400",
             "--workers=2",

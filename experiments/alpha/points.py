@@ -44,7 +44,7 @@ def micro() -> experiment.Preset:
     )
     # The choices other than alpha are run at the larger rate alone.
     points = [each for each in points if each.series not in VARIANTS or each.peak_lr == 1e-2]
-    return experiment.Preset(points=points, stdlib_vocab_size=384, max_trials=6)
+    return experiment.Preset(points=points, embedded_vocab_size=384, max_trials=6)
 
 
 def small() -> experiment.Preset:
@@ -59,7 +59,7 @@ def small() -> experiment.Preset:
             {"model.num_blocks": num_blocks},
             f"-L{2 * num_blocks}",
         )
-    return experiment.Preset(points=points, stdlib_vocab_size=1024, max_trials=9)
+    return experiment.Preset(points=points, embedded_vocab_size=1024, max_trials=9)
 
 
 def paper() -> experiment.Preset:

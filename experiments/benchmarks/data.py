@@ -197,7 +197,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _INPUT = flags.DEFINE_multi_string("input", [corpus.STDLIB], "As in keel_jax.prepare.")
+    _INPUT = flags.DEFINE_multi_string("input", [corpus.EMBEDDED], "As in keel_jax.prepare.")
     _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 1024, "Ids of the tokenizer.")
     _ROUNDS = flags.DEFINE_integer("rounds", 3, "Repetitions, interleaved; medians are printed.")
     # The quickstart's shape, so that loading is compared with the step that takes such batches.

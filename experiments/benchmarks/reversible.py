@@ -12,8 +12,8 @@ trained weights, on a batch that was not trained on. Without --error_bound no st
 
 In bf16 it also prints what bf16 itself costs: the exact gradient in bf16 against float32.
 
-    python -m keel_jax.prepare --input=stdlib --output=runs/stdlib_384 --vocab_size=384
-    python -m experiments.benchmarks.reversible --data=runs/stdlib_384 --workdir=runs/reversible
+    python -m keel_jax.prepare --input=embedded --output=runs/embedded_384 --vocab_size=384
+    python -m experiments.benchmarks.reversible --data=runs/embedded_384 --workdir=runs/reversible
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Keel of 10 000 sub-layers (5000 blocks), 16 wide, on a machine of two cores.
 
-    python -m keel_jax.prepare --input=stdlib --output=runs/stdlib_384 --vocab_size=384
+    python -m keel_jax.prepare --input=embedded --output=runs/embedded_384 --vocab_size=384
     python -m keel_jax.train --config=experiments/configs/keel_L10000.py \
-        --workdir=runs/keel_L10000 --config.data.path=runs/stdlib_384
+        --workdir=runs/keel_L10000 --config.data.path=runs/embedded_384
 
     blocks  sub-layers  width  FFN  heads  kv heads  batch      peak LR
     5000    10000       16     48   2      1         4 x 64     1e-2

@@ -1,9 +1,9 @@
 """The model of the experiments at size "micro": 64 sub-layers that two cores train in seconds.
 
-    python -m keel_jax.prepare --input=stdlib --output=runs/data/stdlib_384 --vocab_size=384 \
+    python -m keel_jax.prepare --input=embedded --output=runs/data/embedded_384 --vocab_size=384 \
         --validation_fraction=0.05
     python -m keel_jax.train --config=experiments/configs/micro.py --workdir=runs/micro \
-        --config.data.path=runs/data/stdlib_384
+        --config.data.path=runs/data/embedded_384
 
     blocks  sub-layers  width  FFN  heads  kv heads  batch
     32      64          32     96   1      1         8 x 32

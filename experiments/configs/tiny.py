@@ -1,8 +1,8 @@
 """The smallest model that is still Keel: 8 sub-layers, 64 wide, for a CPU and for the tests.
 
-    python -m keel_jax.prepare --input=stdlib --output=runs/stdlib --vocab_size=1024
+    python -m keel_jax.prepare --input=embedded --output=runs/embedded --vocab_size=1024
     python -m keel_jax.train --config=experiments/configs/tiny.py --workdir=runs/tiny \
-        --config.data.path=runs/stdlib
+        --config.data.path=runs/embedded
 
 Expected: about 3.4 nats a token after 200 steps of 8 x 128 tokens, half a minute on two cores.
 """

@@ -25,7 +25,7 @@ def micro() -> experiment.Preset:
     regimes = [(50, None), (100, None), (200, None), (200, 2**11)]
     return experiment.Preset(
         points=_points("experiments/configs/micro.py", regimes, (3.2e-3, 1e-2), range(3)),
-        stdlib_vocab_size=384,
+        embedded_vocab_size=384,
         max_trials=6,
     )
 
@@ -44,7 +44,7 @@ def small() -> experiment.Preset:
     ]
     return experiment.Preset(
         points=_points("experiments/configs/small.py", regimes, (1e-3, 3e-3, 1e-2), range(3)),
-        stdlib_vocab_size=1024,
+        embedded_vocab_size=1024,
         max_trials=9,
     )
 

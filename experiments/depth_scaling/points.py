@@ -27,7 +27,7 @@ def micro() -> experiment.Preset:
     overrides = {"train.num_steps": 150, "optim.warmup_steps": 30}
     return experiment.Preset(
         points=_points("experiments/configs/micro.py", shapes, (3.2e-3, 1e-2), range(3), overrides),
-        stdlib_vocab_size=384,
+        embedded_vocab_size=384,
         max_trials=6,
     )
 
@@ -37,7 +37,7 @@ def small() -> experiment.Preset:
     shapes = [(32, 128, 384), (64, 128, 384), (128, 128, 384), (256, 128, 384), (32, 256, 768)]
     return experiment.Preset(
         points=_points("experiments/configs/small.py", shapes, (1e-3, 3e-3, 1e-2), range(3), {}),
-        stdlib_vocab_size=1024,
+        embedded_vocab_size=1024,
         max_trials=9,
     )
 

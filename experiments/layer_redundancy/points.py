@@ -66,4 +66,4 @@ def _preset(
             (peak_lr,),
             seeds,
         )
-    return experiment.Preset(points=points, stdlib_vocab_size=vocab_size)
+    return experiment.Preset(points=points, embedded_vocab_size=vocab_size)

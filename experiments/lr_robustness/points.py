@@ -39,7 +39,7 @@ def micro() -> experiment.Preset:
         )
     # Whether it is the small branch alone that helps: added after the results of `alpha`.
     points += _fixed("complete_p", 64, "experiments/configs/micro.py", rates, range(3), {})
-    return experiment.Preset(points=points, stdlib_vocab_size=384, max_trials=14)
+    return experiment.Preset(points=points, embedded_vocab_size=384, max_trials=14)
 
 
 def small() -> experiment.Preset:
@@ -58,7 +58,7 @@ def small() -> experiment.Preset:
                 range(3),
                 {"train.num_steps": 5000},
             )
-    return experiment.Preset(points=points, stdlib_vocab_size=1024, max_trials=8)
+    return experiment.Preset(points=points, embedded_vocab_size=1024, max_trials=8)
 
 
 def paper() -> experiment.Preset:

@@ -60,7 +60,7 @@ class Preset:
 
     points: Sequence[point_lib.Point]
     # Vocabulary of the embedded corpus that is prepared for it; None: it needs --data.
-    stdlib_vocab_size: int | None = None
+    embedded_vocab_size: int | None = None
     # Most points side by side in one program.
     max_trials: int = 32
 
@@ -173,14 +173,14 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def _prepared_data(path: str | None, preset: Preset) -> str:
     """The directory of token shards; the embedded corpus is prepared there if need be."""
-    vocab_size = preset.stdlib_vocab_size
+    vocab_size = preset.embedded_vocab_size
     if path is None and vocab_size is None:
         raise errors.UserError(
             "This preset reads a corpus that is not embedded: prepare it with python -m "
             "keel_jax.prepare, and give its directory as --data."
         )
-    path = path or f"runs/data/stdlib_{vocab_size}"
+    path = path or f"runs/data/embedded_{vocab_size}"
     if vocab_size is not None and not (pathlib.Path(path) / shards.INDEX_FILE).exists():
-        datasets.ensure_stdlib(pathlib.Path(path), vocab_size)
+        datasets.ensure_embedded(pathlib.Path(path), vocab_size)
     shards.open_set(path)
     return path

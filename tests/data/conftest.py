@@ -4,13 +4,13 @@ import pathlib
 
 import pytest
 
-from keel_jax.data.preparing import stdlib, tokenizer_training
+from keel_jax.data.preparing import embedded, tokenizer_training
 
 
 @pytest.fixture(scope="session")
 def sources():
     # Enough of real code for real whitespace pieces.
-    files = [file.path for file in stdlib.source_files()]
+    files = [file.path for file in embedded.source_files()]
     # Bytes, so that \r\n stays what it is.
     return [pathlib.Path(path).read_bytes().decode() for path in files[:60]]
 

@@ -5,16 +5,15 @@ import glob
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from keel_jax import errors
-from keel_jax.data.preparing import documents, formats, stdlib
+from keel_jax.data.preparing import documents, embedded, formats
 
-STDLIB = "stdlib"
+EMBEDDED = "embedded"
 INPUT_FORMATS = ("auto", *formats.READERS)
 
 # Work units are as small as possible while their number stays near 1024: few enough files to open
@@ -44,7 +43,7 @@ class WorkUnit:
         (ArrayRecord); 0 and -1 for whole files.
       num_bytes: size on disk, for progress.
       digest: identifies the content by what the file system says of it: paths, sizes and
-        modification times; for `stdlib` by relative paths and contents.
+        modification times; for the embedded corpus by relative paths and contents.
     """
 
     format: str
@@ -69,7 +68,7 @@ def discover(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: i
     """Finds the files of `inputs` and cuts them into work units, the same way on every host.
 
     Args:
-      inputs: globs (`**` descends into directories), or the one word 'stdlib'.
+      inputs: globs (`**` descends into directories), or the one word 'embedded'.
       input_format: 'auto' goes by file name (a name that is not known means text, one document per
         file); or one of `formats.READERS` for all files.
       unit_bytes: target size of a unit; 0 chooses by the size of the input.
@@ -83,20 +82,25 @@ def discover(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: i
         )
     if not inputs:
         raise errors.UserError(
-            "There is no input: give a glob, such as 'texts/**/*.txt', or 'stdlib'."
+            "There is no input: give a glob, such as 'texts/**/*.txt', or 'embedded'."
         )
-    if STDLIB in inputs:
+    if EMBEDDED in inputs:
         if len(inputs) > 1:
             raise errors.UserError(
-                f"'stdlib' stands alone, but the inputs are {list(inputs)}: prepare it into a "
+                f"'embedded' stands alone, but the inputs are {list(inputs)}: prepare it into a "
                 "directory of its own and mix the two in training; a file of that name is written "
-                "'./stdlib'."
+                "'./embedded'."
             )
         files = [
             _File(item.path, item.num_bytes, f"{item.relative_path}:{item.sha256}", "text")
-            for item in stdlib.source_files()
+            for item in embedded.source_files()
         ]
-        description = {"name": STDLIB, "python_version": platform.python_version()}
+        description = {
+            "name": EMBEDDED,
+            "package": f"{embedded.PACKAGE} {embedded.VERSION}",
+            "license": embedded.LICENSE,
+            "digest": embedded.DIGEST,
+        }
     else:
         files = _match_files(inputs, input_format)
         description = {"name": "files"}

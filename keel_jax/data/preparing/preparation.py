@@ -38,7 +38,7 @@ def prepare_token_set(
     `if __name__ == "__main__"`.
 
     Args:
-        inputs: globs, or "stdlib" alone.
+        inputs: globs, or "embedded" alone.
         output: directory; new, or one that the same call began.
         options: everything else.
         on_progress: called before the first unit and after each one.

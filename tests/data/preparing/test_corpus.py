@@ -15,9 +15,9 @@ def test_inputs_that_give_nothing_are_errors(tmp_path):
     with pytest.raises(ValueError, match="empty: the 1 files"):
         corpus.discover([str(tmp_path / "*.txt")])
     with pytest.raises(ValueError, match="stands alone"):
-        corpus.discover(["stdlib", "x"])
+        corpus.discover(["embedded", "x"])
     with pytest.raises(ValueError, match="'csv'.*'auto', 'text'"):
-        corpus.discover(["stdlib"], input_format="csv")
+        corpus.discover(["embedded"], input_format="csv")
     with pytest.raises(ValueError, match="no input"):
         corpus.discover([])
 
