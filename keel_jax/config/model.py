@@ -126,6 +126,9 @@ class ModelConfig:
     ngpt_rate: float = option(0.05, Change.MODEL)
     # Standard deviation of every weight's normal initializer (paper: 0.02); nGPT rescales them.
     init_std: float = option(0.02, Change.RUN)
+    # That of each branch's last matrix: "same", or GPT-2's "over_sqrt_depth", times 1 / sqrt(2N), by
+    # which the 2N branches of a Pre-LN model add up to the variance of one.
+    output_init: str = option("same", Change.RUN)
     # Matrix multiplications' input dtype.
     compute_dtype: str = option("bfloat16", Change.RUN)
     # The residual stream's dtype; bf16 rounds away the branch at large alpha (docs/numerics.md).
@@ -140,6 +143,7 @@ class ModelConfig:
     def __post_init__(self):
         limits.one_of("model.topology", self.topology, topologies.TOPOLOGIES)
         limits.one_of("model.final_norm", self.final_norm, ("auto", "on", "off"))
+        limits.one_of("model.output_init", self.output_init, ("same", "over_sqrt_depth"))
         limits.one_of("model.keel_first_block", self.keel_first_block, ("v2", "v1"))
         limits.one_of("model.attention", self.attention, ATTENTION_KERNELS)
         for name in ("compute_dtype", "stream_dtype"):

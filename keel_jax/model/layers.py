@@ -80,6 +80,7 @@ class Attention(nn.Module):
         w_key = weight(self, "key", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
         scale *= topology.init_scale
         w_value = weight(self, "value", (m.d_model, kv_heads), ("embed", "kv_heads"), scale)
+        scale *= _output_scale(m)
         w_out = weight(self, "out", (heads, m.d_model), ("heads_row", "stream"), scale)
         sub = sublayer_context(self, residual.ATTENTION, inputs)
 
@@ -171,6 +172,7 @@ class Ffn(nn.Module):
         scale = m.init_std * topology.init_scale
         w_gate = weight(self, "gate", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
         w_up = weight(self, "up", (m.d_model, m.d_ffn), ("embed", "ffn"), scale)
+        scale *= _output_scale(m)
         w_down = weight(self, "down", (m.d_ffn, m.d_model), ("ffn_row", "stream"), scale)
         sub = sublayer_context(self, residual.FFN, inputs)
 
@@ -191,6 +193,11 @@ class Ffn(nn.Module):
         gain_F = norm_gain(self, name, self.model.d_ffn, ("ffn",))
         gain_F = residual.along_last(factor * gain_F, x_BTF)
         return (gain_F * x_BTF.astype(jnp.float32)).astype(x_BTF.dtype)
+
+
+def _output_scale(model: config.ModelConfig) -> float:
+    """The initial standard deviation of a branch's last matrix over that of its others."""
+    return model.num_sublayers**-0.5 if model.output_init == "over_sqrt_depth" else 1.0
 
 
 def _update(

@@ -176,11 +176,21 @@ def test_no_bias_anywhere(topology):
     assert not np.asarray(apply(model, params, all_tokens(model))).any()
 
 
-@pytest.mark.parametrize("topology", ("keel", "pre_ln", "deepnorm"))
-def test_initial_weights(topology):
-    # N(0, 0.02^2) at any depth; DeepNorm's (8N)^(-1/4) on v, out and the FFN, not on q and k.
+@pytest.mark.parametrize(
+    ("topology", "output_init"),
+    [
+        ("keel", "same"),
+        ("pre_ln", "same"),
+        ("pre_ln", "over_sqrt_depth"),
+        ("deepnorm", "over_sqrt_depth"),
+    ],
+)
+def test_initial_weights(topology, output_init):
+    # N(0, 0.02^2) at any depth; DeepNorm's (8N)^(-1/4) on v, out and the FFN, not on q and k;
+    # GPT-2's (2N)^(-1/2) on the last matrix of each branch.
     model = config.ModelConfig(
         topology=topology,
+        output_init=output_init,
         num_blocks=4,
         d_model=64,
         d_ffn=96,
@@ -197,6 +207,8 @@ def test_initial_weights(topology):
             continue
         scaled = topology == "deepnorm" and name in ("value", "out", "gate", "up", "down")
         want = 0.02 * (8 * 4) ** -0.25 if scaled else 0.02
+        if output_init == "over_sqrt_depth" and name in ("out", "down"):
+            want *= (2 * 4) ** -0.5
         # At least 8192 numbers: the standard error of their std is 0.8 %.
         assert leaf.std() == pytest.approx(want, rel=0.03), path
         assert abs(leaf.mean()) < 0.04 * want, path
