@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.lr_robustness import divergence, drawing, fixed, points, ramps
-from experiments.sweeps import checks, comparison, experiment, unigram
+from experiments.lr_robustness import divergence, drawing, fixed, learning, points, ramps
+from experiments.sweeps import checks, comparison, experiment, merit, unigram
 from experiments.sweeps import outcome as outcome_lib
 from experiments.sweeps import point as point_lib
 from keel_jax.data import shards
@@ -33,9 +33,12 @@ PAPER = {
 }
 # The claim, in its order.
 CLAIM = ("keel", "pre_ln", "post_ln")
-# An aggressive rate, as in the paper's Fig. 1a: loss curves are shown at the nearest rate of the
-# preset.
-AGGRESSIVE_RATE = 3.2e-2
+# What is compared at each depth, the expected winner first.
+PAIRS = (
+    *(("keel", other) for other in (*points.TABLE_1[1:], *points.CONTROLS)),
+    *((control, "pre_ln") for control in points.CONTROLS),
+    ("pre_ln", "post_ln"),
+)
 
 Outcomes = Sequence[outcome_lib.Outcome]
 
@@ -94,11 +97,20 @@ def _checks(fixed: Mapping, ramp: Mapping) -> dict:
 def _analyse_depth(outcomes: Outcomes, out: pathlib.Path, data: str, name: str) -> dict:
     """The numbers of one depth, named "L64" and so on, by protocol."""
     at_fixed_rates = _by_topology(outcomes, points.FIXED)
+    without_clipping = _by_topology(outcomes, points.UNCLIPPED)
     on_ramps = _by_topology(outcomes, points.RAMP)
     numbers, losses = {}, {}
     if at_fixed_rates:
         losses = {t: comparison.losses_by_rate(runs) for t, runs in at_fixed_rates.items()}
         numbers["fixed"] = _analyse_fixed(losses, at_fixed_rates, out, data, name)
+    if without_clipping:
+        numbers["unclipped"] = {
+            "losses": {
+                t: comparison.table(comparison.losses_by_rate(runs))
+                for t, runs in without_clipping.items()
+            },
+            "spikes": {t: learning.spikes(runs) for t, runs in without_clipping.items()},
+        }
     curves = {
         topology: ramps.Ramps(
             ramps.load_curves(runs, data),
@@ -127,9 +139,14 @@ def _analyse_fixed(
     by_topology = {
         t: fixed.summary(rows, rates, unigram_nats, uniform_nats) for t, rows in losses.items()
     }
-    rate = min(rates, key=lambda rate: abs(math.log(rate / AGGRESSIVE_RATE)))
+    # The rates that all topologies have; some have others between them.
+    grid = sorted(set.intersection(*(set(rows) for rows in losses.values())))
+    rows = {t: merit.rows_by_seed(losses[t], grid) for t in losses}
+    for topology, of_seed in rows.items():
+        by_topology[topology] |= merit.summary(of_seed, unigram_nats)
+    rate = min(rates, key=lambda rate: abs(math.log(rate / points.AGGRESSIVE_RATE)))
     aggressive = {
-        topology: ramps.load_curves([o for o in runs if o.point.peak_lr == rate], data)
+        topology: ramps.load_curves(_at_rate(runs, rate), data)
         for topology, runs in outcomes.items()
     }
     aggressive = {topology: runs for topology, runs in aggressive.items() if runs}
@@ -138,9 +155,19 @@ def _analyse_fixed(
     if aggressive:
         drawing.loss_curves(aggressive, rate, out, f"curves_{name}")
     claimed = {t: by_topology[t]["largest_stable_rate"] for t in CLAIM if t in by_topology}
+    steps = {t: learning.steps_until_below(runs, rows[t], data) for t, runs in outcomes.items()}
     numbers = {
         "unigram_eval_nats": unigram_nats,
         "uniform_nats": uniform_nats,
+        "grid": grid,
+        "pairs": {
+            f"{first} over {second}": merit.compare(
+                rows[first], rows[second], unigram_nats, (steps[first], steps[second])
+            )
+            for first, second in PAIRS
+            if first in rows and second in rows
+        },
+        "spikes": {t: learning.spikes(_at_rate(runs, rate)) for t, runs in outcomes.items()},
         "topologies": by_topology,
         "aggressive_rate": rate,
         "largest_stable_rate_ordering": ramps.orderings(claimed),
@@ -204,6 +231,10 @@ def _by_topology(outcomes: Outcomes, protocol: str) -> dict[str, list[outcome_li
         if protocol_of_series == protocol:
             groups.setdefault(topology, []).append(outcome)
     return groups
+
+
+def _at_rate(outcomes: Outcomes, rate: float) -> list[outcome_lib.Outcome]:
+    return [o for o in outcomes if o.point.peak_lr == rate]
 
 
 def _at_best(

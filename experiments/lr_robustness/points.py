@@ -8,7 +8,23 @@ from keel_jax import config
 # The paper's Table 1 (arXiv:2601.19895).
 TABLE_1 = ("keel", "pre_ln", "post_ln", "deepnorm", "hybridnorm", "mix_ln")
 SUBLAYERS = (64, 512)
-FIXED, RAMP = "fixed", "ramp"
+# Controls: what else than Keel's equation could explain the difference to Pre-LN. Its branches are
+# divided by L (complete_p), or their last matrices begin smaller, as in GPT-2.
+CONTROLS = ("complete_p", "pre_ln_gpt2")
+# Fixed rates; the same without clipping; and the paper's ramps.
+FIXED, UNCLIPPED, RAMP = "fixed", "unclipped", "ramp"
+
+# The grid at depth, over which losses are averaged (`sweeps.merit`), and the rate of the paper's
+# Fig. 1a: an aggressive one, at which curves are shown and spikes are counted.
+GRID = (1e-3, 3.2e-3, 1e-2, 3.2e-2, 1e-1)
+GRID_1024 = GRID[:4]
+AGGRESSIVE_RATE = 3.2e-2
+# Between the grid's rates, where the losses at 64 sub-layers are lowest.
+_BETWEEN = (5.6e-3, 1.8e-2)
+# The first seed: 0 and 1 were a pilot's.
+_FIRST_SEED = 10
+# Options of what is no topology of its own.
+_VARIANTS = {"pre_ln_gpt2": {"model.topology": "pre_ln", "model.output_init": "over_sqrt_depth"}}
 
 
 def series(topology: str, num_sublayers: int, protocol: str) -> str:
@@ -40,6 +56,28 @@ def micro() -> experiment.Preset:
     # Whether it is the small branch alone that helps: added after the results of `alpha`.
     points += _fixed("complete_p", 64, "experiments/configs/micro.py", rates, range(3), {})
     return experiment.Preset(points=points, embedded_vocab_size=384, max_trials=14)
+
+
+def deep() -> experiment.Preset:
+    """64, 256 and 1024 sub-layers, 32 wide, 600 steps: two cores, about three hours.
+
+    What decides most comes first, so that a part of it is worth something.
+    """
+    points = []
+    for depth, rates, seeds in ((256, GRID, 4), (64, sorted(GRID + _BETWEEN), 6)):
+        for topology in ("keel", "pre_ln"):
+            points += _at_depth(topology, depth, rates, seeds)
+    for topology in ("keel", "pre_ln"):
+        points += _at_depth(topology, 1024, GRID_1024, 3)
+    for depth in (64, 256):
+        for topology in (*CONTROLS, *TABLE_1[2:]):
+            points += _at_depth(topology, depth, GRID, 3)
+    points += _at_depth("complete_p", 1024, GRID_1024, 3)
+    for depth in (64, 256):
+        for topology in ("keel", "pre_ln", "post_ln"):
+            points += _at_depth(topology, depth, (AGGRESSIVE_RATE,), 3, UNCLIPPED)
+    # More lanes in a program save little, and at 1024 sub-layers 4 of them need 1.3 GB.
+    return experiment.Preset(points=points, embedded_vocab_size=384, max_trials=6)
 
 
 def small() -> experiment.Preset:
@@ -78,7 +116,25 @@ def paper() -> experiment.Preset:
     return experiment.Preset(points=points, max_trials=1)
 
 
-PRESETS = {"micro": micro, "small": small, "paper": paper}
+PRESETS = {"micro": micro, "deep": deep, "small": small, "paper": paper}
+
+
+def _at_depth(
+    topology: str, num_sublayers: int, rates: Sequence[float], num_seeds: int, protocol: str = FIXED
+) -> list[point.Point]:
+    overrides = {"optim.clip_norm": 0.0} if protocol == UNCLIPPED else {}
+    return point.grid(
+        series(topology, num_sublayers, protocol),
+        "experiments/configs/deep.py",
+        {**options_of(topology), "model.num_blocks": num_sublayers // 2, **overrides},
+        rates,
+        range(_FIRST_SEED, _FIRST_SEED + num_seeds),
+    )
+
+
+def options_of(topology: str) -> dict[str, object]:
+    """The options of a topology, or of a variant of one."""
+    return dict(_VARIANTS.get(topology, {"model.topology": topology}))
 
 
 def _fixed(

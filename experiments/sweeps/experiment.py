@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from absl import flags
 
-from experiments.sweeps import datasets, results
+from experiments.sweeps import datasets, registration, results
 from experiments.sweeps import outcome as outcome_lib
 from experiments.sweeps import point as point_lib
 from experiments.sweeps import sweep as sweep_lib
@@ -138,7 +138,12 @@ def analyse_sweep(
     missing = [o.point.name for o in outcomes if o.state == outcome_lib.MISSING]
     # Without any result there is nothing to analyse.
     has_any = len(missing) < len(outcomes)
+    registered = registration.load(request.name, request.preset)
+    commits = [o.record["commit"] for o in outcomes if o.record.get("commit")]
+    registered_before = registration.verify(registered, commits) if registered else None
     numbers = (analyse(outcomes, out, sweep.data) if has_any else {}) | {"missing": missing}
+    if registered:
+        numbers["checks"] = registration.check(registered, numbers)
     group_seconds = {
         o.record["workdir"].split("/")[1]: o.record["group_seconds"]
         for o in outcomes
@@ -149,6 +154,8 @@ def analyse_sweep(
         request.name,
         request.preset,
         numbers=numbers,
+        data=shards.open_set(sweep.data),
+        registration=registered_before,
         points=[outcome.summary() for outcome in outcomes],
         seconds=sum(group_seconds.values()),
     )

@@ -1,6 +1,7 @@
 """results.json: every number that an experiment's NOTES.md may quote, and where it comes from."""
 
 import functools
+import hashlib
 import math
 import pathlib
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keel_jax import errors
+from keel_jax.data import shards
 from keel_jax.runtime import files, versions
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -24,6 +26,8 @@ def write(
     numbers: dict,
     points: list[dict],
     seconds: float,
+    data: shards.TokenSet | None = None,
+    registration: Mapping | None = None,
 ) -> None:
     """Writes `out`/results.json.
 
@@ -37,6 +41,8 @@ def write(
       numbers: nested plain data; None where there is no number.
       points: one mapping a run, or whatever else the numbers were computed from.
       seconds: wall-clock time of the measurements.
+      data: the tokens that the runs were trained on, if any were.
+      registration: where the predictions were written before the runs (`registration.verify`).
     """
     environment = versions.describe()
     files.make_writable_directory(out)
@@ -50,6 +56,8 @@ def write(
             "versions": environment["packages"],
             "hardware": environment["devices"] | {"cpu": _cpu()},
             "runs": _origins(points),
+            "data": _describe_data(data),
+            "registration": registration,
             "seconds": round(seconds, 1),
             "numbers": plain(numbers),
             "points": plain(points),
@@ -67,6 +75,13 @@ def load(out: pathlib.Path) -> dict:
     if content is None:
         raise errors.UserError(f"{pathlib.Path(out) / FILE} does not exist: run the experiment.")
     return content
+
+
+def _describe_data(data: shards.TokenSet | None) -> dict | None:
+    """What tells whether two results are of the same tokens, and which corpus they are of."""
+    if data is None:
+        return None
+    return {"fingerprint": data.fingerprint, "corpus": data.index["source"]}
 
 
 def _origins(points: Sequence[Mapping]) -> dict[str, list]:
@@ -94,6 +109,21 @@ def source() -> dict:
         ":(exclude,glob)experiments/*/results/**",
     )
     return {"commit": commit or None, "is_clean": bool(commit) and not changed}
+
+
+def has_commit(commit: str) -> bool:
+    """Whether this clone has the commit."""
+    return _git("cat-file", "-e", f"{commit}^{{commit}}") is not None
+
+
+def file_sha256(commit: str, file: str) -> str | None:
+    """SHA-256 of a file's content at a commit; None where there was none."""
+    arguments = ["git", "show", f"{commit}:{file}"]
+    try:
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return hashlib.sha256(done.stdout).hexdigest()
 
 
 def plain(value: Any) -> Any:
