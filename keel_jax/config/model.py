@@ -126,8 +126,8 @@ class ModelConfig:
     ngpt_rate: float = option(0.05, Change.MODEL)
     # Standard deviation of every weight's normal initializer (paper: 0.02); nGPT rescales them.
     init_std: float = option(0.02, Change.RUN)
-    # That of each branch's last matrix: "same", or GPT-2's "over_sqrt_depth", init_std / sqrt(2N), so
-    # that the 2N branches of a Pre-LN model add up to the variance of one.
+    # Of the last matrix of each branch: "same", or "over_sqrt_depth", init_std / sqrt(2N), as GPT-2
+    # has it: the 2N branches of a Pre-LN model then add up to the variance of one.
     output_init: str = option("same", Change.RUN)
     # Matrix multiplications' input dtype.
     compute_dtype: str = option("bfloat16", Change.RUN)
