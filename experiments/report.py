@@ -19,7 +19,9 @@ def main(_: list[str]) -> None:
     """Writes the page that the flags ask for."""
     gathered = result_sets.gather([pathlib.Path(path) for path in _RESULTS.value])
     out = files.make_writable_directory(_OUT.value)
-    page = report_page.page(gathered, list(registry.MODULES))
+    page = report_page.page(
+        gathered, {name: registry.load(name).presets for name in registry.MODULES}
+    )
     files.write_bytes(out / FILE, page.encode())
     print(f"{out / FILE}: {len(gathered)} results")
 

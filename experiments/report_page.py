@@ -6,7 +6,7 @@ import html
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import markdown_it
 
@@ -38,16 +38,16 @@ details { margin: 1em 0 } summary { cursor: pointer; color: var(--soft) }
 
 def page(
     result_sets: Sequence[result_sets_lib.ResultSet],
-    names: Sequence[str],
+    presets: Mapping[str, Collection[str]],
     root: pathlib.Path = result_sets_lib.EXPERIMENTS,
 ) -> str:
     """The whole page.
 
     Args:
-      names: the experiments that can be run, whether they have results or not.
+      presets: the sizes of each experiment that can be run, whether there are results or not.
       root: directory of the experiments, which holds NAME/NOTES.md.
     """
-    names = sorted({*names, *(each.key[0] for each in result_sets)})
+    names = sorted({*presets, *(each.key[0] for each in result_sets)})
     parts = [
         "<h1>keel_jax: the experiments</h1>",
         f'<p class="soft">Made {datetime.date.today()} by keel_jax '
@@ -65,7 +65,7 @@ def page(
         parts.append(_experiment(name, own, root / name / "NOTES.md"))
     parts += [
         '<h2 id="not-run">What was not run</h2>',
-        _table(("experiment", "preset", "missing"), result_sets_lib.not_run(result_sets, names)),
+        _table(("experiment", "preset", "missing"), result_sets_lib.not_run(result_sets, presets)),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -97,12 +97,21 @@ def _overview(result_sets: Sequence[result_sets_lib.ResultSet]) -> str:
                 ", ".join(map(str, each.seeds)) or "-",
                 f"{values['seconds'] / 60:.1f}",
                 device,
+                each.corpus,
                 f"jax {packages.get('jax', '?')}, Python {packages.get('python', '?')}",
                 each.source,
             )
         )
-    heads = ("experiment", "preset", "points", "seeds", "minutes", "hardware", "versions", "commit")
-    return _table(heads, rows)
+    heads = (
+        *("experiment", "preset", "points", "seeds", "minutes", "hardware"),
+        *("corpus", "versions", "commit"),
+    )
+    corpora = {each.corpus for each in result_sets} - {"none"}
+    warning = (
+        f"<p>These results are of {len(corpora)} corpora or vocabularies. Losses in nats a token "
+        "compare within one of them alone.</p>"
+    )
+    return _table(heads, rows) + (warning if len(corpora) > 1 else "")
 
 
 def _experiment(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from experiments.sweeps import results
 from keel_jax import errors
@@ -32,6 +32,17 @@ class ResultSet:
     def missing(self) -> list[str]:
         """Names of the points that failed."""
         return list(self.values["numbers"].get("missing", []))
+
+    @property
+    def corpus(self) -> str:
+        """What the runs were trained on; losses compare only between results of one corpus."""
+        if "data" not in self.values:
+            return "not recorded"
+        if (data := self.values["data"]) is None:
+            return "none"
+        corpus = data["corpus"] or {}
+        name = corpus.get("package") or corpus.get("name") or "a corpus of one's own"
+        return f"{name}, tokens {data['fingerprint'][:8]}"
 
     @property
     def source(self) -> str:
@@ -64,17 +75,19 @@ def gather(own: Sequence[pathlib.Path], root: pathlib.Path = EXPERIMENTS) -> lis
     return sorted(by_key.values(), key=lambda each: (each.key[0], _rank(each.key[1])))
 
 
-def not_run(result_sets: Sequence[ResultSet], names: Sequence[str]) -> list[tuple[str, str, str]]:
+def not_run(
+    result_sets: Sequence[ResultSet], presets: Mapping[str, Collection[str]]
+) -> list[tuple[str, str, str]]:
     """(experiment, preset, what is missing) wherever there is no result, or not a complete one.
 
     Args:
-      names: the experiments of which every preset should have been run.
+      presets: by experiment, those that should have been run.
     """
     by_key = {each.key: each for each in result_sets}
     rows = [
         (name, preset, "everything")
-        for name in names
-        for preset in PRESETS
+        for name, wanted in presets.items()
+        for preset in wanted
         if (name, preset) not in by_key
     ]
     for (name, preset), each in by_key.items():

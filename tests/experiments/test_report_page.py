@@ -9,16 +9,18 @@ import pytest
 
 from experiments import registry, report, report_page, result_sets
 from experiments.sweeps import figures, results
+from keel_jax.runtime import files
 
 ROOT = pathlib.Path(__file__).parents[2]
-NAMES = ("alpha", "beta")
+SIZES = ("micro", "small", "paper")
+PRESETS = {"alpha": SIZES, "beta": SIZES}
 
 
 @pytest.fixture
 def world(tmp_path):
     """Two experiments in a tree of their own: one with results of one preset, one without."""
     root = tmp_path / "experiments"
-    for name in NAMES:
+    for name in PRESETS:
         (root / name).mkdir(parents=True)
         (root / name / "NOTES.md").write_text(
             f"# {name}\n\n## Question\n\nIs <{name}> so? See [the code](points.py).\n\n"
@@ -91,10 +93,10 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_the_page_holds_results_notes_and_figures(world):
-    page = _Page(report_page.page(result_sets.gather([], world), NAMES, world))
+    page = _Page(report_page.page(result_sets.gather([], world), PRESETS, world))
     assert page.images["loss curve"].startswith("data:image/svg+xml;base64,")
     assert "Is <alpha> so?" in page.text and "Is <beta> so?" in page.text
-    [overview] = [row for row in page.rows if row[:2] == ["alpha", "micro"] and len(row) == 8]
+    [overview] = [row for row in page.rows if row[:2] == ["alpha", "micro"] and len(row) == 9]
     assert overview[2:5] == ["2", "0, 2", "1.5"]
     assert ["gain", "0.99", "0.992"] in page.rows
     assert ["it rises", "holds", "value 2.5"] in page.rows
@@ -102,8 +104,25 @@ def test_the_page_holds_results_notes_and_figures(world):
     assert ["it stays", "undecided", 'verdict "undecided"'] in page.rows
 
 
+def test_results_of_another_corpus_are_told_apart(world, tmp_path):
+    def write(name, fingerprint):
+        _write(tmp_path / "own" / name, name, "micro", {"gain": 1.0})
+        content = results.load(tmp_path / "own" / name)
+        content["data"] = {"fingerprint": fingerprint, "corpus": {"package": "sympy 1.14.0"}}
+        files.write_json(tmp_path / "own" / name / results.FILE, content)
+
+    write("alpha", "a" * 64)
+    write("beta", "a" * 64)
+    page = _Page(report_page.page(result_sets.gather([tmp_path / "own"], world), PRESETS, world))
+    assert sum("sympy 1.14.0, tokens aaaaaaaa" in row for row in page.rows) == 2
+    assert "compare within one of them alone" not in page.text
+    write("beta", "b" * 64)
+    page = _Page(report_page.page(result_sets.gather([tmp_path / "own"], world), PRESETS, world))
+    assert "These results are of 2 corpora" in page.text
+
+
 def test_it_needs_nothing_else(world):
-    text = report_page.page(result_sets.gather([], world), NAMES, world)
+    text = report_page.page(result_sets.gather([], world), PRESETS, world)
     page = _Page(text)
     assert all(src.startswith("data:") for src in page.images.values())
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
@@ -112,7 +131,7 @@ def test_it_needs_nothing_else(world):
 
 
 def test_what_was_not_run_is_said(world):
-    page = _Page(report_page.page(result_sets.gather([], world), NAMES, world))
+    page = _Page(report_page.page(result_sets.gather([], world), PRESETS, world))
     last = page.text.split("What was not run")[-1]
     rows = [row for row in page.rows if len(row) == 3]
     for row in (
@@ -132,7 +151,7 @@ def test_ones_own_results_take_the_committed_ones_place(world, tmp_path):
     gathered = result_sets.gather([own], world)
     assert [one.key for one in gathered] == [("alpha", "micro"), ("beta", "small")]
     assert gathered[0].values["numbers"] == {"gain": 0.5}
-    rows = result_sets.not_run(gathered, NAMES)
+    rows = result_sets.not_run(gathered, PRESETS)
     assert ("beta", "small", "everything") not in rows and len(rows) == 4
     with pytest.raises(ValueError, match="no results.json"):
         result_sets.gather([world / "beta"], world)
@@ -140,7 +159,7 @@ def test_ones_own_results_take_the_committed_ones_place(world, tmp_path):
 
 def test_a_tree_without_results_gives_a_page_that_says_so(tmp_path):
     (tmp_path / "alpha").mkdir()
-    page = _Page(report_page.page(result_sets.gather([], tmp_path), ["alpha"], tmp_path))
+    page = _Page(report_page.page(result_sets.gather([], tmp_path), {"alpha": SIZES}, tmp_path))
     assert "No results." in page.text and ["alpha", "micro", "everything"] in page.rows
 
 

@@ -37,3 +37,24 @@ def test_a_chain_is_as_strong_as_its_weakest_link():
     assert intervals.chain(["holds", "undecided"]) == "undecided"
     assert intervals.chain(["undecided", "reversed"]) == "reversed"
     assert intervals.chain([]) == "undecided"
+
+
+def test_p_values_agree_with_the_interval():
+    values = [0.1, 0.3, 0.25]
+    shifted = [value - intervals.mean(values)["low"] for value in values]
+    assert intervals.p_value(shifted) == pytest.approx(1 - intervals.CONFIDENCE)
+    assert intervals.p_value([0.3]) == 1.0 and intervals.p_value([]) == 1.0
+
+
+def test_holms_correction():
+    assert intervals.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert intervals.holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+    assert intervals.holm([]) == []
+
+
+def test_what_a_test_detects_is_found_as_often_as_said():
+    generator = np.random.default_rng(0)
+    mean = intervals.detectable(0.05, 4)
+    draws = generator.normal(mean, 0.05, (2000, 4))
+    found = sum(intervals.sign(intervals.mean(row)) == "holds" for row in draws)
+    assert found / 2000 == pytest.approx(0.8, abs=0.03)
