@@ -10,10 +10,13 @@ A sweep, in the order in which its parts are used:
 
 The analysis of what was run:
 
-    comparison  final losses by learning rate, and differences between series
-    intervals   confidence intervals over seeds, and what they decide
     unigram     the loss of the model that knows token frequencies alone
-    checks      the predictions of NOTES.md held against the numbers
+    merit       the primary figure, nats below the unigram line over a grid of rates; usable rates
+    comparison  final losses by learning rate, and differences between series
+    intervals   confidence intervals over seeds, what they decide, and what they could have found
+    censored    the same of values that are known to lie between two rates of a grid
+    registration  predictions that cannot change after the first run, beside the numbers
+    checks      the predictions in the NOTES.md of older presets, beside the numbers
 
 What is written:
 
