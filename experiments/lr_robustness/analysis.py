@@ -6,7 +6,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.lr_robustness import divergence, drawing, fixed, learning, points, ramps
+from experiments.lr_robustness import (
+    depth_figures,
+    divergence,
+    drawing,
+    fixed,
+    learning,
+    points,
+    ramps,
+)
 from experiments.sweeps import checks, comparison, experiment, merit, unigram
 from experiments.sweeps import outcome as outcome_lib
 from experiments.sweeps import point as point_lib
@@ -46,13 +54,36 @@ Outcomes = Sequence[outcome_lib.Outcome]
 def analyse(outcomes: Outcomes, out: pathlib.Path, data: str) -> dict:
     """The numbers of results.json, depth by depth; draws the figures."""
     numbers: dict[str, Any] = {"paper_max_rate": PAPER}
-    depths = {points.parse_series(o.point.series)[1] for o in outcomes}
-    for depth in sorted(depths):
+    depths = sorted({points.parse_series(o.point.series)[1] for o in outcomes})
+    for depth in depths:
         at_depth = [o for o in outcomes if points.parse_series(o.point.series)[1] == depth]
         numbers[f"L{depth}"] = _analyse_depth(at_depth, out, data, f"L{depth}")
+    _draw_depths({depth: numbers[f"L{depth}"] for depth in depths}, outcomes, out)
     if {"fixed", "ramp"} <= set(numbers.get("L64", {})) and outcome_lib.all_done(outcomes):
         numbers["checks"] = _checks(**numbers["L64"])
     return numbers
+
+
+def _draw_depths(numbers: Mapping[int, Mapping], outcomes: Outcomes, out: pathlib.Path) -> None:
+    """The figures with a panel for each depth that has runs at fixed rates."""
+    at_fixed_rates = {depth: row["fixed"] for depth, row in numbers.items() if "fixed" in row}
+    if len(at_fixed_rates) < 2:
+        return
+    losses = {
+        depth: {
+            topology: comparison.losses_by_rate(runs)
+            for topology, runs in _by_topology(outcomes, points.FIXED, depth).items()
+        }
+        for depth in at_fixed_rates
+    }
+    unigram_nats = next(iter(at_fixed_rates.values()))["unigram_eval_nats"]
+    depth_figures.losses_against_rate(losses, unigram_nats, out, "loss_against_rate")
+    edges = {
+        depth: {t: row["log10_edge"] for t, row in fixed_rates["topologies"].items()}
+        for depth, fixed_rates in at_fixed_rates.items()
+    }
+    grids = {depth: fixed_rates["grid"] for depth, fixed_rates in at_fixed_rates.items()}
+    depth_figures.usable_rates(edges, grids, out, "usable_rates")
 
 
 def _checks(fixed: Mapping, ramp: Mapping) -> dict:
@@ -223,12 +254,14 @@ def _ordering(tolerated: Mapping[str, list[dict]]) -> dict:
     )
 
 
-def _by_topology(outcomes: Outcomes, protocol: str) -> dict[str, list[outcome_lib.Outcome]]:
-    """The outcomes of one protocol."""
+def _by_topology(
+    outcomes: Outcomes, protocol: str, depth: int | None = None
+) -> dict[str, list[outcome_lib.Outcome]]:
+    """The outcomes of one protocol, at one depth or at all."""
     groups: dict[str, list[outcome_lib.Outcome]] = {}
     for outcome in outcomes:
-        topology, _, protocol_of_series = points.parse_series(outcome.point.series)
-        if protocol_of_series == protocol:
+        topology, own_depth, own_protocol = points.parse_series(outcome.point.series)
+        if own_protocol == protocol and depth in (None, own_depth):
             groups.setdefault(topology, []).append(outcome)
     return groups
 

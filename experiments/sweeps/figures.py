@@ -15,16 +15,20 @@ from keel_jax.runtime import files
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  the backend must be chosen first
 
-# One colour per topology in all figures; others take the next one.
+# One colour per topology in all figures, told apart by colour-blind readers as well (Okabe and Ito,
+# 2008); others take the next one of matplotlib's.
 COLOURS = {
-    "keel": "C0",
-    "pre_ln": "C1",
-    "post_ln": "C2",
-    "deepnorm": "C3",
-    "hybridnorm": "C4",
-    "mix_ln": "C5",
-    "complete_p": "C6",
+    "keel": "#0072B2",
+    "pre_ln": "#D55E00",
+    "post_ln": "#000000",
+    "deepnorm": "#009E73",
+    "hybridnorm": "#CC79A7",
+    "mix_ln": "#E69F00",
+    "complete_p": "#56B4E9",
+    "pre_ln_gpt2": "#8C6D46",
 }
+# Drawn in full; the others, where there are many, thinner.
+HEADLINE = ("keel", "pre_ln", "complete_p")
 DISPLAY_NAMES = {
     "keel": "Keel",
     "pre_ln": "Pre-LN",
@@ -33,6 +37,7 @@ DISPLAY_NAMES = {
     "hybridnorm": "HybridNorm",
     "mix_ln": "Mix-LN",
     "complete_p": "Pre-LN, branch / L",
+    "pre_ln_gpt2": "Pre-LN, GPT-2's initialization",
 }
 # Identifiers in an SVG are hashes with this salt, so that the same data give the same file.
 _STYLE: dict[Any, Any] = {
@@ -76,6 +81,31 @@ def save(figure: figure_lib.Figure, out: pathlib.Path, stem: str, data: Mapping 
 def display_name(topology: str) -> str:
     """The topology's name as the papers write it."""
     return DISPLAY_NAMES.get(topology, topology)
+
+
+def style_of(topology: str) -> dict[str, Any]:
+    """How a topology's line is drawn where there are many."""
+    is_headline = topology in HEADLINE
+    return {
+        "color": COLOURS.get(topology),
+        "linewidth": 1.8 if is_headline else 0.9,
+        "alpha": 1.0 if is_headline else 0.8,
+        "zorder": 3 if is_headline else 2,
+    }
+
+
+def share_legend(figure: figure_lib.Figure, panels: Sequence[axes_lib.Axes]) -> None:
+    """One legend beside all panels, of what is in any of them."""
+    handles: dict[str, Any] = {}
+    for axes in np.atleast_1d(np.asarray(panels, object)):
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
+
+
+def explain(figure: figure_lib.Figure, text: str) -> None:
+    """A line below the panels that says what is drawn."""
+    figure.supxlabel(text, fontsize=7, color="0.35")
 
 
 def draw_over_seeds(
