@@ -106,10 +106,10 @@ def _overview(result_sets: Sequence[result_sets_lib.ResultSet]) -> str:
         *("experiment", "preset", "points", "seeds", "minutes", "hardware"),
         *("corpus", "versions", "commit"),
     )
-    corpora = {each.corpus for each in result_sets} - {"none"}
+    corpora = {each.corpus for each in result_sets} - {"none recorded"}
     warning = (
         f"<p>These results are of {len(corpora)} corpora or vocabularies. Losses in nats a token "
-        "compare within one of them alone.</p>"
+        "can be compared only between results of one corpus and vocabulary.</p>"
     )
     return _table(heads, rows) + (warning if len(corpora) > 1 else "")
 

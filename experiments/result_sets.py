@@ -39,7 +39,7 @@ class ResultSet:
         if "data" not in self.values:
             return "not recorded"
         if (data := self.values["data"]) is None:
-            return "none"
+            return "none recorded"
         corpus = data["corpus"] or {}
         name = corpus.get("package") or corpus.get("name") or "a corpus of one's own"
         return f"{name}, tokens {data['fingerprint'][:8]}"

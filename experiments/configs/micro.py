@@ -11,7 +11,8 @@
 The vocabulary is little more than bytes, so that a run reaches the unigram plateau, on which one
 that does not learn ends, within tens of steps. Validation reads the same 16 384 tokens every time.
 One head and short windows, as attention's softmax is most of a step's time at this width. Expected:
-3.5 nats a token at 1e-2, where Post-LN stays on the plateau; 40 ms of one core a step (AMD EPYC).
+3.5 nats a token at 1e-2 on the former embedded corpus (docs/data.md), where Post-LN stays on the
+plateau; 40 ms of one core a step (AMD EPYC).
 """
 
 from keel_jax import config

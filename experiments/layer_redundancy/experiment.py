@@ -18,6 +18,7 @@ from absl import flags
 from experiments.layer_redundancy import analysis, drawing, points, removal
 from experiments.sweeps import experiment, results
 from experiments.sweeps import outcome as outcome_lib
+from keel_jax.data import shards
 from keel_jax.runtime import exit_codes
 
 # --help lists the flags that are defined here as those of experiments.run.
@@ -71,6 +72,7 @@ def analyse_workdirs(
             {key: model[key] for key in ("topology", "seed", "step", "loss")} for model in measured
         ],
         seconds=time.monotonic() - started,
+        data=shards.open_set(request.data) if request.data else None,
     )
     print(f"{out / results.FILE}")
     return exit_codes.DONE

@@ -41,7 +41,7 @@ PAPER = {
 }
 # The claim, in its order.
 CLAIM = ("keel", "pre_ln", "post_ln")
-# What is compared at each depth, the expected winner first.
+# What is compared at each depth: a positive number says that the first is better.
 PAIRS = (
     *(("keel", other) for other in (*points.TABLE_1[1:], *points.CONTROLS)),
     *((control, "pre_ln") for control in points.CONTROLS),
@@ -60,7 +60,7 @@ def analyse(outcomes: Outcomes, out: pathlib.Path, data: str) -> dict:
         numbers[f"L{depth}"] = _analyse_depth(at_depth, out, data, f"L{depth}")
     _draw_depths({depth: numbers[f"L{depth}"] for depth in depths}, outcomes, out)
     if {"fixed", "ramp"} <= set(numbers.get("L64", {})) and outcome_lib.all_done(outcomes):
-        numbers["checks"] = _checks(**numbers["L64"])
+        numbers["checks"] = _checks(numbers["L64"]["fixed"], numbers["L64"]["ramp"])
     return numbers
 
 
@@ -134,6 +134,8 @@ def _analyse_depth(outcomes: Outcomes, out: pathlib.Path, data: str, name: str) 
     if at_fixed_rates:
         losses = {t: comparison.losses_by_rate(runs) for t, runs in at_fixed_rates.items()}
         numbers["fixed"] = _analyse_fixed(losses, at_fixed_rates, out, data, name)
+        if on_ramps:
+            numbers["fixed"] |= _advantages(losses)
     if without_clipping:
         numbers["unclipped"] = {
             "losses": {
@@ -166,16 +168,18 @@ def _analyse_fixed(
     cfg = point_lib.build_config([next(iter(outcomes.values()))[0].point], data)
     unigram_nats = unigram.validation_loss(cfg)
     uniform_nats = math.log(shards.open_set(data).vocab_size)
-    rates = sorted({o.point.peak_lr for runs in outcomes.values() for o in runs})
-    by_topology = {
-        t: fixed.summary(rows, rates, unigram_nats, uniform_nats) for t, rows in losses.items()
-    }
-    # The rates that all topologies have; some have others between them.
-    grid = sorted(set.intersection(*(set(rows) for rows in losses.values())))
+    # The rates that were planned for all topologies. Some have others between them, which are in
+    # the figures and tables and in no comparison.
+    planned = [{o.point.peak_lr for o in runs} for runs in outcomes.values()]
+    grid = sorted(set.intersection(*planned))
     rows = {t: merit.rows_by_seed(losses[t], grid) for t in losses}
-    for topology, of_seed in rows.items():
-        by_topology[topology] |= merit.summary(of_seed, unigram_nats)
-    rate = min(rates, key=lambda rate: abs(math.log(rate / points.AGGRESSIVE_RATE)))
+    by_topology = {
+        t: comparison.table(losses[t])
+        | fixed.summary(losses[t], grid, unigram_nats, uniform_nats)
+        | merit.summary(rows[t], unigram_nats)
+        for t in losses
+    }
+    rate = min(grid, key=lambda rate: abs(math.log(rate / points.AGGRESSIVE_RATE)))
     aggressive = {
         topology: ramps.load_curves(_at_rate(runs, rate), data)
         for topology, runs in outcomes.items()
@@ -203,7 +207,12 @@ def _analyse_fixed(
         "aggressive_rate": rate,
         "largest_stable_rate_ordering": ramps.orderings(claimed),
     }
-    # Nats a token by which the loss of the first is the lower one.
+    return numbers
+
+
+def _advantages(losses: Mapping[str, comparison.Losses]) -> dict:
+    """Nats a token by which the loss of the first is the lower one, for micro's predictions."""
+    numbers = {}
     for first, second in (("keel", "pre_ln"), ("complete_p", "keel")):
         if {first, second} <= set(losses):
             pair = losses[first], losses[second]

@@ -30,7 +30,7 @@ def summary(
     by_seed = {seed: {rate: losses[rate][seed] for rate in rates} for seed in whole}
     stable = {seed: largest_stable(row, unigram_nats) for seed, row in by_seed.items()}
     as_good = [as_good_range(row) for row in by_seed.values()]
-    return comparison.table(losses) | {
+    return {
         "incomplete_seeds": [seed for seed in seeds if seed not in whole],
         "largest_stable_rate": stable,
         "as_good_range": [

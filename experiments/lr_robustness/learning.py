@@ -11,9 +11,10 @@ from experiments.sweeps import outcome as outcome_lib
 
 # Nats below the unigram line, on the same batches, at which a run has begun to learn more.
 LEARNING_NATS = 0.1
-# A gradient norm this many times the median of the steps before it is a spike.
+# A gradient norm this many times the median of the steps before it is a spike. Guess, chosen before
+# the runs; the largest ratio does not depend on it.
 SPIKE_RATIO = 5.0
-# Steps of that median, which are also left out at the beginning.
+# Steps of that median, which are also left out at the beginning. Guess: longer than a spike lasts.
 SPIKE_WINDOW_STEPS = 50
 
 
@@ -42,15 +43,14 @@ def spikes(outcomes: Sequence[outcome_lib.Outcome]) -> dict:
 
     Returns:
       "count", the mean over seeds; "log10_largest", that of the largest ratio of a gradient norm to
-      the median of the SPIKE_WINDOW_STEPS steps before it.
+      the median of the SPIKE_WINDOW_STEPS before it; "num_broken_off", the runs that diverged,
+      which are in both means up to their last finite norm, if there is any after the window.
     """
-    ratios = []
-    for outcome in outcomes:
-        if outcome.has_result:
-            _, norms = outcome.curve("train/grad_norm")
-            ratios.append(_ratios(norms))
+    ended = [outcome for outcome in outcomes if outcome.has_result]
+    ratios = [_ratios(outcome.curve("train/grad_norm")[1]) for outcome in ended]
     ratios = [row for row in ratios if len(row)]
     return {
+        "num_broken_off": sum(outcome.state == outcome_lib.DIVERGED for outcome in ended),
         "count": intervals.mean([float((row > SPIKE_RATIO).sum()) for row in ratios]),
         "log10_largest": intervals.mean([math.log10(row.max()) for row in ratios]),
     }

@@ -3,7 +3,8 @@
 The model is normal with unknown mean and variance, and an interval [low, high] contributes the
 probability that it holds. The confidence interval is that of the profile likelihood, with the bound
 at which it is Student's interval if every value is exact; so identical values of a coarse grid give
-an interval at least as wide as the grid's step, never one of width 0.
+an interval at least as wide as the grid's step, never one of width 0. Where the values agree with a
+variance of 0, as one exact value beside intervals that hold it, there is no interval.
 """
 
 import math
@@ -45,6 +46,12 @@ def mean(values: Sequence[Interval]) -> dict:
         return _row(
             row["mean"], row["low"], row["high"], intervals.p_value(exact), len(known), num_censored
         )
+    exact_values = {low for low, high in known if low == high}
+    if len(exact_values) == 1:
+        (value,) = exact_values
+        if all(low <= value <= high for low, high in known):
+            # The likelihood grows without end as the deviation shrinks: nothing tells of it.
+            return _row(value, None, None, 1.0, len(known), num_censored)
     profile = _Profile(np.array(known))
     middle, best = profile.maximum()
     num = len(known)

@@ -139,11 +139,12 @@ def analyse_sweep(
     # Without any result there is nothing to analyse.
     has_any = len(missing) < len(outcomes)
     registered = registration.load(request.name, request.preset)
-    commits = [o.record["commit"] for o in outcomes if o.record.get("commit")]
+    commits = [o.record.get("commit") for o in outcomes if o.has_result]
     registered_before = registration.verify(registered, commits) if registered else None
     numbers = (analyse(outcomes, out, sweep.data) if has_any else {}) | {"missing": missing}
     if registered:
-        numbers["checks"] = registration.check(registered, numbers)
+        assert "checks" not in numbers, f"{registered.file} has the predictions of this preset"
+        numbers["checks"] = registration.check(registered, numbers, missing)
     group_seconds = {
         o.record["workdir"].split("/")[1]: o.record["group_seconds"]
         for o in outcomes

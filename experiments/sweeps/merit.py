@@ -1,9 +1,9 @@
 """How well a topology bears learning rates, of one seed and then of two topologies side by side.
 
-The primary quantity is the mean over a registered grid of log rates of the nats by which the final
-validation loss is below the unigram line. A run on the line or above it, and one that diverged,
-counts 0: it has learned no more than token frequencies. The mean needs no threshold, and falls both
-when fewer rates are tolerated and when less is learned at them.
+The primary quantity of a pair is the mean over a registered grid of log rates of the nats by which
+the final validation loss is below the unigram line. A run on the line or above it, and one that
+diverged, counts 0: it has learned no more than token frequencies. The mean needs no threshold, and
+falls both when fewer rates are tolerated and when less is learned at them.
 """
 
 import math
@@ -23,7 +23,7 @@ Row = Mapping[float, float | None]
 
 
 def rows_by_seed(losses: comparison.Losses, grid: Sequence[float]) -> dict[int, Row]:
-    """The losses of each seed that has a result at every rate of `grid`."""
+    """The losses of each seed that has a result at every rate of `grid`, which is not empty."""
     seeds = sorted({seed for row in losses.values() for seed in row})
     return {
         seed: {rate: losses[rate][seed] for rate in grid}
@@ -109,8 +109,8 @@ def compare(
       "nats_below": the primary one, a difference in nats. The secondary ones: "edge_0.1" and so on,
       log10 ratios of the largest usable rates; "loss_at_best", by how many nats the loss is lower,
       each at the best rate of the other seeds; "steps_to_0.1", by what log10 factor they are fewer.
-      Each an interval with "p" and "verdict"; of the secondary ones "p_holm", corrected for their
-      number, decides.
+      Each an interval with "p" and "verdict"; of the secondary ones "p_holm", corrected for the
+      number of them in this pair, decides. Pairs are not corrected for one another.
     """
     seeds = [seed for seed in first if seed in second]
     primary = _exact(
@@ -130,7 +130,7 @@ def compare(
         )
         for nats in EDGE_NATS
     }
-    own, other = _at_best_of_others(first), _at_best_of_others(second)
+    own, other = (_at_best_of_others(rows, unigram_nats) for rows in (first, second))
     secondary["loss_at_best"] = _exact(
         [other[seed] - own[seed] for seed in seeds if seed in own and seed in other]
     )
@@ -149,14 +149,13 @@ def compare(
     }
 
 
-def _at_best_of_others(rows: Mapping[int, Row]) -> dict[int, float]:
-    """Each seed's loss there; without seeds that diverged or have no such rate."""
-    losses = {}
-    for seed, rate in best_rates_of_others(rows).items():
-        loss = None if rate is None else rows[seed][rate]
-        if loss is not None:
-            losses[seed] = loss
-    return losses
+def _at_best_of_others(rows: Mapping[int, Row], unigram_nats: float) -> dict[int, float]:
+    """Each seed's loss there, the unigram line's at most; without seeds that have no such rate."""
+    return {
+        seed: unigram_nats - _below(rows[seed][rate], unigram_nats)
+        for seed, rate in best_rates_of_others(rows).items()
+        if rate is not None
+    }
 
 
 def _exact(values: Sequence[float]) -> dict:

@@ -22,7 +22,7 @@ import dataclasses
 import hashlib
 import pathlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.sweeps import results
@@ -79,6 +79,9 @@ def load(experiment: str, preset: str, root: pathlib.Path = results.ROOT) -> Reg
         unknown = sorted(set(tables) - {"prediction", "power"})
         if unknown:
             raise TypeError(f"unknown tables {unknown}")
+        claims = [row.get("claim") for row in tables.get("prediction", ())]
+        if twice := sorted({str(claim) for claim in claims if claims.count(claim) > 1}):
+            raise TypeError(f"claimed twice: {twice}")
         return Registration(
             file.relative_to(root),
             tuple(Prediction(**row) for row in tables.get("prediction", ())),
@@ -89,40 +92,49 @@ def load(experiment: str, preset: str, root: pathlib.Path = results.ROOT) -> Reg
         raise errors.UserError(f"{file}: {error}") from error
 
 
-def verify(registration: Registration, commits: Iterable[str]) -> dict:
+def verify(registration: Registration, commits: Iterable[str | None]) -> dict:
     """The entry of results.json that says what was registered, and that it came before the runs.
 
     Args:
-      commits: those that the runs were made by.
+      commits: those that the runs were made by, as `keel_jax.runtime.versions` has them: None
+        outside a checkout, and with "-dirty" at the end where the tree was changed.
 
     Raises:
       UserError: one of the commits has another file, or none.
     """
     file = registration.file.as_posix()
-    unknown = []
-    for commit in sorted(set(commits)):
-        if not results.has_commit(commit):
-            unknown.append(commit)
-        elif results.file_sha256(commit, file) != registration.sha256:
+    unverified = set()
+    for commit in sorted({str(commit) for commit in commits}):
+        if commit.endswith("-dirty") or not results.has_commit(commit):
+            unverified.add(commit)
+        elif results.blob(commit, file) != results.blob_of(file):
             raise errors.UserError(
                 f"{file} is not what it was at commit {commit[:12]}, by which runs of this preset "
-                "were made: predictions cannot change after the first run. Restore it (git "
-                f"checkout {commit[:12]} -- {file}), or run anew with other --runs."
+                "were made: predictions cannot change after the first run. Restore the file of "
+                "that commit, or run anew with other --runs."
             )
     return {
         "file": file,
         "sha256": registration.sha256,
-        # Not in this clone, so that the file was not compared with theirs.
-        "unknown_commits": unknown,
+        "power": [dataclasses.asdict(power) for power in registration.power],
+        # Of a changed tree, of no checkout ("None"), or not in this clone: nothing was compared.
+        "unverified_commits": sorted(unverified),
     }
 
 
-def check(registration: Registration, numbers: Mapping) -> dict[str, dict]:
-    """Every prediction beside its number, by claim."""
-    return {
+def check(registration: Registration, numbers: Mapping, missing: Sequence[str]) -> dict[str, dict]:
+    """Every prediction beside its number, by claim.
+
+    While points are `missing`, all are undecided: what is there is not what was registered.
+    """
+    checks = {
         prediction.claim: _check(prediction, _find(numbers, prediction.number))
         for prediction in registration.predictions
     }
+    if missing:
+        for row in checks.values():
+            row |= {"verdict": "undecided", "holds": False, "num_missing": len(missing)}
+    return checks
 
 
 def _check(prediction: Prediction, found: Mapping | None) -> dict:

@@ -1,7 +1,6 @@
 """results.json: every number that an experiment's NOTES.md may quote, and where it comes from."""
 
 import functools
-import hashlib
 import math
 import pathlib
 import subprocess
@@ -116,14 +115,14 @@ def has_commit(commit: str) -> bool:
     return _git("cat-file", "-e", f"{commit}^{{commit}}") is not None
 
 
-def file_sha256(commit: str, file: str) -> str | None:
-    """SHA-256 of a file's content at a commit; None where there was none."""
-    arguments = ["git", "show", f"{commit}:{file}"]
-    try:
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return hashlib.sha256(done.stdout).hexdigest()
+def blob(commit: str, file: str) -> str | None:
+    """git's name of a file's content at a commit; None where there was none."""
+    return _git("rev-parse", "--verify", "--quiet", f"{commit}:{file}")
+
+
+def blob_of(file: str) -> str | None:
+    """The same of the file as it is."""
+    return _git("hash-object", "--", file)
 
 
 def plain(value: Any) -> Any:

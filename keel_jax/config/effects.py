@@ -38,6 +38,12 @@ READERS = (
         lambda topology: not topologies.row(topology).has_own_qk_norm,
         "every other topology; here queries and keys are always normed",
     ),
+    Reader(
+        "model.output_init",
+        "model.topology",
+        lambda topology: topology != "ngpt",
+        "every other topology; nGPT's matrices have rows of unit length",
+    ),
     _choices("model.recompute.segment_blocks", "model.recompute.plan", "segments"),
     _choices("model.recompute.save", "model.recompute.plan", "block", "segments"),
     _choices("model.recompute.offload", "model.recompute.plan", "block", "segments"),

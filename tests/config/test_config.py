@@ -152,6 +152,7 @@ _EFFECTS = {
     "model.hyper_streams": (3, dict(topology="mhc"), dict(topology="pre_ln")),
     "model.attn_res_groups": (2, dict(topology="attention_residuals"), dict(topology="mhc")),
     "model.ngpt_rate": (0.1, dict(topology="ngpt"), dict(topology="mhc")),
+    "model.output_init": ("over_sqrt_depth", dict(topology="keel"), dict(topology="ngpt")),
     "model.qk_norm": (True, dict(topology="keel"), dict(topology="hybridnorm_star")),
     "model.recompute.offload_saved": (
         True,

@@ -3,7 +3,7 @@
 SymPy (https://www.sympy.org) is Python through and through, 16 MB of code, docstrings and comments
 under the 3-clause BSD licence, and one pure-Python wheel of it serves every interpreter and every
 platform. The version is pinned and the content is verified, so that a number measured on this
-corpus can be laid beside any other.
+corpus can be compared with any other measured on it.
 """
 
 import dataclasses

@@ -42,13 +42,15 @@ class _Distribution:
 
 
 def test_a_changed_copy_is_refused(tmp_path, monkeypatch):
-    files = {file.relative_path: file.path for file in embedded.source_files()[:3]}
-    for relative_path, path in files.items():
-        target = tmp_path / "sympy" / relative_path
+    for file in embedded.source_files():
+        target = tmp_path / "sympy" / file.relative_path
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
+        shutil.copy(file.path, target)
     installed = _Distribution(embedded.VERSION, tmp_path)
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _: installed)
+    assert embedded.digest(embedded.source_files()) == embedded.DIGEST
+    with target.open("ab") as changed:
+        changed.write(b"#")
     with pytest.raises(ValueError, match="is not the one that was released.*--force-reinstall"):
         embedded.source_files()
 

@@ -68,6 +68,14 @@ def test_a_comparison_decides_by_corrected_p_values():
     assert merit.compare(better, better, LINE)["loss_at_best"]["verdict"] == "undecided"
 
 
+def test_a_divergence_at_the_best_rate_of_others_counts_as_the_line():
+    stable = {seed: _row(3.6, 3.6, 3.9) for seed in range(3)}
+    dying = {0: _row(3.5, 3.0, 3.9), 1: _row(3.5, 3.1, 3.9), 2: _row(3.5, None, 3.9)}
+    row = merit.compare(dying, stable, LINE)["loss_at_best"]
+    # Seeds 0 and 1 cannot choose 1e-2, at which seed 2 died; seed 2 does, and ends at the line.
+    assert row["num_seeds"] == 3 and row["least"] == pytest.approx(3.6 - LINE)
+
+
 def test_fewer_steps_are_better():
     rows = {seed: _row(3.0, 3.2, 3.5) for seed in range(6)}
     early = {seed: (1.0 + 0.01 * seed, 1.0 + 0.01 * seed) for seed in range(6)}

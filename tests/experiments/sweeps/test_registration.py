@@ -62,7 +62,7 @@ def test_a_prediction_holds_only_of_a_whole_interval(project, low, high, large, 
     project(TEXT)
     registered = registration.load("alpha", "micro", project.root)
     numbers = {"L64": {"pair": {"mean": 0.15, "low": low, "high": high}}}
-    checks = registration.check(registered, numbers)
+    checks = registration.check(registered, numbers, [])
     assert [check["verdict"] for check in checks.values()] == [large, small]
     assert [check["holds"] for check in checks.values()] == [large == "holds", small == "holds"]
 
@@ -70,8 +70,11 @@ def test_a_prediction_holds_only_of_a_whole_interval(project, low, high, large, 
 def test_a_number_that_is_missing_decides_nothing(project):
     project(TEXT)
     registered = registration.load("alpha", "micro", project.root)
+    whole = {"L64": {"pair": {"mean": 0.15, "low": 0.1, "high": 0.2}}}
+    checks = registration.check(registered, whole, ["keel_lr1_seed2"])
+    assert {check["verdict"] for check in checks.values()} == {"undecided"}
     for numbers in ({}, {"L64": {}}, {"L64": None}):
-        checks = registration.check(registered, numbers)
+        checks = registration.check(registered, numbers, [])
         assert {check["verdict"] for check in checks.values()} == {"undecided"}
 
 
@@ -80,13 +83,17 @@ def test_predictions_cannot_change_after_a_run(project):
     commit = project(TEXT)
     registered = registration.load("alpha", "micro", project.root)
     entry = registration.verify(registered, [commit])
-    assert entry["sha256"] == registered.sha256 and entry["unknown_commits"] == []
+    assert entry["sha256"] == registered.sha256 and entry["unverified_commits"] == []
+    # git's short name, as the runs have it.
+    assert registration.verify(registered, [commit[:12]])["unverified_commits"] == []
     for text, run_by in ((TEXT, before), (TEXT.replace("0.1", "0.2"), commit)):
         project(text)
         registered = registration.load("alpha", "micro", project.root)
         with pytest.raises(errors.UserError, match="cannot change after the first run"):
             registration.verify(registered, [run_by])
-    assert registration.verify(registered, ["0" * 40])["unknown_commits"] == ["0" * 40]
+    for nowhere in ("0" * 40, f"{commit[:12]}-dirty", None):
+        entry = registration.verify(registered, [nowhere])
+        assert entry["unverified_commits"] == [str(nowhere)]
 
 
 def test_a_file_that_says_nothing_or_too_much_is_refused(project):
@@ -95,6 +102,7 @@ def test_a_file_that_says_nothing_or_too_much_is_refused(project):
         ("[[prediction]]\nclaim='a'\nnumber='b'", "predicts nothing"),
         ("[[prediction]]\nclaim='a'\nnumbers='b'", "numbers"),
         ("[[predictions]]\nclaim='a'", "unknown tables"),
+        (2 * "[[prediction]]\nclaim='a'\nnumber='b'\nat_most=0\n", "claimed twice"),
         ("x = ", "micro.toml"),
     ):
         project(text)
@@ -123,4 +131,4 @@ def test_committed_results_are_of_the_predictions_as_they_are():
         if (name, preset) in by_key:
             entry = by_key[name, preset]["registration"]
             assert entry["sha256"] == registered.sha256, f"{registered.file} has been changed"
-            assert entry["unknown_commits"] == []
+            assert entry["unverified_commits"] == [] and by_key[name, preset]["runs"]["commits"]
