@@ -202,9 +202,11 @@ def test_the_table_of_readers_is_true_of_topologies(reads, name, tied):
     shapes = jax.eval_shape(lambda: lm.init(model, jax.random.key(0)))
     optim.multipliers(shapes, cfg.optim.lr_multiplier)
     optim.multipliers(shapes, cfg.optim.decay_multiplier)
-    # Read everywhere, to no effect where queries and keys are normed anyway.
-    options = _table("model.topology") - {"model.qk_norm"}
-    assert reads & options == _readers("model.topology", name) - {"model.qk_norm"}
+    # Read everywhere: to no effect where queries and keys are normed anyway, and where matrices are
+    # projected onto the sphere after they have their initial values.
+    everywhere = {"model.qk_norm", "model.output_init"}
+    options = _table("model.topology") - everywhere
+    assert reads & options == _readers("model.topology", name) - everywhere
     normed = bool({"query_norm", "qk_scale"} & set(shapes["block"]["attention"]))
     assert normed != ("model.qk_norm" in _readers("model.topology", name))
     options = _table("model.tie_embeddings")
