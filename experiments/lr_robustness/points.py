@@ -59,7 +59,7 @@ def micro() -> experiment.Preset:
 
 
 def deep() -> experiment.Preset:
-    """64, 256 and 1024 sub-layers, 32 wide, 600 steps: two cores, about three hours.
+    """64, 256 and 1024 sub-layers, 32 wide, 600 steps: two cores, hours.
 
     What decides most comes first, so that a part of it is worth something.
     """

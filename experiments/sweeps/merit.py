@@ -103,12 +103,12 @@ def compare(
 
     Args:
       first, second: losses on one grid, by seed.
-      steps: log10 of the steps until 0.1 nats below the line, of each, by seed.
+      steps: log10 of the steps until a run begins to learn more than frequencies, of each, by seed.
 
     Returns:
       "nats_below": the primary one, a difference in nats. The secondary ones: "edge_0.1" and so on,
       log10 ratios of the largest usable rates; "loss_at_best", by how many nats the loss is lower,
-      each at the best rate of the other seeds; "steps_to_0.1", by what log10 factor they are fewer.
+      each at the best rate of the other seeds; "steps", by what log10 factor they are fewer.
       Each an interval with "p" and "verdict"; of the secondary ones "p_holm", corrected for the
       number of them in this pair, decides. Pairs are not corrected for one another.
     """
@@ -135,7 +135,7 @@ def compare(
         [other[seed] - own[seed] for seed in seeds if seed in own and seed in other]
     )
     if steps is not None:
-        secondary["steps_to_0.1"] = censored.mean(
+        secondary["steps"] = censored.mean(
             [
                 censored.difference(steps[1][seed], steps[0][seed])
                 for seed in seeds

@@ -24,6 +24,12 @@ def test_it_is_committed_without_outputs_and_says_where_its_parameters_are():
         compile("".join(cell["source"]), "cell", "exec")
 
 
+def test_it_installs_the_corpus_that_it_reads():
+    """Where the tests run, the dev extra brings it."""
+    text = NOTEBOOK.read_text()
+    assert "ensure_embedded" in text and "{checkout}[corpus]" in text
+
+
 @pytest.mark.slow
 def test_it_runs_to_a_curve(tmp_path):
     # Not of every installation: the dev extra brings them.

@@ -33,7 +33,7 @@ def test_table_1_and_the_controls_are_run_at_64_and_256():
 
 
 def test_its_cost_is_that_of_the_design():
-    """50 million steps of a sub-layer in a trial: at 0.5 ms of a core, 3.5 hours of two."""
+    """50.5 million steps of a sub-layer in a trial, as docs/experiments.md says."""
     num_steps = deep_config.get_config().train.num_steps
     lanes = sum(2 * p.overrides["model.num_blocks"] * num_steps for p in points.deep().points)
     assert lanes == 50_496_000

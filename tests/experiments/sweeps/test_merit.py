@@ -80,7 +80,7 @@ def test_fewer_steps_are_better():
     rows = {seed: _row(3.0, 3.2, 3.5) for seed in range(6)}
     early = {seed: (1.0 + 0.01 * seed, 1.0 + 0.01 * seed) for seed in range(6)}
     never = {seed: (3.0, math.inf) for seed in range(6)}
-    row = merit.compare(rows, rows, LINE, (early, never))["steps_to_0.1"]
+    row = merit.compare(rows, rows, LINE, (early, never))["steps"]
     assert row["low"] > 1.0 and row["high"] is None
 
 
