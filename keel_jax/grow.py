@@ -25,9 +25,10 @@ from etils import epath
 from keel_jax import config, errors
 from keel_jax.model import growth as growth_lib
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import cli, distributed, files, versions
-from keel_jax.training import ancestry, checkpoint
+from keel_jax.runtime import cli, distributed, files, ownership, versions
+from keel_jax.training import ancestry, checkpoint, trained
 from keel_jax.training import state as state_lib
+from keel_jax.training import workdir as workdir_lib
 
 
 def grow(
@@ -54,7 +55,7 @@ def grow(
 
     Raises:
       UserError: no such checkpoint, `num_blocks` is not larger, the topology does not allow this
-        growth, or `output` is not empty.
+        growth, or `output` is not empty or in use.
       OSError: it could not be written; `output` then has no config.json and cannot be read.
     """
     workdir, output = epath.Path(workdir), epath.Path(output)
@@ -62,49 +63,50 @@ def grow(
     growth = growth_lib.plan(
         cfg.model, num_blocks, method, position=position, keep_alpha=keep_alpha
     )
-    _claim(output)
-    mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
-    params, meta = checkpoint.load_params(workdir, mesh, step)
-    grown_cfg = dataclasses.replace(cfg, model=growth.new)
-    params = _grown(params, growth, state_lib.abstract(grown_cfg, mesh).params)
+    checkpoint.check_path(output)
+    with workdir_lib.claimed(files.make_writable_directory(output)):
+        _check_empty(output)
+        mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
+        params, meta = trained.load_params(workdir, mesh, step)
+        grown_cfg = dataclasses.replace(cfg, model=growth.new)
+        params = _grown(params, growth, state_lib.abstract(grown_cfg, mesh).params)
 
-    alpha, alpha_after = growth.alphas
-    how = {"position": position} if method == "identity" else {}
-    ancestor = ancestry.entry(
-        "grow",
-        workdir,
-        meta.step,
-        cfg.model,
-        num_blocks_after=num_blocks,
-        method=method,
-        **how,
-        keeps_function=growth.keeps_function,
-        alpha=alpha,
-        alpha_after=alpha_after,
-        tokens=meta.step * cfg.train.tokens_per_step,
-        versions=versions.describe()["packages"],
-    )
-    with checkpoint.Checkpoints(output, keep=1) as checkpoints:
-        checkpoints.save_weights(params, meta)
-    ancestry.record(output, [*ancestry.read(workdir), ancestor])
-    if distributed.is_lead():
-        tokenizer = workdir / "tokenizer.model"
-        (output / tokenizer.name).write_bytes(tokenizer.read_bytes())
-        # Written last: no entry point accepts the directory without it.
-        files.write_json(output / "config.json", config.to_dict(grown_cfg))
+        alpha, alpha_after = growth.alphas
+        how = {"position": position} if method == "identity" else {}
+        ancestor = ancestry.entry(
+            "grow",
+            workdir,
+            meta.step,
+            cfg.model,
+            num_blocks_after=num_blocks,
+            method=method,
+            **how,
+            keeps_function=growth.keeps_function,
+            alpha=alpha,
+            alpha_after=alpha_after,
+            tokens=meta.step * cfg.train.tokens_per_step,
+            versions=versions.describe()["packages"],
+        )
+        with checkpoint.Checkpoints(output, cfg.train) as checkpoints:
+            checkpoints.save_weights(params, meta)
+        ancestry.record(output, [*ancestry.read(workdir), ancestor])
+        if distributed.is_lead():
+            tokenizer = workdir / "tokenizer.model"
+            (output / tokenizer.name).write_bytes(tokenizer.read_bytes())
+            # Written last: no entry point accepts the directory without it.
+            files.write_json(output / "config.json", config.to_dict(grown_cfg))
     return ancestor
 
 
-def _claim(output: epath.Path):
-    """Creates the directory; refuses one that is not empty. A collective."""
-    names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+def _check_empty(output: epath.Path):
+    """Refuses a directory that holds more than its owner's claim. A collective."""
+    names = sorted({path.name for path in output.iterdir()} - {ownership.FILE})
     [is_taken] = distributed.from_lead(bool(names))
     if is_taken:
         raise errors.UserError(
             f"--output={output} is not empty ({', '.join(names[:3])}): choose a new or empty "
             "directory."
         )
-    files.make_writable_directory(output)
 
 
 def _grown(params, growth: growth_lib.Growth, like):

@@ -44,11 +44,11 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         mesh = mesh_lib.make(asked.mesh)
         inputs.check_sizes(asked, tokens, mesh)
         cfg = resolve.resolve(asked, mesh)
-        workdir = workdir_lib.prepare(workdir, asked)
+        workdir = resources.enter_context(workdir_lib.opened(workdir, asked))
 
         # The initial or restored state.
         with clock.measure("initialization"):
-            checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
+            checkpoints = checkpoint.Checkpoints(workdir, cfg.train)
             resources.enter_context(checkpoints)
             if (code := start.ended_before(asked, workdir, checkpoints)) is not None:
                 return code

@@ -9,7 +9,7 @@ import pytest
 from keel_jax import config, evaluate, grow, train
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import ancestry, checkpoint
+from keel_jax.training import ancestry, checkpoint, trained
 from tests import conftest
 
 
@@ -24,7 +24,7 @@ def _config(token_dir, cache_dir, num_blocks=3, **train_options):
 
 def _params(workdir, step=None):
     mesh = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
-    return jax.device_get(checkpoint.load_params(workdir, mesh, step)[0])
+    return jax.device_get(trained.load_params(workdir, mesh, step)[0])
 
 
 @pytest.fixture(scope="module")

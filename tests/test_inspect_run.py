@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from keel_jax import inspect_run, train
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import checkpoint, plots, telemetry_records
+from keel_jax.training import plots, telemetry_records, trained
 from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -117,7 +117,7 @@ def test_to_watch_a_run_changes_nothing(run, tmp_path):
         assert telemetry_records.load(tmp_path / trial) == {}
         assert not (tmp_path / trial / telemetry_records.DIVERGENCE).exists()
         mesh = mesh_lib.make(cfg.for_trial(0).mesh, jax.devices()[:1])
-        one, other = (checkpoint.load_params(root / trial, mesh)[0] for root in (tmp_path, workdir))
+        one, other = (trained.load_params(root / trial, mesh)[0] for root in (tmp_path, workdir))
         jax.tree.map(np.testing.assert_array_equal, one, other)
     with pytest.raises(ValueError, match=r"--config.telemetry.every_steps=100"):
         inspect_run.page(tmp_path / "trials/000")

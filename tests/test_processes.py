@@ -16,7 +16,7 @@ import pytest
 from keel_jax import config, evaluate, train
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import checkpoint, logs, telemetry_records
+from keel_jax.training import logs, telemetry_records, trained
 from tests import conftest, processes
 
 NUM_STEPS = 5
@@ -60,7 +60,7 @@ def _numbers(workdir):
 
 def _params(workdir, step=None):
     mesh = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
-    params, _ = checkpoint.load_params(workdir, mesh, step)
+    params, _ = trained.load_params(workdir, mesh, step)
     return jax.device_get(params)
 
 
@@ -153,11 +153,22 @@ def test_a_process_that_never_joins_ends_the_wait(alone, tmp_path):
 
 @pytest.mark.slow
 def test_four_processes_are_one_and_two_and_one_go_on(alone, token_dir, tmp_path):
-    """Written by 4, continued by 2 and then by 1, each to the curve of the run never moved."""
+    """Written by 4, continued by 2 and then by 1, each to the curve of the run never moved; also
+    where a file is damaged that the second of two processes looks at."""
     cfg, workdir = alone
     run = tmp_path / "run"
     _train(_with_steps(cfg, 2), run, num_processes=4, devices_each=2)
+    assert len(list((run / "checkpoints" / "2").glob("digests.?-of-4.json"))) == 4
     _train(_with_steps(cfg, 4), run, num_processes=2, devices_each=4)
+    newest = run / "checkpoints" / "4"
+    share = files.read_json(newest / "digests.1-of-2.json")["sha256"]
+    name = max(share, key=lambda name: (newest / name).stat().st_size)
+    content = bytearray((newest / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / name).write_bytes(content)
+    _train(_with_steps(cfg, 4), run, num_processes=2, devices_each=4)
+    [record] = _status(run)["damaged_checkpoints"]
+    assert record["step"] == 4 and f"{name} has sha256" in record["damage"][0]
     assert train.train(cfg, run) == exit_codes.DONE
     # A run that ends at step 2 or 4 validates there, as the other does anyway.
     _assert_same_run(run, workdir)

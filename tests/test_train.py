@@ -24,8 +24,8 @@ from tensorboard.backend.event_processing import event_accumulator
 from keel_jax import config, evaluate, generate, train
 from keel_jax.model import sampling
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import exit_codes, files
-from keel_jax.training import checkpoint, logs, loop
+from keel_jax.runtime import exit_codes, files, ownership
+from keel_jax.training import logs, loop, trained
 from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,7 +42,7 @@ def _config(token_dir, cache_dir, **sections):
 
 def _params(workdir, step=None):
     mesh = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
-    params, _ = checkpoint.load_params(workdir, mesh, step)
+    params, _ = trained.load_params(workdir, mesh, step)
     return jax.device_get(params)
 
 
@@ -432,6 +432,55 @@ def test_a_failed_checkpoint_write_is_an_error_that_keeps_the_older_ones(
     assert _status(copy)["state"] == "failed"
     assert train.train(cfg, copy) == exit_codes.DONE
     jax.tree.map(np.testing.assert_array_equal, _params(copy), _params(workdir))
+
+
+def test_a_second_start_is_told_who_holds_the_directory(finished, tmp_path):
+    cfg, workdir = finished
+    copy = _unfinished(workdir, tmp_path, 3)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    with ownership.Claim(copy):
+        with pytest.raises(ValueError, match=rf"copy is in use by process {os.getpid()} on "):
+            train.train(cfg, copy)
+    after = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert before == after
+    assert train.train(cfg, copy) == exit_codes.DONE
+    assert not (copy / ownership.FILE).exists()
+
+
+def test_a_start_that_was_killed_before_its_first_checkpoint_can_be_repeated(
+    finished, token_dir, cache_dir, tmp_path
+):
+    """Orbax makes the directory of checkpoints before the run describes itself."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    cfg = _config(token_dir, cache_dir, train=dict(num_steps=1))
+    assert train.train(cfg, tmp_path / "run") == exit_codes.DONE
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(finished, tmp_path):
+    cfg, workdir = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    path = max((copy / "checkpoints" / "5" / "params" / "d").iterdir())
+    path.write_bytes(path.read_bytes()[:-9])
+    (copy / "checkpoints" / "999").mkdir()
+    assert train.train(cfg, copy) == exit_codes.DONE
+    status = _status(copy)
+    assert status["state"] == "done" and status["step"] == NUM_STEPS
+    assert [record["step"] for record in status["damaged_checkpoints"]] == [5, 999]
+    assert path.name in status["damaged_checkpoints"][0]["damage"][0]
+    jax.tree.map(np.testing.assert_array_equal, _params(copy), _params(workdir))
+    assert _numbers(copy) == _numbers(workdir)
+
+
+def test_a_run_without_a_whole_checkpoint_says_that_it_failed(finished, tmp_path):
+    cfg, workdir = finished
+    copy = _unfinished(workdir, tmp_path, 1)
+    (copy / "checkpoints" / "1" / "meta" / "metadata").write_text("")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"No checkpoint in .* is whole \(step 1: meta/"):
+            train.train(cfg, copy)
+        status = _status(copy)
+        assert status["state"] == "failed" and "is whole" in status["error"]
 
 
 # --- The command itself --------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import cli, compilation, files, versions
 from keel_jax.training import checkpoint, inputs, logs
 from keel_jax.training import step as step_lib
+from keel_jax.training import trained as trained_lib
 
 # A tree of arrays.
 Params: TypeAlias = Any
@@ -111,7 +112,7 @@ def trained(cfg: config.Config, workdir: epath.Path) -> tuple[config.Config, Par
     train.train(cfg, workdir)
     cfg = checkpoint.load_config(workdir)
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
-    params, _ = checkpoint.load_params(workdir, mesh)
+    params, _ = trained_lib.load_params(workdir, mesh)
     batches = inputs.train_batches(
         dataclasses.replace(cfg, seed=1), inputs.open_inputs(cfg.data), mesh, cfg.train.num_steps
     )

@@ -35,6 +35,11 @@ class TrainConfig:
     checkpoint_every_steps: int = option(1000, Change.NOTHING)
     # Number of newest checkpoints that are kept.
     keep_checkpoints: int = option(2, Change.NOTHING)
+    # Of checkpoints whose step is a multiple of this, all are kept; 0: none beyond the newest.
+    keep_every_steps: int = option(0, Change.NOTHING)
+    # What of a checkpoint is compared with its manifest before it is used: "contents" (every byte
+    # is read) or "sizes" (of all files).
+    verify_checkpoints: str = option("contents", Change.NOTHING)
     # Work directory or checkpoint whose weights start this run, with a new optimizer.
     init_from: str = option("", Change.RUN)
     # "first:last", the steps, counted from 1, that are traced for TensorBoard's profiler.
@@ -48,9 +53,11 @@ class TrainConfig:
             "eval_every_steps",
             "eval_num_batches",
             "checkpoint_every_steps",
+            "keep_every_steps",
         ):
             limits.at_least(f"train.{name}", getattr(self, name), 0)
         limits.at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
+        limits.one_of("train.verify_checkpoints", self.verify_checkpoints, ("contents", "sizes"))
         limits.not_negative("train.z_loss", self.z_loss)
         if self.batch_size % self.accumulation_steps:
             raise errors.UserError(

@@ -2,12 +2,16 @@
 
 `WORKDIR/checkpoints/STEP/` holds three items: `params` (separate, so that evaluation and
 `init_from` read only these), `progress` (the rest of the train state), and `meta` (JSON: the step,
-and the fingerprints of the data and the tokenizer).
+and the fingerprints of the data and the tokenizer); and a manifest (`training.manifest`), by which
+they are verified before they are used. A run moves damaged ones away (`training.set_aside`) and
+continues from the newest one that is whole.
 """
 
 import contextlib
 import dataclasses
 import functools
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,11 +22,13 @@ from orbax.checkpoint import checkpoint_managers
 
 from keel_jax import config, errors
 from keel_jax.config import renamed
-from keel_jax.runtime import files
+from keel_jax.runtime import distributed, files
+from keel_jax.training import manifest, set_aside, transfer, trials, verification
 from keel_jax.training import state as state_lib
-from keel_jax.training import trials
 
 DIRECTORY = "checkpoints"
+_WEIGHTS = ("meta", "params")
+_ALL_ITEMS = (*_WEIGHTS, "progress")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +64,37 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one work directory; use as a context manager."""
 
-    def __init__(self, workdir: epath.PathLike, keep: int | None = None):
-        """Opens them for reading or, with `keep`, for writing; the newest `keep` are kept."""
+    def __init__(self, workdir: epath.PathLike, writes: config.TrainConfig | None = None):
+        """Opens them for reading or, with the options of a run, for writing.
+
+        Raises:
+          UserError: checkpoints below this path could not be read back.
+        """
+        check_path(workdir)
         directory = epath.Path(workdir) / DIRECTORY
         # Orbax takes absolute paths only; a gs:// path is one already.
         self.directory = directory if "://" in str(directory) else directory.absolute()
-        self._keep = keep
-        writing = keep is not None
+        self._writes = writes
+        self._verifies_contents = writes is None or writes.verify_checkpoints == "contents"
+        # The manifest's part of the save in progress: the step, and `manifest.describe_arrays`.
+        self._saving: tuple[int, dict[str, str]] = (-1, {})
+        # Computes this process's share of the digests; None if it is the only process.
+        self._digesting: threading.Thread | None = None
+        self._save_failed = threading.Event()
+        # Whether a save of this process has been read back.
+        self._is_read_back = False
+        kept: list[checkpoint_managers.PreservationPolicy]
+        kept = [checkpoint_managers.LatestN(writes and writes.keep_checkpoints)]
+        if writes and writes.keep_every_steps:
+            kept.append(checkpoint_managers.EveryNSteps(writes.keep_every_steps))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep),
-            create=writing,
-            cleanup_tmp_directories=writing,
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            create=writes is not None,
+            cleanup_tmp_directories=writes is not None,
             # All processes use the steps that the first one sees.
             single_host_load_and_broadcast=True,
+            # On the lead, after all items have been written and before the commit.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         self._manager = _Manager(self.directory, options=options)
 
@@ -85,6 +109,39 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
+
+    def set_damaged_aside(self) -> None:
+        """Moves the checkpoints away that are newer than the newest whole one, and says so.
+
+        A collective: each process reads its share of the files.
+
+        Raises:
+          UserError: there are checkpoints, but none that is whole, and all stay where they are; or
+            the directory only holds weights.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = {}
+        for step in steps:
+            if not (damage := self._damage(step, _ALL_ITEMS)):
+                break
+            damaged[step] = damage
+        if damaged.get(max(steps, default=0)) == [verification.WEIGHTS_ALONE]:
+            raise errors.UserError(
+                f"{self.directory.parent} only holds weights, written by keel_jax.grow, and no "
+                "run to continue: use another --workdir, and start the run from these weights with "
+                f"--config.train.init_from={self.directory.parent}."
+            )
+        if damaged and len(damaged) == len(steps):
+            raise errors.UserError(verification.none_is_whole(self.directory, damaged))
+        if damaged and distributed.is_lead():
+            set_aside.move_all(self.directory, damaged)
+        if damaged:
+            distributed.from_all(True)  # moved
+            self._manager.reload()
+
+    def _damage(self, step: int, items: Sequence[str]) -> list[str]:
+        directory = self.directory / str(step)
+        return verification.damage(directory, items, contents=self._verifies_contents)
 
     def drop_diverged(self) -> None:
         """Removes checkpoints of diverged states, so that the run can continue from the newest one.
@@ -112,17 +169,17 @@ class Checkpoints:
         self.check()
         if meta.step in self._manager.all_steps():
             return
-        if meta.diverged and self._keep == 1 and self.latest_step() is not None:
+        assert self._writes is not None
+        if meta.diverged and self._writes.keep_checkpoints == 1 and self.latest_step() is not None:
             return  # it would replace the one to continue from
-        progress = dataclasses.replace(state, params=None)
+        progress = _as_dict(dataclasses.replace(state, params=None))
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
-            progress=ocp.args.StandardSave(_as_dict(progress)),
+            progress=ocp.args.StandardSave(progress),
             meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
         )
-        # Orbax copies from the device implicitly, which the loop's transfer guard would refuse.
-        with jax.transfer_guard("allow"), self._as_os_error():
-            self._manager.save(meta.step, args=args)
+        arrays = manifest.describe_arrays(params=state.params, progress=progress)
+        self._start_save(meta.step, args, arrays)
 
     def save_weights(self, params: Any, meta: Meta) -> None:
         """Writes only the weights, which `train.init_from` reads, and waits until they are on disk.
@@ -133,9 +190,37 @@ class Checkpoints:
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(dataclasses.asdict(meta))
         )
-        with self._as_os_error():
-            self._manager.save(meta.step, args=args)
+        self._start_save(meta.step, args, manifest.describe_arrays(params=params))
         self.wait()
+
+    def _start_save(self, step: int, args: ocp.args.Composite, arrays: dict[str, str]) -> None:
+        self.wait()  # `_saving` is that of one save
+        self._saving = (step, arrays)
+        # Orbax copies from the device implicitly, which the loop's transfer guard would refuse.
+        with jax.transfer_guard("allow"), self._as_os_error():
+            self._manager.save(step, args=args)
+        if jax.process_count() > 1:
+            # A daemon, as a process that ends after an error must not wait for it.
+            self._digesting = threading.Thread(target=self._digest, args=(step,), daemon=True)
+            self._digesting.start()
+
+    def _write_manifest(self) -> None:
+        step, arrays = self._saving
+        # Depending on the file system Orbax writes to a temporary directory or to the final one.
+        [directory] = [
+            path for path in self.directory.iterdir() if path.name.split(".")[0] == str(step)
+        ]
+        manifest.write(directory, step, arrays, digests=jax.process_count() == 1)
+
+    def _digest(self, step: int) -> None:
+        directory = self.directory / str(step)
+        while not (directory / manifest.FILE).exists():  # the commit
+            if self._save_failed.wait(timeout=0.5):
+                return
+        try:
+            manifest.write_digests(directory, jax.process_index(), jax.process_count())
+        except (OSError, errors.UserError) as error:
+            logging.warning("The digests of step %s were not written: %s", step, error)
 
     def check(self) -> None:
         """Raises the error of a failed background write; never waits for a running one.
@@ -146,13 +231,32 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the last save is on disk.
+        """Waits until the last save is on disk, and reads the first one back.
 
         Raises:
-          OSError: it could not be written; earlier checkpoints are unchanged.
+          OSError: it could not be written or read; earlier checkpoints are unchanged.
         """
         with self._as_os_error():
             self._manager.wait_until_finished()
+            if self._digesting is not None:
+                self._digesting.join()
+                self._digesting = None
+            self._read_back()
+
+    def _read_back(self) -> None:
+        """Reads the first save, as far as that needs no other process and little memory."""
+        step, _ = self._saving
+        if self._is_read_back or step < 0:
+            return
+        self._is_read_back = True
+        directory = self.directory / str(step)
+        written = manifest.read(directory)
+        if damage := manifest.damage(directory, written, written.items, contents=False):
+            raise OSError(f"step {step} was written, and {verification.summary(damage)}")
+        if jax.process_count() == 1:
+            for item, metadata in self._manager.item_metadata(step).items():
+                if item != "meta" and metadata is None:
+                    raise OSError(f"step {step} was written, and {item}/ cannot be read back")
 
     @contextlib.contextmanager
     def _as_os_error(self):
@@ -160,6 +264,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._save_failed.set()
             if jax.process_count() == 1:  # of several, one that failed alone would wait for all
                 self._manager.reload()
             raise OSError(
@@ -171,44 +276,86 @@ class Checkpoints:
         """The newest checkpoint, sharded as `abstract` (on any mesh).
 
         Raises:
-          UserError: it only holds weights.
+          UserError: it is one of another model, or it contradicts itself.
         """
-        if not (self.directory / str(self.latest_step()) / "progress").exists():
-            raise errors.UserError(
-                f"{self.directory.parent} only holds weights, written by keel_jax.grow, and no "
-                "run to continue: use another --workdir, and start the run from these weights with "
-                f"--config.train.init_from={self.directory.parent}."
-            )
+        step = self.latest_step()
+        assert step is not None
         progress = _as_dict(dataclasses.replace(abstract, params=None))
-        restored = self._manager.restore(
-            self.latest_step(),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                progress=ocp.args.StandardRestore(progress),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
+        restored, meta = self._restore(step, {"params": abstract.params, "progress": progress})
         state = state_lib.TrainState(params=restored["params"], **restored["progress"])
-        return state, Meta.from_json(restored["meta"])
+        state_step = int(transfer.fetch(state.step).max())
+        if state_step != step:
+            raise errors.UserError(
+                f"{self.directory / str(step)} holds the state of step {state_step}: move it away, "
+                "and the run continues from the checkpoint before it."
+            )
+        return state, meta
 
     def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[dict, Meta]:
-        """Only the weights, of `step` or the newest.
+        """Only the weights, of `step` or of the newest checkpoint that is whole.
 
         Raises:
-          UserError: there is no such checkpoint; those that exist are named.
+          UserError: there is no such checkpoint, and those that exist are named; it is damaged, or
+            one of another model.
         """
-        steps = sorted(self._manager.all_steps())
+        steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps or (step is not None and step not in steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            choice = f"the steps there: {steps}" if steps else "there is none yet"
+            choice = f"the steps there: {steps[::-1]}" if steps else "there is none yet"
             raise errors.UserError(f"{self.directory} does not hold {wanted}; {choice}.")
-        restored = self._manager.restore(
-            steps[-1] if step is None else step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract_params), meta=ocp.args.JsonRestore()
-            ),
+        damaged = {}
+        for candidate in steps if step is None else [step]:
+            if not (damage := self._damage(candidate, _WEIGHTS)):
+                break
+            damaged[candidate] = damage
+        else:
+            raise errors.UserError(verification.none_is_whole(self.directory, damaged))
+        for other, damage in damaged.items():
+            logging.warning(
+                "%s is damaged (%s): step %s is used.",
+                self.directory / str(other),
+                verification.summary(damage),
+                candidate,
+            )
+        restored, meta = self._restore(candidate, {"params": abstract_params})
+        return restored["params"], meta
+
+    def _restore(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], Meta]:
+        """Items of a verified checkpoint, as the given abstract trees, and its metadata."""
+        directory = self.directory / str(step)
+        verification.check_arrays(directory, manifest.describe_arrays(**items))
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args)
+            )
+            return dict(restored), Meta.from_json(restored["meta"])
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise errors.UserError(
+                f"{directory} cannot be read ({type(error).__name__}: {reason}): move it away, "
+                "and the newest checkpoint before it is used."
+            ) from error
+
+
+def exist(workdir: epath.Path) -> bool:
+    """Whether a run has written a checkpoint there: a killed start may leave an empty directory."""
+    directory = workdir / DIRECTORY
+    return directory.exists() and any(path.name.isdecimal() for path in directory.iterdir())
+
+
+def check_path(workdir: epath.PathLike) -> None:
+    """Refuses a path below which Orbax could not read a checkpoint back: it globs there.
+
+    Raises:
+      UserError: it contains *, ? or [.
+    """
+    path = str(epath.Path(workdir).absolute() if "://" not in str(workdir) else workdir)
+    if special := sorted(set("*?[") & set(path)):
+        raise errors.UserError(
+            f"{path} contains {' and '.join(special)}: checkpoints could be written there and not "
+            "be read back. Choose a path without *, ? and [."
         )
-        return restored["params"], Meta.from_json(restored["meta"])
 
 
 def load_config(workdir: epath.PathLike) -> config.Config:
@@ -239,30 +386,6 @@ def holder(workdir: epath.PathLike) -> epath.Path:
     workdir = epath.Path(workdir)
     pointer = trials.pointer(workdir)
     return workdir / pointer.checkpoints_in if pointer else workdir
-
-
-def load_params(
-    workdir: epath.PathLike, mesh: jax.sharding.Mesh, step: int | None = None
-) -> tuple[dict, Meta]:
-    """The weights of the run, or the trial, in `workdir`, sharded over `mesh`.
-
-    Raises:
-      UserError: `workdir` holds several trials, no run, or no such checkpoint.
-    """
-    workdir = epath.Path(workdir)
-    pointer = trials.pointer(workdir)
-    cfg = load_config(holder(workdir))
-    if cfg.num_trials > 1 and pointer is None:
-        raise errors.UserError(
-            f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
-        )
-    if not (holder(workdir) / DIRECTORY).exists():
-        raise errors.UserError(f"{workdir} holds no checkpoint yet.")
-    with Checkpoints(holder(workdir)) as checkpoints:
-        params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
-    if pointer:
-        params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
-    return params, meta
 
 
 def _as_dict(progress: state_lib.TrainState) -> dict:

@@ -11,7 +11,7 @@ from etils import epath
 from keel_jax import config, errors
 from keel_jax.config import options
 from keel_jax.runtime import distributed, exit_codes
-from keel_jax.training import ancestry, checkpoint, transfer
+from keel_jax.training import ancestry, checkpoint, trained, transfer
 from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
 
@@ -25,8 +25,13 @@ def ended_before(
     continues from its newest checkpoint before the divergence.
 
     Raises:
-      UserError: it diverged, and there is no such checkpoint.
+      UserError: it diverged, and there is no such checkpoint; or no checkpoint is whole.
     """
+    try:
+        checkpoints.set_damaged_aside()
+    except errors.UserError as error:
+        workdir_lib.record_failure(workdir, error)
+        raise
     step = checkpoints.latest_step()
     if step is None:
         return None
@@ -103,7 +108,7 @@ def _initial_params(cfg, mesh, meta, like):
         raise errors.UserError(
             f"train.init_from={cfg.train.init_from} holds another model ({lines})."
         )
-    params, their_meta = checkpoint.load_params(workdir, mesh, step)
+    params, their_meta = trained.load_params(workdir, mesh, step)
     if their_meta.tokenizer_fingerprint != meta.tokenizer_fingerprint:
         raise errors.UserError(
             f"train.init_from={cfg.train.init_from} was trained with tokenizer "

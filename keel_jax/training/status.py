@@ -8,7 +8,7 @@ from keel_jax import config
 from keel_jax.model import lm, residual
 from keel_jax.runtime import distributed, exit_codes, files
 from keel_jax.runtime import session as session_lib
-from keel_jax.training import ancestry, transfer, trials
+from keel_jax.training import ancestry, set_aside, transfer, trials
 from keel_jax.training import state as state_lib
 
 # Minimum seconds between two writes during a run.
@@ -35,6 +35,7 @@ class Status:
         self._clock, self._compilations = session.clock, session.compilations
         self._step, self._written = 0, -math.inf
         self._ancestry = ancestry.read(workdir)
+        self._damaged_checkpoints = set_aside.listed(workdir)
 
     def __enter__(self) -> "Status":
         return self
@@ -90,6 +91,7 @@ class Status:
             "attention_kernel": cfg.model.attention,
             "recompute": self._recompute,
             "ancestry": self._ancestry,
+            "damaged_checkpoints": self._damaged_checkpoints,
             "compile_seconds": self._clock["compile"],
             "compilations": {"cached": self._compilations.hits, "new": self._compilations.misses},
             "seconds": {**self._clock.seconds, "total": self._clock.total},

@@ -10,7 +10,8 @@ from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import compilation
-from keel_jax.training import checkpoint, inputs
+from keel_jax.training import checkpoint, inputs, trials
+from keel_jax.training import state as state_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +74,35 @@ def load(
     compilation.enable_cache(cfg.runtime.compilation_cache_dir)
     if mesh is None:
         mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
-    params, meta = checkpoint.load_params(workdir, mesh, step)
+    params, meta = load_params(workdir, mesh, step)
     # The run's kernel may not be available on this machine.
     model = dataclasses.replace(cfg.model, attention="auto")
     cfg = attention.resolve(dataclasses.replace(cfg, model=model), mesh)
     return Trained(epath.Path(workdir), cfg, params, meta, mesh)
+
+
+def load_params(
+    workdir: epath.PathLike, mesh: jax.sharding.Mesh, step: int | None = None
+) -> tuple[dict, checkpoint.Meta]:
+    """The weights of the run, or the trial, in `workdir`, sharded over `mesh`.
+
+    Raises:
+      UserError: `workdir` holds several trials, no run, or no such checkpoint.
+    """
+    workdir = epath.Path(workdir)
+    pointer = trials.pointer(workdir)
+    cfg = checkpoint.load_config(checkpoint.holder(workdir))
+    if cfg.num_trials > 1 and pointer is None:
+        raise errors.UserError(
+            f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
+        )
+    if not checkpoint.exist(checkpoint.holder(workdir)):
+        raise errors.UserError(f"{workdir} holds no checkpoint yet.")
+    with checkpoint.Checkpoints(checkpoint.holder(workdir)) as checkpoints:
+        params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
+    if pointer:
+        params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
+    return params, meta
 
 
 def one_device() -> jax.sharding.Mesh:

@@ -5,44 +5,77 @@ status.json       the current status            metrics.jsonl   one object per l
 tokenizer.model   a copy, so that samples need no data
 checkpoints/      see training/checkpoint.py    tensorboard/    the same metrics, and traces
 ancestry.json     of a run with train.init_from: where its weights came from
+owner.json        while a run is going on: the process that holds the directory
+checkpoints_damaged/  see training/set_aside.py
 trials/000/ …     with several trials: each trial's config, metrics and status
 """
 
+import contextlib
 import secrets
 import time
+from collections.abc import Iterator
 
 import jax
 from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.config import options
-from keel_jax.runtime import distributed, files, versions
+from keel_jax.runtime import distributed, exit_codes, files, ownership, versions
 from keel_jax.training import checkpoint, trials
 
 # How long a network file system may take to show a new file to another host.
 _SHARED_SECONDS = 20.0
 
 
-def prepare(workdir: epath.PathLike, cfg: config.Config) -> epath.Path:
-    """Creates the directory, or checks that the run in it may continue with `cfg`.
+@contextlib.contextmanager
+def opened(workdir: epath.PathLike, cfg: config.Config) -> Iterator[epath.Path]:
+    """The directory, created or checked for whether the run in it may continue with `cfg`; held
+    (`runtime.ownership`) until the context ends.
 
     Raises:
-      UserError: it cannot be written to, it is not the same directory for every process, or it
-        holds a run with different options that may not change; both values are named, and nothing
-        is written.
+      UserError: it cannot be written to, it is not the same directory for every process, another
+        run is using it, or it holds a run with different options that may not change; both values
+        are named, and nothing is written.
     """
+    checkpoint.check_path(workdir)
     workdir = files.make_writable_directory(workdir)
-    if (workdir / checkpoint.DIRECTORY).exists():
-        _check_unchanged(workdir, checkpoint.load_config(workdir), cfg)
-    # From here on the lead writes: all processes have read the directory's contents.
-    _check_shared(workdir)
-    trials.rename_old(workdir)
-    return workdir
+    with claimed(workdir):
+        if checkpoint.exist(workdir):
+            _check_unchanged(workdir, checkpoint.load_config(workdir), cfg)
+        # From here on the lead writes: all processes have read the directory's contents.
+        _check_shared(workdir)
+        trials.rename_old(workdir)
+        yield workdir
+
+
+@contextlib.contextmanager
+def claimed(workdir: epath.Path) -> Iterator[None]:
+    """Holds the directory for all processes, of which the lead claims it. A collective."""
+    with contextlib.ExitStack() as resources:
+        refusal = None
+        if distributed.is_lead():
+            try:
+                resources.enter_context(ownership.Claim(workdir))
+            except errors.UserError as error:
+                refusal = error
+        [is_refused] = distributed.from_lead(refusal is not None)
+        if is_refused:
+            raise refusal or errors.UserError(f"{workdir} is in use: process 0 says by whom.")
+        yield
 
 
 def has_ended_as(workdir: epath.Path, state: str) -> bool:
     """Whether the last run here ended in `state` ("done", "diverged", …)."""
     return (files.read_json(workdir / "status.json") or {}).get("state") == state
+
+
+def record_failure(workdir: epath.Path, error: Exception) -> None:
+    """Records that the run here cannot go on, if its status says something else."""
+    path = workdir / "status.json"
+    if distributed.is_lead() and (status := files.read_json(path)) is not None:
+        failed = exit_codes.STATES[exit_codes.ERROR]
+        values = {"state": failed, "exit_code": exit_codes.ERROR, "error": str(error)}
+        files.write_json(path, status | values)
 
 
 def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:

@@ -365,8 +365,10 @@ def test_an_unknown_kernel_is_refused():
 def test_a_started_run_may_change_its_kernel(tmp_path):
     """It changes no parameter and, up to rounding, no number."""
     cfg = conftest.tiny_config()
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     files.write_json(tmp_path / "config.json", config.to_dict(cfg))
-    workdir.prepare(tmp_path, conftest.tiny_config(model=dict(attention="ring")))
+    with workdir.opened(tmp_path, conftest.tiny_config(model=dict(attention="ring"))):
+        pass
     with pytest.raises(ValueError, match="model.num_heads"):
-        workdir.prepare(tmp_path, conftest.tiny_config(model=dict(num_heads=8)))
+        with workdir.opened(tmp_path, conftest.tiny_config(model=dict(num_heads=8))):
+            pass

@@ -1,0 +1,166 @@
+"""The manifest of a checkpoint: what was written, so that damage is found before it is used.
+
+Orbax neither keeps checksums of its files nor notices a wrong byte in one, and any directory whose
+name is a number is a checkpoint to it. Therefore `STEP/manifest.json` records the step, every
+array's dtype and shape, every file's size, and its sha256. It is written last, immediately before
+Orbax commits the checkpoint: a committed checkpoint has one.
+
+The digests are those of the files as read back. One process computes them before the commit. If
+there are several, each computes its share after the commit, into `STEP/digests.RANK-of-WORLD.json`:
+files whose digests are missing because the run was killed before are checked by their size.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from keel_jax import errors
+from keel_jax.data import integrity
+from keel_jax.runtime import files
+
+FILE = "manifest.json"
+_DIGESTS = "digests."
+# Orbax completes these at the commit, when the manifest has been written.
+_WRITTEN_AT_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# hashlib releases the interpreter's lock; more threads than this wait for the disk.
+_NUM_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds."""
+
+    # Optimizer steps taken: the name of its directory.
+    step: int
+    # Its items, as "params" or "progress".
+    items: tuple[str, ...]
+    # Key path of each array, as "params['embedding']": dtype and shape, as "float32[384,32]".
+    arrays: dict[str, str]
+    # Each file, relative to the checkpoint's directory, with its bytes.
+    num_bytes: dict[str, int]
+    # The digests of files that were computed before the commit.
+    sha256: dict[str, str]
+
+
+def describe_arrays(**items: Any) -> dict[str, str]:
+    """Dtypes and shapes of trees of arrays, or of abstract ones, as in `Manifest.arrays`."""
+    return {
+        item + jax.tree_util.keystr(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for item, tree in items.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def write(directory: epath.Path, step: int, arrays: dict[str, str], *, digests: bool) -> None:
+    """Writes the manifest of the files in `directory`, a checkpoint that is about to be committed.
+
+    Args:
+      arrays: from `describe_arrays`.
+      digests: whether to compute them here.
+    """
+    num_bytes = {name: path.stat().length for name, path in _files(directory)}
+    manifest = Manifest(
+        step=step,
+        items=tuple(sorted({name.split("/")[0] for name in num_bytes})),
+        arrays=arrays,
+        num_bytes=num_bytes,
+        sha256=_sha256(directory, list(num_bytes)) if digests else {},
+    )
+    _write_checked(directory / FILE, dataclasses.asdict(manifest))
+
+
+def write_digests(directory: epath.Path, rank: int, world_size: int) -> None:
+    """Writes the digests of this process's share of a committed checkpoint."""
+    names = _share(sorted(read(directory).num_bytes), rank, world_size)
+    values = {"sha256": _sha256(directory, names)}
+    _write_checked(directory / f"{_DIGESTS}{rank}-of-{world_size}.json", values)
+
+
+def read(directory: epath.Path) -> Manifest:
+    """The manifest of the checkpoint in `directory`, with all digests that there are.
+
+    Raises:
+      FileNotFoundError: it has none.
+      UserError: it is damaged; the message begins with the name of the file.
+    """
+    values: dict[str, Any] = _read_checked(directory / FILE)
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith(_DIGESTS) and path.name.endswith(".json"):
+            values["sha256"] |= _read_checked(path)["sha256"]
+    values["items"] = tuple(values["items"])
+    return Manifest(**values)
+
+
+def damage(
+    directory: epath.Path,
+    manifest: Manifest,
+    items: Sequence[str],
+    *,
+    contents: bool,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[str]:
+    """How the files of some items differ from what was written, a phrase each, as found by one
+    process of `world_size`, which reads its share of them.
+
+    Args:
+      contents: whether to compare digests; sizes always are.
+
+    Raises:
+      OSError: a file cannot be read, which says nothing about its content.
+    """
+    names = sorted(name for name in manifest.num_bytes if name.split("/")[0] in items)
+    names = _share(names, rank, world_size)
+
+    def describe(name: str) -> str:
+        sha256 = manifest.sha256.get(name, "") if contents else ""
+        return integrity.describe_damage(directory / name, manifest.num_bytes[name], sha256)
+
+    with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+        found = zip(names, pool.map(describe, names), strict=True)
+        return [f"{name} {how}" for name, how in found if how]
+
+
+def _share(names: list[str], rank: int, world_size: int) -> list[str]:
+    return names[rank::world_size]
+
+
+def _sha256(directory: epath.Path, names: list[str]) -> dict[str, str]:
+    with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+        digests = pool.map(integrity.file_sha256, [directory / name for name in names])
+        return dict(zip(names, digests, strict=True))
+
+
+def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    """All files that were written before the commit, by their names relative to the checkpoint."""
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            yield from _files(path, f"{prefix}{path.name}/")
+        elif prefix or path.name not in (*_WRITTEN_AT_COMMIT, FILE):
+            yield prefix + path.name, path
+
+
+def _write_checked(path: epath.Path, values: dict) -> None:
+    files.write_json(path, values | {"checksum": _checksum(values)})
+
+
+def _read_checked(path: epath.Path) -> dict:
+    try:
+        values = json.loads(path.read_text())
+        checksum = values.pop("checksum")
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise errors.UserError(f"{path.name} is not what was written") from error
+    if checksum != _checksum(values):
+        raise errors.UserError(f"{path.name} is not what was written")
+    return values
+
+
+def _checksum(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
