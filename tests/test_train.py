@@ -452,7 +452,7 @@ def test_a_start_that_was_killed_before_its_first_checkpoint_can_be_repeated(
 ):
     """Orbax makes the directory of checkpoints before the run describes itself."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    cfg = _config(token_dir, cache_dir, train=dict(num_steps=1))
+    cfg = _config(token_dir, cache_dir, train=dict(num_steps=3))
     assert train.train(cfg, tmp_path / "run") == exit_codes.DONE
 
 
