@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keel_jax import errors
+from keel_jax.data import index as index_lib
 from keel_jax.data import shards, tokenizer
 from keel_jax.data.preparing import corpus, sidecars
 from keel_jax.data.preparing import options as preparation_options
@@ -48,7 +49,7 @@ def build_index(
         },
     }
     _check_splits(index, settings)
-    return index
+    return index_lib.seal(index)
 
 
 def _check_splits(index: Mapping[str, Any], settings: preparation_options.ShardSettings) -> None:
@@ -76,16 +77,21 @@ def _check_splits(index: Mapping[str, Any], settings: preparation_options.ShardS
 
 
 def indices_agree(index: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two indices are equal apart from entropies, whose last digit varies by machine."""
-    return _without_entropies(index) == _without_entropies(other)
+    """Whether two indices are equal apart from entropies, whose last digit varies by machine.
+
+    Their checksums cover those, and an index from before there were checksums has none.
+    """
+    return _comparable(index) == _comparable(other)
 
 
-def _without_entropies(index: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(index: Mapping[str, Any]) -> dict[str, Any]:
     splits = {
         name: {key: value for key, value in entry.items() if "entropy" not in key}
         for name, entry in index["splits"].items()
     }
-    return {**index, "splits": splits}
+    comparable = {**index, "splits": splits}
+    comparable.pop(index_lib.CHECKSUM, None)
+    return comparable
 
 
 def _split_entry(

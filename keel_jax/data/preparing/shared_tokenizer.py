@@ -74,9 +74,9 @@ def _load_if_ready(output: epath.Path, plan: output_directory.Plan) -> tokenizer
     """The directory's tokenizer if it is intact and was made for this plan."""
     record = atomic_files.read_record(output / output_directory.TOKENIZER_RECORD_FILE)
     path = output / shards.TOKENIZER_FILE
-    if not record or record["plan"] != output_directory.plan_digest(plan) or not path.exists():
+    if not record or record.get("plan") != output_directory.plan_digest(plan) or not path.exists():
         return None
-    if integrity.file_sha256(path) != record["fingerprint"]:
+    if integrity.file_sha256(path) != record.get("fingerprint"):
         return None
     return tokenizer.Tokenizer.load(path)
 
