@@ -111,6 +111,16 @@ def check_left_out(values: Mapping[str, Any]) -> None:
     examples = _of_kind(values, "bad_examples", list)
     if len(examples) > num_bad or not all(isinstance(example, str) for example in examples):
         raise Damaged(f"'bad_examples' is {_shortened(examples)} for {num_bad} bad documents")
+    if "bad_kinds" not in values:  # as they were written before
+        return
+    kinds = _of_kind(values, "bad_kinds", dict)
+    for kind, entry in kinds.items():
+        if not isinstance(entry, dict):
+            raise Damaged(f"'bad_kinds' has {_shortened(entry)} for {kind!r}")
+        whole_number(entry, "count", kind, least=1)
+        _of_kind(entry, "example", str, kind)
+    if sum(entry["count"] for entry in kinds.values()) != num_bad:
+        raise Damaged(f"'bad_kinds' does not sum up to {num_bad} bad documents")
 
 
 def check_counts(

@@ -58,10 +58,12 @@ class PreparationOptions:
     validation_fraction: float = _option(
         0.02, "Fraction of the documents held out, chosen by content hash; 0 for none."
     )
-    text_field: str = _option("text", "JSON field or column that holds a document's text.")
+    text_field: str = _option(
+        "text", "JSON field or column that holds a document's text; a.b is the field b of a."
+    )
     input_format: str = _option(
         "auto",
-        "Format of all input files; auto goes by each file's name.",
+        "Format of all input files; auto goes by each file's name, and asks where it says nothing.",
         choices=corpus.INPUT_FORMATS,
     )
     unit_bytes: int = _option(0, "Bytes of input per shard; 0 chooses by the size of the input.")

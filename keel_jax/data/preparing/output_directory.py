@@ -103,7 +103,7 @@ def claim(
             "redo it."
         )
     # A killed run of this host leaves temporary files behind; no other host uses these names.
-    for path in output.glob(f"*{_TEMPORARY}{host_index}-*"):
+    for path in files.matching(output, f"*{_TEMPORARY}{host_index}-*"):
         path.unlink(missing_ok=True)
     if host_index or recorded == plan:
         _check_writable(output, temporary_suffix)
@@ -112,7 +112,7 @@ def claim(
         # The index goes first: it says that the set is complete.
         (output / shards.INDEX_FILE).unlink(missing_ok=True)
         for pattern in _OWN_PATTERNS:
-            for path in output.glob(pattern):
+            for path in files.matching(output, pattern):
                 path.unlink(missing_ok=True)
     files.write_json(output / shards.PLAN_FILE, plan, temporary_suffix=temporary_suffix)
 

@@ -45,6 +45,7 @@ def write_unit(
             "splits": {split: writer.finish() for split, writer in writers.items()},
             "num_bad_documents": tally.num_bad,
             "bad_examples": tally.examples,
+            "bad_kinds": tally.kinds,
             "num_empty_documents": tally.num_empty,
         }
     finally:

@@ -44,6 +44,7 @@ class Sidecar(typing.TypedDict):
     splits: dict[str, SplitEntry]
     num_bad_documents: int
     bad_examples: list[str]
+    bad_kinds: typing.NotRequired[dict[str, documents.KindCount]]  # absent in old ones
     num_empty_documents: int
 
 
@@ -79,8 +80,26 @@ def check_num_bad(sidecars: Sequence[Sidecar], max_bad_documents: int) -> None:
     """Raises UserError if these units together have more bad documents than allowed."""
     num_bad = sum(sidecar["num_bad_documents"] for sidecar in sidecars)
     if num_bad > max_bad_documents:
-        examples = [example for sidecar in sidecars for example in sidecar["bad_examples"]]
-        raise documents.too_many_bad(num_bad, max_bad_documents, examples[:5])
+        kinds = bad_kinds(sidecars)
+        raise documents.too_many_bad(num_bad, max_bad_documents, kinds)
+
+
+def bad_kinds(sidecars: Sequence[Sidecar]) -> dict[str, documents.KindCount]:
+    """The bad documents of all units, by kind."""
+    return documents.merge_kinds(
+        sidecar.get("bad_kinds", _kinds_of_old(sidecar)) for sidecar in sidecars
+    )
+
+
+def _kinds_of_old(sidecar: Sidecar) -> dict[str, documents.KindCount]:
+    """Of a sidecar from before bad documents were counted by kind."""
+    if not sidecar["bad_examples"]:
+        return {}
+    entry: documents.KindCount = {
+        "count": sidecar["num_bad_documents"],
+        "example": sidecar["bad_examples"][0],
+    }
+    return {"left out": entry}
 
 
 class UnitStatus:
