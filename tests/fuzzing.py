@@ -4,16 +4,24 @@ A trial that raises something else than a `UserError`, or accepts what is absurd
 program and raises here. Any number of trials can be run: the tests run a few hundred.
 """
 
+import bz2
 import copy
+import gzip
+import importlib
 import json
+import lzma
 import math
 import pathlib
 import random
+import shutil
 from typing import Any, Literal
 
-from keel_jax import errors
+from keel_jax import config, errors
 from keel_jax.data import index as index_lib
 from keel_jax.data import shards
+from keel_jax.data.preparing import options as preparation_options
+from keel_jax.data.preparing import preparation
+from tests import conftest
 
 # What a trial ended as: refused with a message of ours, or accepted although it was changed.
 Outcome = Literal["refused", "accepted"]
@@ -45,6 +53,107 @@ def fuzz_index(seed: int, directory: pathlib.Path) -> Outcome:
         return "accepted"
     finally:
         path.write_bytes(content)
+
+
+def fuzz_config(seed: int, directory: pathlib.Path) -> Outcome:
+    """Changes some values of a config as a run saves it, and checks it."""
+    del directory
+    generator = random.Random(seed)
+    values: Any = config.to_dict(conftest.tiny_config())
+    for _ in range(generator.randrange(1, 4)):
+        values = damaged_value(generator, values)
+    try:
+        checked = config.from_dict(values)
+    except errors.UserError as error:
+        assert str(error)
+        return "refused"
+    assert config.from_dict(config.to_dict(checked)) == checked, f"seed {seed} changes again"
+    json.dumps(config.to_dict(checked), allow_nan=False)  # no inf, no nan
+    return "accepted"
+
+
+def fuzz_jsonl(seed: int, directory: pathlib.Path) -> Outcome:
+    """Prepares a damaged file of JSON lines with the tokenizer of `directory`."""
+    generator = random.Random(seed)
+    records: list[Any] = [{"text": f"text {i} of some words", "n": i} for i in range(20)]
+    records += [{"prompt": f"{i}?", "response": "yes", "weight": 0.5} for i in range(5)]
+    if generator.randrange(2):
+        for _ in range(generator.randrange(1, 6)):
+            at = generator.randrange(len(records))
+            records[at] = damaged_value(generator, [records[at]] * 2)[:1]
+            records[at] = records[at][0] if records[at] else None
+    lines = [json.dumps(record, ensure_ascii=generator.random() < 0.5) for record in records]
+    newline = generator.choice(["\n", "\n", "\n", "\r\n", "\n\n", "\r", ""])
+    encoding = generator.choice(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+    content = newline.join(lines).encode(encoding, "surrogatepass")
+    if generator.randrange(2):
+        content = damaged_bytes(generator, content)
+    name = generator.choice(["a.jsonl", "a.json", "a.ndjson", "a[1].jsonl", "a.txt", "a.log", "a"])
+    suffix = generator.choice(["", "", ".gz", ".bz2", ".xz"])
+    if suffix:
+        compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+        content = compress(content)
+        if generator.randrange(3) == 0:
+            content = damaged_bytes(generator, content)
+    return _prepare(generator, directory, name + suffix, content)
+
+
+def fuzz_parquet(seed: int, directory: pathlib.Path) -> Outcome:
+    """Prepares a Parquet file that is damaged, or whose columns are odd, as `fuzz_jsonl` does."""
+    generator = random.Random(seed)
+    pyarrow = importlib.import_module("pyarrow")
+    parquet = importlib.import_module("pyarrow.parquet")
+    odd: list[Any] = [
+        *([None] * 30, [b"x"] * 30, [{"text": "a"}] * 30, [["a"]] * 30, list(range(30))),
+        *([0.5] * 30, ["", None, "a"] * 10, [True] * 30, ["some words of text"] * 30),
+    ]
+    names = ["text", "prompt", "response", "weight", "a.text", "other"]
+    columns = {
+        name: generator.choice([*odd, ["a text of words"] * 30])
+        for name in generator.sample(names, generator.randrange(1, 5))
+    }
+    if generator.randrange(2):
+        columns["text"] = [f"text {i} of some words" for i in range(30)]
+    path = directory / "made.parquet"
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=generator.choice([1, 7, 100]))
+    content = path.read_bytes()
+    path.unlink()
+    if generator.randrange(2):
+        content = damaged_bytes(generator, content)
+    name = generator.choice(["a.parquet"] * 4 + ["a.pq", "a.jsonl", "a.txt", "a.gz"])
+    return _prepare(generator, directory, name, content)
+
+
+def _prepare(
+    generator: random.Random, directory: pathlib.Path, name: str, content: bytes
+) -> Outcome:
+    """Prepares one file; what is accepted is a set that verifies, of text and of whole counts."""
+    work = directory / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    (work / name).write_bytes(content)
+    options = preparation_options.PreparationOptions(
+        tokenizer_model=directory / shards.TOKENIZER_FILE,
+        validation_fraction=generator.choice([0.0, 0.2]),
+        text_field=generator.choice(["text", "text", "text", "a.text", "text.text", "body"]),
+        input_format=generator.choice(["auto", "auto", "auto", "jsonl", "text", "parquet"]),
+        unit_bytes=generator.choice([0, 0, 1, 100]),
+        max_bad_documents=generator.choice([0, 3, 100]),
+    )
+    try:
+        outcome = preparation.prepare_token_set([str(work / name)], work / "set", options)
+    except errors.UserError as error:
+        assert len(str(error)) < 3000, f"{len(str(error))} characters are no paragraph"
+        return "refused"
+    token_set = shards.open_set(work / "set", verify=True)
+    splits = [token_set.split(split) for split in token_set.split_names]
+    assert outcome.num_documents == sum(split.num_documents for split in splits) > 0
+    assert 0 < sum(split.num_bytes for split in splits) <= 100 * len(content) + 1000
+    for split in splits:
+        tokens = split.tokens(0, split.num_tokens)
+        assert tokens.max() < token_set.vocab_size
+        assert (tokens == token_set.eos_id).sum() == split.num_documents + 1
+    return "accepted"
 
 
 def _numbers(token_set: shards.TokenSet, unknown: tuple[str, ...]) -> dict[str, Any]:

@@ -284,6 +284,18 @@ def test_the_options_that_are_floats_are_found():
     assert set(_READ_WITH) <= set(_FLOATS)
 
 
+@pytest.mark.parametrize("values", [[], 3, None, "model"])
+def test_a_section_that_is_no_mapping_is_refused(values):
+    with pytest.raises(errors.UserError, match="The config=.*: expected a mapping of options"):
+        config.from_dict(values)
+    with pytest.raises(errors.UserError, match="The config=.*: expected a mapping of options"):
+        config.from_config_dict(values)
+    with pytest.raises(errors.UserError, match="model.recompute=.*: expected a mapping of options"):
+        config.from_dict({"model": {"recompute": values}})
+    with pytest.raises(errors.UserError, match="trials=.*: expected a mapping of options"):
+        config.from_dict({"lanes": {"seed": [1]}, "trials": values})
+
+
 def test_a_whole_number_fits_64_bits():
     with pytest.raises(errors.UserError, match=r"train.batch_size=9223372036854775808 .* 2\^63"):
         conftest.tiny_config(train=dict(batch_size=2**63))
