@@ -387,6 +387,24 @@ def test_a_prompt_longer_than_a_window_is_refused(finished):
         generate.generate(workdir, ["", "\u4e00" * 400], num_tokens=2, how=how)  # 3 bytes each
 
 
+@pytest.mark.parametrize("option", ["batch_size", "seq_len"])
+def test_an_evaluation_of_nothing_is_refused(option, finished):
+    _, workdir = finished
+    with pytest.raises(ValueError, match=f"train.{option}=0 must be at least 1"):
+        evaluate.evaluate(workdir, **{option: 0})
+    done = _verb("evaluate", f"--workdir={workdir}", f"--{option}=0")
+    assert done.returncode == exit_codes.ERROR
+    assert f"--{option}=0" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_generate_prints_to_an_ascii_terminal(finished, monkeypatch):
+    _, workdir = finished
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = _verb("generate", f"--workdir={workdir}", "--prompt=\u00fc\u6f22", "--num_tokens=3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(r"\xfc\u6f22")
+
+
 def test_a_comma_in_the_name_of_a_data_directory(token_dir, tmp_path):
     path = tmp_path / "a,b"
     shutil.copytree(token_dir, path)

@@ -53,6 +53,31 @@ def test_the_windows_with_targets(name, is_last_moved, tokens_at_once, long_prom
     assert 0 < len(kept) < (split.num_tokens - 1) // SEQ_LEN
 
 
+class _Weights(shards.TokenSplit):
+    """A split of loss weights alone."""
+
+    def __init__(self, weights):
+        self.name, self._weights = "train", np.array(weights, np.float32)
+        self.num_tokens = len(weights)
+        self.num_targets = int(np.count_nonzero(self._weights[1:]))
+
+    def loss_weights(self, start, stop):
+        return self._weights[start:stop]
+
+
+@pytest.mark.parametrize(
+    ("target", "padded", "moved"),
+    [(1, [0], [0]), (4, [0], [0]), (5, [1], [1]), (7, [1], [1, 2]), (8, [1], [1, 2])]
+    + [(9, [2], [2]), (10, [2], [2])],
+)
+def test_the_last_window_ends_with_the_stream_or_is_cut_off_there(target, padded, moved):
+    """11 tokens, windows of 4: the last has the targets 9 and 10 or, moved back, 7 to 10."""
+    split = _Weights([float(position == target) for position in range(11)])
+    for is_last_moved, expected in ((False, padded), (True, moved)):
+        kept = windows.with_targets(split, 4, is_last_moved)
+        assert kept is not None and kept.tolist() == expected
+
+
 def test_every_row_that_is_drawn_has_a_target_and_every_target_is_drawn(long_prompts, caplog):
     windows.with_targets.cache_clear()
     split = long_prompts.split("train")
