@@ -137,7 +137,7 @@ def _prepare(
         validation_fraction=generator.choice([0.0, 0.2]),
         text_field=generator.choice(["text", "text", "text", "a.text", "text.text", "body"]),
         input_format=generator.choice(["auto", "auto", "auto", "jsonl", "text", "parquet"]),
-        unit_bytes=generator.choice([0, 0, 1, 100]),
+        unit_bytes=generator.choice([0, 0, 200, 1000]),
         max_bad_documents=generator.choice([0, 3, 100]),
     )
     try:

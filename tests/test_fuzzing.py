@@ -18,7 +18,7 @@ def directory(token_dir, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("fuzz", "num_trials"),
-    # A config takes some 10 ms, a file 100.
+    # A config takes some 10 ms, a file 30.
     [(fuzzing.fuzz_config, 300), (fuzzing.fuzz_jsonl, 150), (fuzzing.fuzz_parquet, 150)],
 )
 def test_no_damage_is_a_traceback_and_nothing_absurd_is_accepted(fuzz, num_trials, directory):
