@@ -73,7 +73,7 @@ def default_num_steps() -> int:
 def run_config(output: pathlib.Path, num_steps: int | None) -> config.Config:
     """The config file's, on the prepared data, and with another number of steps if given."""
     raw = quickstart_config.get_config()
-    raw.data.path = str(output / "data")
+    raw.data.path = config.join_paths([str(output / "data")])
     if num_steps:
         raw.train.num_steps = num_steps
         raw.optim.warmup_steps = min(raw.optim.warmup_steps, num_steps // 3)

@@ -37,13 +37,14 @@ def evaluate(
       "loss_nats_per_token", "perplexity", "bits_per_byte", "accuracy", "num_tokens", "step".
 
     Raises:
-      UserError: no such checkpoint, or shards made with another tokenizer.
+      UserError: no such checkpoint, shards made with another tokenizer, or a `batch_size` or
+        `seq_len` below 1.
     """
     model = trained.load(workdir, mesh, step)
     train = dataclasses.replace(
         model.cfg.train,
-        batch_size=batch_size or model.cfg.train.batch_size,
-        seq_len=seq_len or model.cfg.train.seq_len,
+        batch_size=model.cfg.train.batch_size if batch_size is None else batch_size,
+        seq_len=model.cfg.train.seq_len if seq_len is None else seq_len,
         accumulation_steps=1,
         num_tokens=0,
     )
@@ -98,10 +99,14 @@ def _evaluate():
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
     _DATA_PATH = flags.DEFINE_string("data_path", None, "Token shards; default: the run's own.")
-    _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Rows at a time; default: the run's.")
-    _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Tokens a row; default: the run's.")
+    _BATCH_SIZE = flags.DEFINE_integer(
+        "batch_size", None, "Rows at a time; default: the run's.", lower_bound=1
+    )
+    _SEQ_LEN = flags.DEFINE_integer(
+        "seq_len", None, "Tokens a row; default: the run's.", lower_bound=1
+    )
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
     distributed.define_flags()
     cli.run(main)

@@ -9,6 +9,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from keel_jax import errors
 from keel_jax.model import lm, sampling
 from keel_jax.runtime import cli
 from keel_jax.training import trained
@@ -26,13 +27,15 @@ def generate(
     """What the model of `workdir` writes after each prompt, at most `num_tokens` tokens.
 
     Raises:
-      UserError: no run or no checkpoint there, or the tokenizer is not the checkpoint's.
+      UserError: no run or no checkpoint there, the tokenizer is not the checkpoint's, or a prompt
+        is longer than the windows of the training, beyond which the model knows no positions.
     """
     model = trained.load(workdir, trained.one_device(), step)
     tokenizer = model.tokenizer()
 
     # Every document begins with EOS, as in training.
     rows = [np.concatenate([[tokenizer.eos_id], tokenizer.encode(prompt)]) for prompt in prompts]
+    _check_length(max(map(len, rows)), model.cfg.train.seq_len)
     prompt_BP = np.zeros((len(rows), max(len(row) for row in rows)), np.int32)
     for row, ids in zip(prompt_BP, rows, strict=True):
         row[: len(ids)] = ids
@@ -54,6 +57,16 @@ def generate(
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens_BT = np.asarray(draw(model.params, prompt_BP, lengths, jax.random.key(seed)))
     return [tokenizer.decode(_until(row, tokenizer.eos_id)) for row in tokens_BT]
+
+
+def _check_length(num_prompt_tokens: int, seq_len: int) -> None:
+    """Refuses a prompt that is longer than a window of the training."""
+    if num_prompt_tokens > seq_len:
+        raise errors.UserError(
+            f"The prompt has {num_prompt_tokens} tokens (the EOS before it included), but the "
+            f"model was trained on windows of {seq_len}: it knows no later positions. Give its "
+            "last part alone, or train with a longer train.seq_len."
+        )
 
 
 def _until(ids: np.ndarray, end_id: int) -> np.ndarray:
@@ -91,6 +104,6 @@ if __name__ == "__main__":
     _TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most likely tokens; 0: all.")
     _TOP_P = flags.DEFINE_float("top_p", 0.95, "Nucleus: total probability that is kept.")
     _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
-    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
     _JSON = flags.DEFINE_string("json", None, "Also write the samples to this file.")
     cli.run(main)

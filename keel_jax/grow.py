@@ -169,7 +169,7 @@ if __name__ == "__main__":
     _ALPHA = flags.DEFINE_enum(
         "alpha", "new", ["new", "keep"], "The stream's weight: the new depth's, or the old one."
     )
-    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
     _JSON = flags.DEFINE_string("json", None, "Also write what was done to this file.")
     distributed.define_flags()
     cli.run(main)

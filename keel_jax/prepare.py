@@ -12,8 +12,8 @@ import rich.progress
 from absl import flags
 from etils import epath
 
+from keel_jax.data.preparing import documents, preparation, summary, workers
 from keel_jax.data.preparing import options as preparation_options
-from keel_jax.data.preparing import preparation, summary, workers
 from keel_jax.runtime import cli, exit_codes, files
 
 _PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
@@ -24,9 +24,10 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_multi_string(
         "input",
         None,
-        "Glob of text files, or 'embedded' (the source of one version of SymPy); may be repeated. "
-        ".jsonl, .jsonl.gz, .jsonl.zst, .parquet and .array_record are recognized by name; any "
-        "other file is text, one document per file.",
+        "File or glob, or 'embedded' (the source of one version of SymPy); may be repeated. JSON "
+        "lines (.jsonl, .ndjson, .json), .parquet, .array_record and text (.txt, .md, .py and many "
+        "more; one document per file) are recognized by name, JSON lines and text also compressed "
+        "(.gz, .bz2, .xz, .zst); other names need --input_format.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -119,7 +120,8 @@ def describe(outcome: summary.Summary) -> str:
     lines.append(
         f"  {outcome.num_bad_documents} bad documents left out, {outcome.num_empty_documents} empty"
     )
-    lines += [f"    {example}" for example in outcome.bad_examples[:5]]
+    told = documents.describe_kinds(outcome.bad_kinds) or outcome.bad_examples[:5]
+    lines += [f"    {line}" for line in told]
     return "\n".join(lines)
 
 

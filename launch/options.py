@@ -3,6 +3,7 @@
 import argparse
 import collections.abc
 import difflib
+import math
 import pathlib
 import re
 from typing import NoReturn
@@ -128,8 +129,8 @@ def non_negative_int(text: str) -> int:
 
 def positive_float(text: str) -> float:
     number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive, finite number")
     return number
 
 

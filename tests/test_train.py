@@ -25,7 +25,7 @@ from keel_jax import config, evaluate, generate, train
 from keel_jax.model import sampling
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files, ownership
-from keel_jax.training import logs, loop, trained
+from keel_jax.training import inputs, logs, loop, trained
 from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -375,6 +375,48 @@ def test_generation_needs_the_checkpoints_tokenizer(finished, tmp_path, corpus_d
     shutil.copy(tmp_path / "other/tokenizer.model", copy / "tokenizer.model")
     with pytest.raises(ValueError, match="the checkpoint was trained with"):
         generate.generate(copy, [""], num_tokens=1, how=how)
+
+
+def test_a_prompt_longer_than_a_window_is_refused(finished):
+    _, workdir = finished
+    how = sampling.Sampling(temperature=0.0)
+    seq_len = 16
+    [text] = generate.generate(workdir, ["x" * (seq_len - 1)], num_tokens=2, how=how)
+    assert isinstance(text, str)
+    with pytest.raises(ValueError, match=r"prompt has 1201 tokens.*trained on windows of 16"):
+        generate.generate(workdir, ["", "\u4e00" * 400], num_tokens=2, how=how)  # 3 bytes each
+
+
+@pytest.mark.parametrize("option", ["batch_size", "seq_len"])
+def test_an_evaluation_of_nothing_is_refused(option, finished):
+    _, workdir = finished
+    with pytest.raises(ValueError, match=f"train.{option}=0 must be at least 1"):
+        evaluate.evaluate(workdir, **{option: 0})
+    done = _verb("evaluate", f"--workdir={workdir}", f"--{option}=0")
+    assert done.returncode == exit_codes.ERROR
+    assert f"--{option}=0" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_generate_prints_to_an_ascii_terminal(finished, monkeypatch):
+    _, workdir = finished
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = _verb("generate", f"--workdir={workdir}", "--prompt=\u00fc\u6f22", "--num_tokens=3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(r"\xfc\u6f22")
+
+
+def test_a_comma_in_the_name_of_a_data_directory(token_dir, tmp_path):
+    path = tmp_path / "a,b"
+    shutil.copytree(token_dir, path)
+    told = r"directories .*a, b, of which .*/a does not exist.*--config.data.path='.*a\\,b'"
+    with pytest.raises(ValueError, match=told):
+        inputs.open_inputs(config.DataConfig(path=str(path)))
+    tokens = inputs.open_inputs(config.DataConfig(path=config.join_paths([str(path)])))
+    assert [str(token_set.path) for token_set in tokens.token_sets] == [str(path)]
+    cfg = conftest.tiny_config(
+        model=dict(vocab_size=0), data=dict(path=config.join_paths([str(path)]))
+    )
+    assert inputs.complete(cfg, tokens).data.paths == (str(path),)
 
 
 def test_a_trace_is_written(token_dir, cache_dir, tmp_path):

@@ -114,7 +114,7 @@ def bench_step(directory: str, num_steps: int) -> dict:
 
     token_set = shards.open_set(directory)
     raw = quickstart.get_config()
-    raw.data.path = directory
+    raw.data.path = config.join_paths([directory])
     raw.model.vocab_size = token_set.vocab_size
     cfg = config.from_config_dict(raw)
     mesh = mesh_lib.make(cfg.mesh)

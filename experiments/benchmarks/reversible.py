@@ -48,7 +48,7 @@ _ONE_PERCENT = 1e-2
 def run_config(num_blocks: int, num_steps: int, peak_lr: float, data: str) -> config.Config:
     """A Keel 32 wide: narrow, so that it can be deep."""
     raw = tiny.get_config()
-    raw.data.path = data
+    raw.data.path = config.join_paths([data])
     raw.model.num_blocks = num_blocks
     raw.model.d_model = 32
     raw.model.d_ffn = 96

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 
 from keel_jax import errors, prepare
-from keel_jax.data import shards
+from keel_jax.data import index, shards
 from keel_jax.data.preparing import corpus, preparation
 from keel_jax.data.preparing import options as preparation_options
 from keel_jax.runtime import files
@@ -59,7 +59,8 @@ def first_tokens(path: str, num_tokens: int | None) -> str:
     name = shards.shard_file("train", 0)
     (unfinished / name).write_bytes(tokens.tobytes())
     splits = token_set.index["splits"] | {"train": _split_entry(token_set, tokens, name)}
-    files.write_json(unfinished / shards.INDEX_FILE, token_set.index | {"splits": splits})
+    sealed = index.seal(token_set.index | {"splits": splits})
+    files.write_json(unfinished / shards.INDEX_FILE, sealed)
     try:
         unfinished.replace(output)
     except OSError:  # another process of the sweep has made it meanwhile

@@ -106,7 +106,8 @@ def build_config(points: Sequence[Point], data_path: str) -> config.Config:
       UserError: an unknown option, or a value that an option cannot have.
     """
     values = runpy.run_path(str(ROOT / points[0].config))["get_config"]().to_dict()
-    for name, value in {**changed_options(points), "data.path": data_path}.items():
+    changed = {**changed_options(points), "data.path": config.join_paths([data_path])}
+    for name, value in changed.items():
         *sections, last = name.split(".")
         section = values
         for part in sections:
@@ -117,7 +118,7 @@ def build_config(points: Sequence[Point], data_path: str) -> config.Config:
 
 def driver_flags(points: Sequence[Point], data_path: str, workdir: pathlib.Path) -> list[str]:
     """The same config as flags of `python -m keel_jax.train` and of the launchers."""
-    changed = {**changed_options(points), "data.path": data_path}
+    changed = {**changed_options(points), "data.path": config.join_paths([data_path])}
     return [
         f"--config={points[0].config}",
         f"--workdir={workdir}",

@@ -26,21 +26,20 @@ def training_losses(cfg: config.Config) -> np.ndarray:
     The batches are the run's own, so that a difference from the run's losses is free of the
     batch's own difficulty, which at small batches moves the loss more than a plateau's depth.
     """
-    train = cfg.train
-    return _training_losses(
-        cfg.data.path, train.seq_len, train.batch_size, train.num_steps, cfg.seed
-    )
+    train, [path] = cfg.train, cfg.data.paths
+    return _training_losses(path, train.seq_len, train.batch_size, train.num_steps, cfg.seed)
 
 
 def validation_loss(cfg: config.Config) -> float:
     """Loss of the unigram model on the batches of a run's validation, nats a token."""
+    [path] = cfg.data.paths
     batches = loader.validation_batches(
-        shards.open_set(cfg.data.path),
+        shards.open_set(path),
         seq_len=cfg.train.seq_len,
         batch_size=cfg.train.batch_size,
         num_batches=cfg.train.eval_num_batches or None,
     )
-    nats, weight = np.sum(list(_nats_and_weights(cfg.data.path, batches)), axis=0)
+    nats, weight = np.sum(list(_nats_and_weights(path, batches)), axis=0)
     return float(nats / weight)
 
 

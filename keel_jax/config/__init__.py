@@ -10,7 +10,7 @@ read, and `run.Config` checks sections against each other. Numbers that follow f
 one residual connection: attention or FFN), as in "Post-LayerNorm Is Back" (arXiv:2601.19895).
 """
 
-from keel_jax.config.data import DataConfig
+from keel_jax.config.data import DataConfig, join_paths
 from keel_jax.config.mesh import MESH_AXES, MeshConfig
 from keel_jax.config.model import ATTENTION_KERNELS, ModelConfig, RecomputeConfig
 from keel_jax.config.optim import OPTIMIZERS, SCHEDULES, DecayGroups, OptimConfig, ParamGroups
@@ -48,6 +48,7 @@ __all__ = [
     "differences",
     "from_config_dict",
     "from_dict",
+    "join_paths",
     "results_options",
     "to_dict",
 ]

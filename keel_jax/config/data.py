@@ -1,6 +1,8 @@
 """The options of the token shards."""
 
 import dataclasses
+import re
+from collections.abc import Sequence
 
 from keel_jax import errors
 from keel_jax.config import limits
@@ -11,7 +13,8 @@ from keel_jax.config.options import Change, option
 class DataConfig:
     """Which token shards are read, and how."""
 
-    # Directory written by `python -m keel_jax.prepare`; several, separated by commas, are mixed.
+    # Directory written by `python -m keel_jax.prepare`; several, separated by commas, are mixed. A
+    # comma in a directory's name is written with a backslash before it.
     path: str = option("", Change.NOTHING)
     # Share of each directory in `path`; empty: in proportion to their tokens.
     weights: tuple[float, ...] = option((), Change.RUN)
@@ -37,4 +40,16 @@ class DataConfig:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        return tuple(part.strip() for part in self.path.split(",") if part.strip())
+        """The directories of `path`."""
+        return split_paths(self.path)
+
+
+def split_paths(path: str) -> tuple[str, ...]:
+    """The directories that commas separate; `\\,` is a comma in a directory's name."""
+    parts = (part.strip().replace("\\,", ",") for part in re.split(r"(?<!\\),", path))
+    return tuple(part for part in parts if part)
+
+
+def join_paths(paths: Sequence[str]) -> str:
+    """The inverse of `split_paths`."""
+    return ",".join(path.replace(",", "\\,") for path in paths)

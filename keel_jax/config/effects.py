@@ -3,7 +3,7 @@
 import typing
 
 from keel_jax import errors
-from keel_jax.config import topologies
+from keel_jax.config import data, topologies
 
 
 class Reader(typing.NamedTuple):
@@ -78,7 +78,7 @@ READERS = (
     Reader(
         "data.weights",
         "data.path",
-        lambda path: sum(map(bool, path.split(","))) > 1,
+        lambda path: len(data.split_paths(path)) > 1,
         "a mixture of several directories",
     ),
     Reader(

@@ -5,6 +5,9 @@ import typing
 
 from keel_jax import errors
 
+# What a run computes with its options is float32 at most, in which larger ones are infinite.
+_LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+
 
 def one_of(name: str, value: str, allowed: typing.Sequence[str]) -> None:
     if value not in allowed:
@@ -17,15 +20,27 @@ def one_of(name: str, value: str, allowed: typing.Sequence[str]) -> None:
 def at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise errors.UserError(f"{name}={value} must be at least {least}.")
+    if value >= 2**63:
+        raise errors.UserError(f"{name}={value} must be below 2^63.")
+
+
+def finite(name: str, value: float) -> None:
+    if not abs(value) <= _LARGEST_FLOAT32:  # NaN fails too
+        raise errors.UserError(
+            f"{name}={value} must be a finite number, at most {_LARGEST_FLOAT32:.2g}, float32's "
+            "largest."
+        )
 
 
 def positive(name: str, value: float) -> None:
-    if not value > 0:
+    finite(name, value)
+    if value <= 0:
         raise errors.UserError(f"{name}={value} must be positive.")
 
 
 def not_negative(name: str, value: float) -> None:
-    if not value >= 0:
+    finite(name, value)
+    if value < 0:
         raise errors.UserError(f"{name}={value} must not be negative.")
 
 

@@ -32,13 +32,15 @@ def build(cls: typing.Any, values: typing.Mapping, prefix: str = "") -> typing.A
     """The dataclass `cls` of `values`, which may lack keys.
 
     Raises:
-      UserError: an unknown key (the nearest valid one is named) or a value of the wrong type.
+      UserError: an unknown key (the nearest valid one is named), a value of the wrong type, or
+        `values` is no mapping.
     """
+    require_mapping(values, prefix.removesuffix(".") or "The config")
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise errors.UserError(
                 f"Unknown config key {prefix}{key}. Did you mean {prefix}{near}?"
             )
@@ -50,6 +52,12 @@ def build(cls: typing.Any, values: typing.Mapping, prefix: str = "") -> typing.A
         else:
             built[key] = _coerce(value, kind, prefix + key)
     return cls(**built)
+
+
+def require_mapping(values: object, name: str) -> None:
+    """Raises UserError if `values` is not a mapping, such as a section that is only a number."""
+    if not isinstance(values, typing.Mapping):
+        raise errors.UserError(f"{name}={values!r}: expected a mapping of options to values.")
 
 
 def flat(tree: typing.Mapping, prefix: str = "") -> dict:

@@ -50,7 +50,8 @@ def translate(values: Mapping) -> dict:
         target = values
         for parent in parents:
             target = target.setdefault(parent, {})
-        target[last] = moved
+        if isinstance(target, MutableMapping):  # else it is refused as it is
+            target[last] = moved
     for section in {name.split(".")[0] for name in _OPTIONS}:
         if values.get(section) == {}:  # a section that no longer exists
             del values[section]

@@ -146,6 +146,7 @@ def from_config_dict(values: typing.Mapping) -> Config:
     """
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
+    mapping.require_mapping(values, "The config")
     for old, new in renamed.names_in(values).items():
         raise errors.UserError(f"{old} is called {new} now: rename it.")
     return mapping.build(Config, values)
@@ -158,6 +159,7 @@ def to_dict(config: Config) -> dict:
 
 def from_dict(values: typing.Mapping) -> Config:
     """The inverse of `to_dict`; renamed options are accepted under their old names, too."""
+    mapping.require_mapping(values, "The config")
     return from_config_dict(renamed.translate(values))
 
 

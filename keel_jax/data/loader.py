@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from keel_jax import errors
-from keel_jax.data import shards
+from keel_jax.data import shards, windows
 
 # grain is imported where it is used: it imports jax, which is not needed to prepare data.
 
@@ -49,8 +49,8 @@ def train_batches(
     """Endless batches from `start_step` on; row b of step s is sample s * batch_size + b.
 
     Sample i of one set is window `permutation(seed, epoch)[i mod n]` of its n windows of
-    seq_len + 1 tokens, epoch = i // n. A mixture interleaves its sets evenly, each in its own
-    order.
+    seq_len + 1 tokens, epoch = i // n; windows that hold no target are not among them. A mixture
+    interleaves its sets evenly, each in its own order.
 
     Args:
         token_sets: sets with one tokenizer.
@@ -79,13 +79,13 @@ def train_batches(
     local_batch_size = _local_batch_size(batch_size, rank, world_size)
     splits = [token_set.split(split) for token_set in token_sets]
     _check_mixture(token_sets, weights)
-    windows = [
+    sources = [
         _Windows(token_split, seq_len, token_set.eos_id, mask_documents)
         for token_set, token_split in zip(token_sets, splits, strict=True)
     ]
     shuffled = [
         grain.MapDataset.source(source).shuffle(_derived_seed(seed, number))
-        for number, source in enumerate(windows)
+        for number, source in enumerate(sources)
     ]
     weights = weights or [token_split.num_tokens for token_split in splits]
     samples = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
@@ -112,6 +112,8 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """Every target of a split once, in order; padding at the end has loss weight 0.
 
+    Rows that would hold no target are left out.
+
     Shapes, ranks and errors are those of `train_batches`; every rank has the same number of
     batches. The split has num_tokens - 1 targets; `num_batches` ends earlier.
     """
@@ -121,12 +123,19 @@ def validation_batches(
         token_set, seq_len=seq_len, batch_size=batch_size, split=split, num_batches=num_batches
     )
 
+    kept = windows.with_targets(token_split, seq_len, False)
+
+    def start_of(row: int) -> int:
+        if kept is None:
+            return row * seq_len
+        return int(kept[row]) * seq_len if row < len(kept) else token_split.num_tokens
+
     def batches() -> Iterator[Batch]:
         for step in range(count):
             first_row = step * batch_size + rank * local_batch_size
             rows = [
                 _padded_window(
-                    token_split, row * seq_len, seq_len, token_set.eos_id, mask_documents
+                    token_split, start_of(row), seq_len, token_set.eos_id, mask_documents
                 )
                 for row in range(first_row, first_row + local_batch_size)
             ]
@@ -144,8 +153,10 @@ def num_validation_batches(
     num_batches: int | None = None,
 ) -> int:
     """How many batches `validation_batches` yields."""
-    num_targets = token_set.split(split).num_tokens - 1
-    count = -(-num_targets // (seq_len * batch_size))
+    token_split = token_set.split(split)
+    kept = windows.with_targets(token_split, seq_len, False)
+    num_rows = -(-(token_split.num_tokens - 1) // seq_len) if kept is None else len(kept)
+    count = -(-num_rows // batch_size)
     return count if num_batches is None else min(count, num_batches)
 
 
@@ -167,7 +178,9 @@ class _Windows:
         self._seq_len = seq_len
         self._eos_id = eos_id
         self._mask_documents = mask_documents
-        self._length = -(-(token_split.num_tokens - 1) // seq_len)
+        self._kept = windows.with_targets(token_split, seq_len, True)
+        num_windows = -(-(token_split.num_tokens - 1) // seq_len)
+        self._length = num_windows if self._kept is None else len(self._kept)
         if self._length >= _MAX_WINDOWS:
             raise errors.UserError(
                 f"Split {token_split.name!r} has {self._length} windows of {seq_len} tokens, more "
@@ -179,8 +192,9 @@ class _Windows:
         return self._length
 
     def __getitem__(self, index: int) -> Batch:
+        window = int(index) if self._kept is None else int(self._kept[index])
         last_start = self._split.num_tokens - self._seq_len - 1
-        start = min(int(index) * self._seq_len, last_start)
+        start = min(window * self._seq_len, last_start)
         stop = start + self._seq_len + 1
         return _example(
             self._split.tokens(start, stop),

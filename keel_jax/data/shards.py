@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from keel_jax import errors
+from keel_jax.data import index as index_lib
 from keel_jax.data import integrity, tokenizer
 from keel_jax.runtime import files
 
@@ -124,6 +126,23 @@ class TokenSplit:
         """Loss weights of the same tokens as targets, float32 [stop - start]."""
         return self._read(start, stop, is_weight=True)
 
+    def contradiction(self) -> str:
+        """How the files of loss weights contradict the index's sums; empty if they do not."""
+        num_targets, total = 0, 0.0
+        for shard in self.shards:
+            if shard.weights_sha256:
+                weights = self._array(weights_file(shard.file), WEIGHT_DTYPE)
+                num_targets += int(np.count_nonzero(weights > 0))
+                total += float(weights.sum(dtype=np.float64))
+            else:
+                num_targets += shard.num_tokens
+                total += shard.num_tokens
+        if num_targets != self.num_targets:
+            return f"has {self.num_targets} targets, but {num_targets} have a loss weight above 0"
+        if not math.isclose(total, self.total_target_weight, rel_tol=1e-9):
+            return f"has a weight of {self.total_target_weight}, but the weights' sum is {total}"
+        return ""
+
     def _read(self, start: int, stop: int, is_weight: bool) -> np.ndarray:
         if not 0 <= start <= stop <= self.num_tokens:
             raise errors.UserError(
@@ -226,6 +245,12 @@ class TokenSet:
                         f"{self.path / name} {damage}. Run the same prepare command again (it "
                         "rebuilds only what is missing or damaged), or copy the directory again."
                     )
+            if checksums and (contradiction := split.contradiction()):
+                raise errors.UserError(
+                    f"{self.path / INDEX_FILE} is damaged: split {split.name!r} {contradiction}. "
+                    "Run the same prepare command again, which rewrites it, or copy the directory "
+                    "again."
+                )
 
 
 def open_set(path: epath.PathLike, *, verify: bool = False) -> TokenSet:
@@ -244,14 +269,6 @@ def open_set(path: epath.PathLike, *, verify: bool = False) -> TokenSet:
     index = _read_index(path)
     _check_tokenizer(path, index)
     token_set = TokenSet(path, index)
-    for name in token_set.split_names:
-        split = token_set.split(name)
-        num_tokens = 1 + sum(shard.num_tokens for shard in split.shards)
-        if num_tokens != split.num_tokens:
-            raise errors.UserError(
-                f"{path / INDEX_FILE} contradicts itself: split {name!r} has {split.num_tokens} "
-                f"tokens, its shards {num_tokens} with the leading EOS. Prepare the set again."
-            )
     token_set.verify(checksums=verify)
     return token_set
 
@@ -280,11 +297,24 @@ def _read_index(path: epath.Path) -> dict[str, Any]:
             f"{path / INDEX_FILE} is not an index of {FORMAT!r} (format: {other_format!r}): "
             "another program wrote it."
         )
-    if index["version"] != VERSION:
+    if index.get("version") != VERSION:
         raise errors.UserError(
-            f"{path} holds token shards of format version {index['version']}, but this program "
-            f"reads version {VERSION}: prepare them again, or use the version that made them."
+            f"{path} holds token shards of format version {index.get('version')!r}, but this "
+            f"program reads version {VERSION}: prepare them again, or use the version that made "
+            "them."
         )
+    try:
+        index_lib.check(index)
+        if index["dtype"] != (dtype := token_dtype(index["vocab_size"]).str):
+            raise index_lib.Damaged(
+                f"'dtype' is {index['dtype']!r}, but {index['vocab_size']} ids are stored as "
+                f"{dtype!r}"
+            )
+    except index_lib.Damaged as error:
+        raise errors.UserError(
+            f"{path / INDEX_FILE} is damaged: {error}. Run the same prepare command again, which "
+            "rewrites it, or copy the directory again."
+        ) from error
     return index
 
 
@@ -296,4 +326,11 @@ def _check_tokenizer(path: epath.Path, index: dict[str, Any]) -> None:
             f"{file} is not the tokenizer that made these shards (it is {fingerprint[:16]}, the "
             f"index says {index['tokenizer_fingerprint'][:16]}): restore the right file, or "
             "prepare the set again with --overwrite."
+        )
+    found = tokenizer.vocabulary(file)
+    if found != (index["vocab_size"], index["eos_id"]):
+        raise errors.UserError(
+            f"{path / INDEX_FILE} is damaged: it says that the tokenizer has {index['vocab_size']} "
+            f"ids and EOS {index['eos_id']}, but {file} has {found[0]} and {found[1]}. Run the "
+            "same prepare command again, which rewrites it, or copy the directory again."
         )

@@ -52,24 +52,9 @@ class Tokenizer:
 
     def __init__(self, model_bytes: bytes, name: str = "tokenizer"):
         """Reads a model from its bytes; `name` is for messages. Raises UserError if it is none."""
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
-        except RuntimeError as error:
-            raise errors.UserError(
-                f"{name} ({len(model_bytes)} bytes) is not a SentencePiece model: "
-                f"{sentencepiece_message(error)}"
-            ) from error
+        self._processor, self.eos_id = _processor(model_bytes, name)
         self.vocab_size = self._processor.vocab_size()
         self.fingerprint = hashlib.sha256(model_bytes).hexdigest()
-        self.eos_id = self._processor.eos_id()
-        if self.eos_id < 0:
-            self.eos_id = self._processor.bos_id()
-        if self.eos_id < 0:
-            raise errors.UserError(
-                f"{name} has neither an EOS nor a BOS id, and one of them must separate documents: "
-                "train it again with eos_id, or let keel_jax.prepare train one (leave out "
-                "--tokenizer)."
-            )
         self._is_escaped = self._processor.id_to_piece(self.eos_id) == EOS_PIECE
         self.is_lossless = self.decode(self.encode(_PROBE)) == _PROBE
         if not self.is_lossless:
@@ -133,6 +118,31 @@ class Tokenizer:
 
     def _unescape(self, text: str) -> str:
         return unescape(text) if self._is_escaped else text
+
+
+def vocabulary(path: epath.Path) -> tuple[int, int]:
+    """(vocab_size, eos_id) of a model file. Raises UserError if it is unusable."""
+    processor, eos_id = _processor(path.read_bytes(), str(path))
+    return processor.vocab_size(), eos_id
+
+
+def _processor(model_bytes: bytes, name: str) -> tuple[sentencepiece.SentencePieceProcessor, int]:
+    """A model, and the id that separates documents. Raises UserError if it is unusable."""
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+    except RuntimeError as error:
+        raise errors.UserError(
+            f"{name} ({len(model_bytes)} bytes) is not a SentencePiece model: "
+            f"{sentencepiece_message(error)}"
+        ) from error
+    eos_id = processor.eos_id() if processor.eos_id() >= 0 else processor.bos_id()
+    if eos_id < 0:
+        raise errors.UserError(
+            f"{name} has neither an EOS nor a BOS id, and one of them must separate documents: "
+            "train it again with eos_id, or let keel_jax.prepare train one (leave out "
+            "--tokenizer)."
+        )
+    return processor, eos_id
 
 
 def escape(text: str) -> str:

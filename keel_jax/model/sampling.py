@@ -4,6 +4,7 @@ Dimension letters: B batch, P prompt time, T time, V vocabulary.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 from keel_jax import errors
 from keel_jax.model import lm
 from keel_jax.model.arrays import Array
+
+_LEAST_TEMPERATURE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,12 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise errors.UserError(f"temperature={self.temperature} is negative.")
+        # NaN fails too. Divided by less, logits would overflow.
+        if self.temperature != 0 and not _LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise errors.UserError(
+                f"temperature={self.temperature} must be a finite number of at least "
+                f"{_LEAST_TEMPERATURE:g}, or 0, which takes the most likely token."
+            )
         if self.top_k < 0:
             raise errors.UserError(f"top_k={self.top_k} is negative.")
         if not 0 < self.top_p <= 1:

@@ -1,6 +1,10 @@
 """How an entry point starts and ends: parses flags, reports errors, returns an exit code."""
 
+import ast
 import collections.abc
+import io
+import math
+import pathlib
 import re
 import sys
 import traceback
@@ -20,6 +24,7 @@ def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
     message, no traceback. Any other exception, including a ValueError raised by a library, is a bug
     and keeps its traceback. Both exit with `ERROR`.
     """
+    _print_any_text()
     # Orbax logs every save at INFO; --verbosity=0 shows these messages.
     logging.set_verbosity(logging.WARNING)
     platforms.choose()
@@ -33,6 +38,13 @@ def define_config() -> flags.FlagHolder:
     )
     flags.mark_flag_as_required("config")
     return holder
+
+
+def _print_any_text() -> None:
+    """Lets stdout print every string: what its encoding lacks (ASCII, as under LC_ALL=C, or a name
+    that is not UTF-8) is written as an escape, as stderr does by itself."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _guarded(main, argv) -> int:
@@ -57,14 +69,29 @@ def print_error(error: Exception) -> None:
 
 
 def _parse(argv):
+    file = _config_file(argv)
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # ml_collections raises AttributeError with the nearest key's name in its second line.
-        message = " ".join(str(error).replace("\\n", "\n").strip("'\"").splitlines())
-        message = _renamed(argv) or message
+        # ml_collections would report a missing file only where the config is first read.
+        if file is not None and not file.is_file():
+            raise errors.UserError(
+                f"There is no config file {file}: --config names a Python file with get_config()."
+            )
+        rest = flags.FLAGS(argv)
+        _check_finite()
+        return rest
+    except Exception as error:
+        message = _renamed(argv) or _config_file_error(file, error) or _flag_error(error)
+        if message is None:
+            raise
         print(f"error: {message}\nSee --help.", file=sys.stderr)
         sys.exit(exit_codes.ERROR)
+
+
+def _check_finite() -> None:
+    """Refuses inf and nan, which absl's flags accept and none of ours means."""
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise errors.UserError(f"--{name}={value} must be a finite number.")
 
 
 def _renamed(argv: collections.abc.Sequence[str]) -> str | None:
@@ -73,3 +100,59 @@ def _renamed(argv: collections.abc.Sequence[str]) -> str | None:
         if new := renamed.option(name):
             return f"--config.{name} is called --config.{new} now."
     return None
+
+
+def _config_file_error(file: pathlib.Path | None, error: Exception) -> str | None:
+    """The message for an error in the code of a config file; None: the error is another one."""
+    if file is None:
+        return None
+    reason = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
+    if isinstance(error, SyntaxError) and error.filename and _is_same(error.filename, file):
+        return f"The config file {file} is not Python, line {error.lineno}: {reason}."
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if _is_same(frame.filename, file)
+    ]
+    if lines:
+        return f"The config file {file} fails in line {lines[-1]}: {reason}."
+    if isinstance(error, AttributeError) and "get_config" in str(error):
+        return f"The config file {file} has no function get_config(), which makes the config."
+    return None
+
+
+def _config_file(argv: collections.abc.Sequence[str]) -> pathlib.Path | None:
+    """The file that --config names, without the argument that may follow it after a colon."""
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.fullmatch(r"--?config(=(.*))?", arg, re.DOTALL):
+            value = match[2] if match[1] else following
+            return pathlib.Path(value.partition(":")[0])
+    return None
+
+
+def _is_same(name: str, file: pathlib.Path) -> bool:
+    return pathlib.Path(name).resolve() == file.resolve()
+
+
+def _flag_error(error: Exception) -> str | None:
+    """The message for a flag that is unknown or has a bad value; None: it is another error."""
+    if not isinstance(
+        error, (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+    ):
+        return None
+    if isinstance(error, flags.IllegalFlagValueError):
+        for name, value in re.findall(r"--(config\.[\w.]+)=(.*?): ", str(error)):
+            if value == "None":
+                return (
+                    f"--{name}=None: this option has no None; leave the flag out for the option's "
+                    "default."
+                )
+    # ml_collections raises AttributeError with the nearest key's name in its second line; a
+    # KeyError's text is the message as a literal, quotes and all.
+    text = str(error)
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        try:
+            text = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            break
+    return " ".join(text.splitlines())

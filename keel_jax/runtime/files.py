@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import uuid
@@ -70,6 +71,14 @@ def read_json(path: epath.PathLike) -> Any:
         return None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise errors.UserError(f"{path} is not JSON ({error}); remove it or restore it.") from error
+
+
+def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
+    """The entries of `directory` whose names match `pattern`, sorted.
+
+    Unlike `epath.Path.glob`, it takes the directory as it is: a bracket in its name is no pattern.
+    """
+    return sorted(path for path in directory.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
 
 def make_writable_directory(path: epath.PathLike) -> epath.Path:

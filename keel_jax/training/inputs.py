@@ -4,9 +4,11 @@ import collections.abc
 import dataclasses
 import hashlib
 import os
+import shlex
 
 import jax
 import numpy as np
+from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.data import loader, shards
@@ -51,7 +53,7 @@ def open_inputs(data: config.DataConfig) -> Inputs:
             "data.path is empty: name a directory written by python -m keel_jax.prepare, as in "
             "--config.data.path=DIR."
         )
-    token_sets = tuple(shards.open_set(path, verify=data.verify_checksums) for path in data.paths)
+    token_sets = tuple(_open(path, data) for path in data.paths)
     for other in token_sets[1:]:
         if other.tokenizer_fingerprint != token_sets[0].tokenizer_fingerprint:
             raise errors.UserError(
@@ -60,6 +62,18 @@ def open_inputs(data: config.DataConfig) -> Inputs:
                 "one of them again with the other's tokenizer.model."
             )
     return Inputs(token_sets)
+
+
+def _open(path: str, data: config.DataConfig) -> shards.TokenSet:
+    whole = data.path.strip()
+    if path != whole and not epath.Path(path).exists() and epath.Path(whole).exists():
+        raise errors.UserError(
+            f"data.path={data.path!r} names the directories {', '.join(data.paths)}, of which "
+            f"{path} does not exist, but there is one directory of that whole name: a comma in a "
+            f"name is written with a backslash, as in --config.data.path="
+            f"{shlex.quote(config.join_paths([whole]))}."
+        )
+    return shards.open_set(path, verify=data.verify_checksums)
 
 
 def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
@@ -78,7 +92,7 @@ def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
     return dataclasses.replace(
         cfg,
         model=dataclasses.replace(cfg.model, vocab_size=wanted or pieces),
-        data=dataclasses.replace(cfg.data, path=",".join(paths)),
+        data=dataclasses.replace(cfg.data, path=config.join_paths(paths)),
     )
 
 

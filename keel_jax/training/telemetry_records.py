@@ -182,7 +182,7 @@ class Recorder:
 
 def _files(workdir: epath.PathLike) -> list[epath.Path]:
     directory = epath.Path(workdir) / DIRECTORY
-    return sorted(directory.glob("*.npz")) if directory.exists() else []
+    return files.matching(directory, "*.npz") if directory.exists() else []
 
 
 def _read(path: epath.Path) -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ def rename_old(workdir: epath.Path) -> None:
     old = workdir / _OLD_DIRECTORY
     if not distributed.is_lead() or not old.exists() or (workdir / _DIRECTORY).exists():
         return
-    for path in sorted(old.glob("*")):
+    for path in sorted(old.iterdir()):
         if old_pointer := pointer(path):
             write_pointer(path, old_pointer.trial)
             (path / _OLD_POINTER).unlink(missing_ok=True)

@@ -1,14 +1,15 @@
 """Raw configs: what is accepted, what is refused, and what the refusal says."""
 
 import dataclasses
+import math
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from keel_jax import config
-from keel_jax.config import effects
+from keel_jax import config, errors
+from keel_jax.config import effects, options
 from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -246,6 +247,67 @@ def test_an_option_without_effect_is_refused(option):
     told = str(refusal.value)
     assert f"{option}={value!r} has no effect with {decider}={decides!r}" in told
     assert f"Change {decider}, or" in told and "its default" in told
+
+
+_FLOATS = {
+    name: field
+    for name, field in options.fields(config.Config).items()
+    if "float" in repr(field.type)
+}
+# What makes an option have an effect, and what else it then needs.
+_READ_WITH = {
+    "model.ngpt_rate": dict(model=dict(topology="ngpt")),
+    "model.recompute.error_bound": dict(
+        model=dict(recompute=dict(plan="reversible", anchor_blocks=2))
+    ),
+    "model.mix_ln_post_fraction": dict(model=dict(topology="mix_ln")),
+    "optim.wsd_decay_fraction": dict(optim=dict(schedule="wsd")),
+    "optim.lr_multiplier.residual": dict(model=dict(topology="rezero")),
+    "optim.decay_multiplier.residual": dict(model=dict(topology="rezero")),
+    "data.weights": dict(data=dict(path="a")),
+}
+
+
+@pytest.mark.parametrize("name", _FLOATS)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e39])
+def test_a_number_that_is_not_finite_in_float32_is_refused(name, value):
+    given = (value,) if "tuple" in repr(_FLOATS[name].type) else value
+    with pytest.raises(errors.UserError) as refusal:
+        conftest.tiny_config(**_merged(_READ_WITH.get(name, {}), _nested(name, given)))
+    told = str(refusal.value)
+    # A multiplier's message names its group.
+    assert name.split(".")[-1] in told and f"={value} must" in told
+
+
+def test_the_options_that_are_floats_are_found():
+    assert len(_FLOATS) > 25 and "optim.epsilon" in _FLOATS and "trials.peak_lr" in _FLOATS
+    assert set(_READ_WITH) <= set(_FLOATS)
+
+
+@pytest.mark.parametrize("values", [[], 3, None, "model"])
+def test_a_section_that_is_no_mapping_is_refused(values):
+    with pytest.raises(errors.UserError, match="The config=.*: expected a mapping of options"):
+        config.from_dict(values)
+    with pytest.raises(errors.UserError, match="The config=.*: expected a mapping of options"):
+        config.from_config_dict(values)
+    with pytest.raises(errors.UserError, match="model.recompute=.*: expected a mapping of options"):
+        config.from_dict({"model": {"recompute": values}})
+    with pytest.raises(errors.UserError, match="trials=.*: expected a mapping of options"):
+        config.from_dict({"lanes": {"seed": [1]}, "trials": values})
+
+
+def test_a_whole_number_fits_64_bits():
+    with pytest.raises(errors.UserError, match=r"train.batch_size=9223372036854775808 .* 2\^63"):
+        conftest.tiny_config(train=dict(batch_size=2**63))
+
+
+def test_a_comma_in_the_name_of_a_directory():
+    for paths in (("a",), ("a", "b"), ("a,b",), ("/x, y/z", "c,,d", "e")):
+        cfg = conftest.tiny_config(data=dict(path=config.join_paths(paths)))
+        assert cfg.data.paths == paths
+    # One directory has no weights, whatever its name.
+    with pytest.raises(ValueError, match="data.weights=.* has no effect"):
+        conftest.tiny_config(data=dict(path=r"a\,b", weights=(1.0,)))
 
 
 def test_the_way_out_is_the_default():

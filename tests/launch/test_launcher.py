@@ -1,5 +1,6 @@
 """What all launchers share: dry runs, --help, documented commands, and the order of imports."""
 
+import argparse
 import pathlib
 import re
 import shlex
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+from launch import options
 from tests.launch import conftest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -24,6 +26,13 @@ def test_a_dry_run_runs_nothing(world, module):
     subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
     without = world.launch(module, "--dry-run", "--no-plan").stdout
     assert "keel_jax.plan" not in without
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "-inf", "0"])
+def test_a_time_is_a_positive_finite_number(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{text} is not a positive, finite"):
+        options.positive_float(text)
+    assert options.positive_float("0.5") == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Cached decoding equals the forward pass, and sampling follows its options."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,7 +130,14 @@ def test_padding_of_the_vocabulary_is_never_drawn():
     assert set(np.unique(tokens)) <= {0, 1, 2}
 
 
-@pytest.mark.parametrize("options", [dict(temperature=-1), dict(top_k=-1), dict(top_p=0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(dict(temperature=value) for value in (-1.0, 1e-9, math.nan, math.inf)),
+        dict(top_k=-1),
+        *(dict(top_p=value) for value in (0.0, math.nan, math.inf)),
+    ],
+)
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         sampling.Sampling(**options)

@@ -18,6 +18,7 @@ from absl import flags
 from keel_jax import config, errors
 from keel_jax.runtime import cli
 STEPS = flags.DEFINE_integer("steps", 1, "")
+RATE = flags.DEFINE_float("rate", 1.0, "")
 
 def main(_):
     {body}
@@ -26,13 +27,14 @@ cli.run(main)
 """
 
 
-def _run(body: str, *flags: str):
+def _run(body: str, *flags: str, **env: str):
     return subprocess.run(
         [sys.executable, "-c", _SCRIPT.format(body=body), *flags],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
+        env={**os.environ, **env},
     )
 
 
@@ -83,6 +85,8 @@ def test_our_mistake_keeps_its_traceback(body, kind):
     [
         ("--stesp=2", "Unknown command line flag 'stesp'"),
         ("--steps=x", "--steps"),
+        ("--rate=nan", "--rate=nan must be a finite number"),
+        ("--rate=-inf", "--rate=-inf must be a finite number"),
         ("steps=2", "Unexpected argument 'steps=2'"),
     ],
 )
@@ -91,6 +95,88 @@ def test_a_wrong_flag_is_told_without_a_traceback(flag, message):
     assert done.returncode == exit_codes.ERROR
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_what_a_terminal_cannot_show_is_printed_as_an_escape(env):
+    done = _run(r"print('\u03b1 \udcff'); raise errors.UserError('\u03b1 \udcff')", **env)
+    assert done.returncode == exit_codes.ERROR
+    assert done.stdout in ("\\u03b1 \\udcff\n", "α \\udcff\n")  # C may be coerced to UTF-8
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+_CONFIG_SCRIPT = """
+from keel_jax import config
+from keel_jax.runtime import cli
+CONFIG = cli.define_config()
+cli.run(lambda _: print(config.from_config_dict(CONFIG.value).model.head_dim))
+"""
+_GOOD_CONFIG = """
+from keel_jax import config
+
+def get_config():
+    c = config.default()
+    c.train.num_steps = 1000
+    return c
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        (
+            "def get_config():\n    return (\n",
+            (),
+            "error: The config file {} is not Python, line 2: SyntaxError: '(' was never closed.",
+        ),
+        (
+            "def get_config():\n    return dict(a=1)['b']\n",
+            (),
+            "error: The config file {} fails in line 2: KeyError: 'b'.",
+        ),
+        (
+            "import nowhere\n",
+            (),
+            "error: The config file {} fails in line 1: ModuleNotFoundError: ",
+        ),
+        ("x = 1\n", (), "error: The config file {} has no function get_config(), which"),
+        (None, (), "error: There is no config file {}: --config names a Python file"),
+        (
+            _GOOD_CONFIG,
+            ("--config.model.head_dim=None",),
+            "error: --config.model.head_dim=None: this option has no None; leave the flag out",
+        ),
+        (
+            _GOOD_CONFIG,
+            ("--config.optim.peek_lr=1",),
+            'error: \'peek_lr\' Did you mean "peak_lr" instead of "peek_lr"?',
+        ),
+        (
+            _GOOD_CONFIG,
+            ("--config.optim.peak_lr=inf",),
+            "error: --config.optim.peak_lr=inf must be a finite number.",
+        ),
+        (
+            _GOOD_CONFIG.replace("c.train.num_steps = 1000", "c.model.head_dim = None"),
+            (),
+            "error: model.head_dim=None: expected int.",
+        ),
+    ],
+)
+def test_a_mistake_in_a_config_is_told_without_a_traceback(text, flags, message, tmp_path):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-c", _CONFIG_SCRIPT, f"--config={path}", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == exit_codes.ERROR
+    assert done.stderr.startswith(message.format(path)), done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 2
 
 
 _LOOP = """

@@ -147,3 +147,12 @@ def test_lines_are_added_where_files_cannot_be_appended_to(tmp_path):
         files.append_text(path, "one\n")
         files.append_text(path, "two\n")
         assert path.read_text() == "one\ntwo\n"
+
+
+def test_a_bracket_in_a_directorys_name_is_no_pattern(tmp_path):
+    directory = epath.Path(tmp_path / "a[1]")
+    directory.mkdir()
+    for name in ("b.tmp-1", "a.tmp-1", "c.bin"):
+        (directory / name).write_text("")
+    found = files.matching(directory, "*.tmp-*")
+    assert [path.name for path in found] == ["a.tmp-1", "b.tmp-1"]

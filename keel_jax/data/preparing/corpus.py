@@ -1,17 +1,13 @@
 """The text corpus of a preparation: its files, cut into work units, and their documents."""
 
 import dataclasses
-import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from etils import epath
-
 from keel_jax import errors
-from keel_jax.data.preparing import documents, embedded, formats
+from keel_jax.data.preparing import documents, embedded, formats, input_files
 
 EMBEDDED = "embedded"
 INPUT_FORMATS = ("auto", *formats.READERS)
@@ -20,16 +16,6 @@ INPUT_FORMATS = ("auto", *formats.READERS)
 # at once, and enough to divide among workers and hosts.
 _MIN_UNIT_BYTES = 1 << 20
 _TARGET_NUM_UNITS = 1024
-
-_FORMAT_OF_SUFFIX = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".parquet": "parquet",
-    ".array_record": "array_record",
-    ".arrayrecord": "array_record",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +54,14 @@ def discover(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: i
     """Finds the files of `inputs` and cuts them into work units, the same way on every host.
 
     Args:
-      inputs: globs (`**` descends into directories), or the one word 'embedded'.
-      input_format: 'auto' goes by file name (a name that is not known means text, one document per
-        file); or one of `formats.READERS` for all files.
+      inputs: paths, or globs (`**` descends into directories), or the one word 'embedded'.
+      input_format: 'auto' goes by file name and asks where a name says nothing; or one of
+        `formats.READERS` for all files.
       unit_bytes: target size of a unit; 0 chooses by the size of the input.
 
     Raises:
-      UserError: a glob that matches no file, an unknown format, or only empty files.
+      UserError: a glob that matches no file, an unknown format, a file of another one than its
+        name says, or only empty files.
     """
     if input_format not in INPUT_FORMATS:
         raise errors.UserError(
@@ -92,7 +79,9 @@ def discover(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: i
                 "'./embedded'."
             )
         files = [
-            _File(item.path, item.num_bytes, f"{item.relative_path}:{item.sha256}", "text")
+            input_files.InputFile(
+                item.path, item.num_bytes, f"{item.relative_path}:{item.sha256}", "text"
+            )
             for item in embedded.source_files()
         ]
         description = {
@@ -102,7 +91,7 @@ def discover(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: i
             "digest": embedded.DIGEST,
         }
     else:
-        files = _match_files(inputs, input_format)
+        files = input_files.find(inputs, input_format)
         description = {"name": "files"}
     num_bytes = sum(file.num_bytes for file in files)
     if not num_bytes:
@@ -143,20 +132,27 @@ def is_validation(document: documents.Document, validation_fraction: float) -> b
 
 
 def sample_training_texts(
-    corpus: Corpus, *, num_bytes: int, validation_fraction: float, text_field: str = "text"
+    corpus: Corpus,
+    *,
+    num_bytes: int,
+    validation_fraction: float,
+    text_field: str = "text",
+    tally: documents.Tally | None = None,
 ) -> Iterator[str]:
     """Texts of training documents, about `num_bytes` in all, the same ones on every machine.
 
+    What is left out on the way is counted in `tally`: bad and empty documents, and those held out.
     If the corpus is larger than that, each unit gives at most 1/64 of the sample (or 1 MiB), in an
     order fixed by the units' digests, so that the sample does not come from a single file.
     """
     unit_limit = num_bytes if corpus.num_bytes <= num_bytes else max(num_bytes // 64, 1 << 20)
     remaining = num_bytes
+    tally = tally or documents.Tally()
     for unit in sorted(corpus.units, key=lambda unit: unit.digest):
         unit_remaining = min(unit_limit, remaining)
-        # Bad documents are reported when the unit is tokenized, not here.
-        for document in read_documents(unit, documents.Tally(), text_field=text_field):
+        for document in read_documents(unit, tally, text_field=text_field):
             if is_validation(document, validation_fraction):
+                tally.num_held_out += 1
                 continue
             for text, _ in document.parts():
                 yield text
@@ -168,69 +164,9 @@ def sample_training_texts(
             return
 
 
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """A file of the input; `identity` stands for its content in digests."""
-
-    path: str
-    num_bytes: int
-    identity: str
-    format: str
-
-
-def _match_files(patterns: Sequence[str], input_format: str) -> list[_File]:
-    paths = set()
-    for pattern in patterns:
-        matches = [path for path in _glob(pattern) if not epath.Path(path).is_dir()]
-        if not matches:
-            hint = (
-                f": it is a directory, give '{pattern}/**'" if epath.Path(pattern).is_dir() else ""
-            )
-            raise errors.UserError(f"The input {pattern!r} matches no file{hint}.")
-        paths.update(matches)
-    files = []
-    for path in sorted(paths):
-        num_bytes, modified = _size_and_modification(path)
-        files.append(
-            _File(
-                path=path,
-                num_bytes=num_bytes,
-                identity=f"{path}:{num_bytes}:{modified}",
-                format=_format(path) if input_format == "auto" else input_format,
-            )
-        )
-    return files
-
-
-def _glob(pattern: str) -> list[str]:
-    if "://" not in pattern:
-        return glob.glob(os.path.abspath(os.path.expanduser(pattern)), recursive=True)
-    scheme, _, rest = pattern.partition("://")
-    parts = rest.split("/")
-    first_wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    base = epath.Path(f"{scheme}://" + "/".join(parts[:first_wild]))
-    return [os.fspath(path) for path in base.glob("/".join(parts[first_wild:]))]
-
-
-def _size_and_modification(path: str) -> tuple[int, int]:
-    if "://" in path:
-        stat = epath.Path(path).stat()
-        return stat.length, stat.mtime
-    stat = os.stat(path)  # epath's has whole seconds only: two quick edits would look like one
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _format(path: str) -> str:
-    name = os.path.basename(path).lower()
-    for suffix, name_format in _FORMAT_OF_SUFFIX.items():
-        if name.endswith(suffix):
-            return name_format
-    return "text"
-
-
-def _cut(files: Sequence[_File], unit_bytes: int) -> Iterator[WorkUnit]:
+def _cut(files: Sequence[input_files.InputFile], unit_bytes: int) -> Iterator[WorkUnit]:
     """Units: runs of small text files, and ranges of single files of the other formats."""
-    run: list[_File] = []
+    run: list[input_files.InputFile] = []
     for file in files:
         if file.format == "text":
             if run and sum(f.num_bytes for f in run) + file.num_bytes > unit_bytes:
@@ -249,7 +185,9 @@ def _cut(files: Sequence[_File], unit_bytes: int) -> Iterator[WorkUnit]:
         yield _unit(run)
 
 
-def _unit(files: Sequence[_File], start: int = 0, stop: int = -1, num_bytes: int = -1) -> WorkUnit:
+def _unit(
+    files: Sequence[input_files.InputFile], start: int = 0, stop: int = -1, num_bytes: int = -1
+) -> WorkUnit:
     return WorkUnit(
         format=files[0].format,
         paths=tuple(file.path for file in files),

@@ -1,20 +1,19 @@
 """File formats: how a range of one file becomes documents; bad ones are counted and left out."""
 
 import contextlib
-import gzip
-import importlib
-import io
-import zlib
+import json
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from etils import epath
 
 from keel_jax import errors
-from keel_jax.data.preparing import documents
+from keel_jax.data.preparing import compression, documents
 
 _CHUNK_BYTES = 1 << 20
 _NUM_RECORDS_AT_ONCE = 1024
+_NUM_BYTES_LOOKED_AT = 1 << 16  # the first lines of a file are longer only in odd ones
+_PARQUET_MAGIC = b"PAR1"
 
 Documents = Iterator[documents.Document]
 
@@ -22,14 +21,13 @@ Documents = Iterator[documents.Document]
 def read_text(
     path: str, start: int, stop: int, tally: documents.Tally, text_field: str
 ) -> Documents:
-    """The whole file is one document, byte for byte: no newline is translated."""
+    """The whole file is one document: no newline is translated, a byte-order mark is left out."""
     del start, stop, text_field
-    content = epath.Path(path).read_bytes()
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        tally.add_bad(f"{path}, line {line}", documents.describe_undecodable(error))
+    with compression.open_bytes(path) as file:
+        content = file.read()
+    text = documents.decode(content)
+    if isinstance(text, documents.Rejection):
+        tally.add_bad(f"{path}, line {_first_bad_line(content)}", text)
         return
     document = documents.Document(text)
     if tally.keep(document, path):
@@ -40,7 +38,7 @@ def read_jsonl(
     path: str, start: int, stop: int, tally: documents.Tally, text_field: str
 ) -> Documents:
     """The lines that begin in [start, stop) of a file, or all lines of a compressed one."""
-    with _open(path) as file:
+    with compression.open_bytes(path) as file:
         first_line = 1
         if start:
             # A line that `start` cuts in two belongs to the unit before; one that begins exactly at
@@ -49,20 +47,17 @@ def read_jsonl(
             file.readline()
             first_line = 0  # not known yet; counted only if there is something to report
         offset = begin = file.tell() if stop >= 0 else 0
-        try:
-            for number, line in enumerate(file):
-                if 0 <= stop <= offset:
-                    break
-                offset += len(line)
-                if not line.strip():
-                    continue
-                document = documents.parse_record(line, text_field, plain_text=False)
-                if isinstance(document, str):
-                    first_line = first_line or _line_number(path, begin)
-                if tally.keep(document, f"{path}, line {first_line + number}"):
-                    yield document
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise errors.UserError(f"{path} is damaged or cut short: {error}") from error
+        for number, line in enumerate(file):
+            if 0 <= stop <= offset:
+                break
+            offset += len(line)
+            if not line.strip():
+                continue
+            document = documents.parse_record(line, text_field, plain_text=False)
+            if isinstance(document, documents.Rejection):
+                first_line = first_line or _line_number(path, begin)
+            if tally.keep(document, f"{path}, line {first_line + number}"):
+                yield document
 
 
 def read_parquet(
@@ -71,26 +66,20 @@ def read_parquet(
     """The rows of row groups [start, stop)."""
     with epath.Path(path).open("rb") as raw:
         file = _parquet_file(raw, path)
-        names = file.schema_arrow.names
-        if text_field in names:
-            columns = [text_field]
-        elif {"prompt", "response"} <= set(names):
-            columns = ["prompt", "response"] + ["weight"] * ("weight" in names)
-        else:
-            raise errors.UserError(
-                f"{path} has no column {text_field!r} (nor prompt and response); its columns are"
-                f" {names}: choose one with --text_field."
-            )
+        columns = _text_columns(file.schema_arrow, path, text_field)
         row = sum(file.metadata.row_group(group).num_rows for group in range(start))
-        for batch in file.iter_batches(
-            batch_size=1024, row_groups=list(range(start, stop)), columns=columns
-        ):
-            for values in batch.to_pylist():
-                values = {name: value for name, value in values.items() if value is not None}
-                document = documents.from_values(values, text_field)
-                row += 1
-                if tally.keep(document, f"{path}, row {row}"):
-                    yield document
+        with _intact_parquet(path):
+            for batch in file.iter_batches(
+                batch_size=1024, row_groups=list(range(start, stop)), columns=columns
+            ):
+                for values in _rows(batch):
+                    row += 1
+                    if isinstance(values, UnicodeDecodeError):
+                        tally.add_bad(f"{path}, row {row}", documents.undecodable(values))
+                        continue
+                    document = documents.from_values(values, text_field)
+                    if tally.keep(document, f"{path}, row {row}"):
+                        yield document
 
 
 def read_array_record(
@@ -125,7 +114,9 @@ def ranges(
       UserError: the file is not of its format.
     """
     if file_format == "jsonl":
-        if path.lower().endswith((".gz", ".zst")):  # cannot be read from the middle
+        with compression.open_bytes(path) as file:
+            _check_lines(path, file.read(_NUM_BYTES_LOOKED_AT))
+        if compression.compression(path):  # cannot be read from the middle
             yield 0, -1, num_bytes
             return
         for start in range(0, num_bytes, unit_bytes):
@@ -154,6 +145,148 @@ def ranges(
         yield start, stop, num_bytes * (stop - start) // num_records
 
 
+def other_format_of(path: str) -> str:
+    """The format that a file with another name looks like: 'jsonl', 'parquet', or neither, ''."""
+    with compression.open_bytes(path) as file:
+        head = file.read(_NUM_BYTES_LOOKED_AT)
+    if head.startswith(_PARQUET_MAGIC):
+        return "parquet"
+    lines = head.removeprefix(documents.UTF8_MARK).splitlines()
+    if len(head) == _NUM_BYTES_LOOKED_AT:
+        lines = lines[:-1]  # cut off
+    lines = [line for line in lines[:3] if line.strip()]
+    return "jsonl" if lines and all(_is_object(line) for line in lines) else ""
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a line is a JSON object with something in it."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and bool(value)
+
+
+def _check_lines(path: str, head: bytes) -> None:
+    """Raises UserError if a file of JSON lines begins as one of something else."""
+    if encoding := documents.wide_encoding(head):
+        raise errors.UserError(
+            f"{path} is in {encoding}, not UTF-8: convert it with iconv -f {encoding} -t UTF-8."
+        )
+    if head.startswith(_PARQUET_MAGIC):
+        raise errors.UserError(
+            f"{path} looks like a Parquet file, not JSON lines: rename it, or give "
+            "--input_format=parquet."
+        )
+    first, newline, rest = head.removeprefix(documents.UTF8_MARK).lstrip().partition(b"\n")
+    if len(head) == _NUM_BYTES_LOOKED_AT and not newline:
+        is_array = first.startswith(b"[")  # of one very long line
+    else:
+        is_array = _is_array(first, rest)
+    if is_array:
+        raise errors.UserError(
+            f"{path} is one JSON array, not one JSON object a line: write its elements one a line, "
+            "as jq -c '.[]' does."
+        )
+    if newline and first.strip() == b"{":
+        raise errors.UserError(
+            f"{path} has a JSON object over several lines, not one object a line: write each in "
+            "one line, as jq -c . does."
+        )
+
+
+def _is_array(first: bytes, rest: bytes) -> bool:
+    """Whether a first line and what follows it are one array, not a line each."""
+    try:
+        return isinstance(json.loads(first), list) and not rest.strip()
+    except (ValueError, RecursionError):
+        return first.strip() in (b"[", b"[{")
+
+
+def _first_bad_line(content: bytes) -> int:
+    """1-based number of the first line that is not UTF-8; 1 if all are."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return content.count(b"\n", 0, error.start) + 1
+    return 1
+
+
+def _text_columns(schema: Any, path: str, text_field: str) -> list[str]:
+    """The columns of a Parquet file that hold the documents."""
+    kind = _column_type(schema, text_field)
+    if kind is None and {"prompt", "response"} <= set(schema.names):
+        columns = ["prompt", "response"]
+        kinds = {name: schema.field(name).type for name in columns}
+        columns += ["weight"] * ("weight" in schema.names)
+    else:
+        columns, kinds = [text_field], {text_field: kind}
+    wrong = {name: kind for name, kind in kinds.items() if not _is_string(kind)}
+    if not wrong:
+        return columns
+    strings = [name for name in _leaves(schema) if _is_string(_column_type(schema, name))]
+    choose = f"{sorted(strings)[:8]}: choose one with --text_field" if strings else "none"
+    if kind is None:
+        raise errors.UserError(
+            f"{path} has no column {text_field!r} (nor prompt and response); its columns are "
+            f"{schema.names}, those of strings {choose}."
+        )
+    [name, kind] = next(iter(wrong.items()))
+    raise errors.UserError(
+        f"The column {name!r} of {path} is of type {str(kind)[:100]}, not of strings; those of "
+        f"strings are {choose}."
+    )
+
+
+def _column_type(schema: Any, name: str) -> Any:
+    """The type of a column or, by a dotted name, of a field within structs; None: there is none."""
+    if name in schema.names:
+        return schema.field(schema.names.index(name)).type
+    head, dot, rest = name.partition(".")
+    if not dot or head not in schema.names:
+        return None
+    kind = schema.field(schema.names.index(head)).type
+    for part in rest.split("."):
+        if not hasattr(kind, "get_field_index") or (at := kind.get_field_index(part)) < 0:
+            return None
+        kind = kind.field(at).type
+    return kind
+
+
+def _leaves(schema: Any) -> Iterator[str]:
+    """The dotted names of all columns that are not structs."""
+
+    def within(name: str, kind: Any) -> Iterator[str]:
+        if not hasattr(kind, "get_field_index"):
+            yield name
+            return
+        for at in range(kind.num_fields):
+            yield from within(f"{name}.{kind.field(at).name}", kind.field(at).type)
+
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        yield from within(name, kind)
+
+
+def _is_string(kind: Any) -> bool:
+    """Whether a column's values are strings, or all null."""
+    kind = getattr(kind, "value_type", None) if str(kind).startswith("dictionary<") else kind
+    return str(kind) in ("string", "large_string", "string_view", "null")
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """The rows of a batch; for one whose strings are not UTF-8, the error."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                [values] = batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield error
+            else:
+                yield values
+
+
 def _line_number(path: str, offset: int) -> int:
     """1-based number of the line that begins at `offset`."""
     count = 1
@@ -167,80 +300,28 @@ def _line_number(path: str, offset: int) -> int:
     return count
 
 
-@contextlib.contextmanager
-def _open(path: str) -> Iterator[IO[bytes] | io.BufferedIOBase]:
-    """The file's bytes, decompressed. Also closes the raw file, which GzipFile leaves open."""
-    with epath.Path(path).open("rb") as raw:
-        if path.lower().endswith(".gz"):
-            with gzip.GzipFile(fileobj=raw) as file:
-                yield file
-        elif path.lower().endswith(".zst"):
-            zstd = _ZstdFile(raw, _package("zstandard", path))
-            with io.BufferedReader(zstd, _CHUNK_BYTES) as file:
-                yield file
-        else:
-            yield raw
-
-
-class _ZstdFile(io.RawIOBase):
-    """Decompresses frame after frame; the package's own reader does not notice a truncated file."""
-
-    def __init__(self, raw: IO[bytes], zstandard: Any):
-        self._raw = raw
-        self._zstandard = zstandard
-        self._frame = None
-        self._decompressed = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._decompressed:
-            compressed = self._frame.unused_data if self._frame and self._frame.eof else b""
-            compressed = compressed or self._raw.read(_CHUNK_BYTES)
-            if not compressed:
-                if self._frame and not self._frame.eof:
-                    raise EOFError("it ends inside a zstd frame")
-                return 0
-            if not self._frame or self._frame.eof:
-                self._frame = self._zstandard.ZstdDecompressor().decompressobj()
-            try:
-                self._decompressed = self._frame.decompress(compressed)
-            except self._zstandard.ZstdError as error:
-                raise EOFError(str(error)) from error
-        count = min(len(buffer), len(self._decompressed))
-        buffer[:count] = self._decompressed[:count]
-        self._decompressed = self._decompressed[count:]
-        return count
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-def _package(module: str, path: str) -> Any:
-    """Imports an optional package, which is needed only to read its format."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise errors.UserError(
-            f"Reading {path} needs the package {package!r}, which is not installed: pip install"
-            f" {package}."
-        ) from error
-
-
 def _parquet_file(raw: IO[bytes], path: str) -> Any:
-    parquet = _package("pyarrow.parquet", path)
-    try:
+    parquet = compression.package("pyarrow.parquet", path)
+    with _intact_parquet(path):
         return parquet.ParquetFile(raw)
-    except (ValueError, OSError) as error:  # pyarrow.ArrowInvalid is a ValueError
+
+
+@contextlib.contextmanager
+def _intact_parquet(path: str) -> Iterator[None]:
+    arrow = compression.package("pyarrow", path)
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except (arrow.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's
+            raise
         raise errors.UserError(f"{path} is not an intact Parquet file: {error}") from error
 
 
 @contextlib.contextmanager
 def _array_record(path: str) -> Iterator[Any]:
-    module = _package("array_record.python.array_record_module", path)
+    module = compression.package("array_record.python.array_record_module", path)
     reader = None
     try:
         reader = module.ArrayRecordReader(path)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from keel_jax import errors
+from keel_jax.data import index as index_lib
 from keel_jax.data import shards, tokenizer
-from keel_jax.data.preparing import corpus, sidecars
+from keel_jax.data.preparing import corpus, documents, sidecars
 from keel_jax.data.preparing import options as preparation_options
 
 _MAX_EXAMPLES = 20  # bad documents that the index names
@@ -41,6 +42,7 @@ def build_index(
         "settings": dataclasses.asdict(settings),
         "num_bad_documents": sum(sidecar["num_bad_documents"] for sidecar in unit_sidecars),
         "bad_examples": bad_examples[:_MAX_EXAMPLES],
+        "bad_kinds": sidecars.bad_kinds(unit_sidecars),
         "num_empty_documents": sum(sidecar["num_empty_documents"] for sidecar in unit_sidecars),
         "splits": {
             split: _split_entry([sidecar["splits"][split] for sidecar in unit_sidecars], model)
@@ -48,15 +50,16 @@ def build_index(
         },
     }
     _check_splits(index, settings)
-    return index
+    return index_lib.seal(index)
 
 
 def _check_splits(index: Mapping[str, Any], settings: preparation_options.ShardSettings) -> None:
     num_documents = {name: entry["num_documents"] for name, entry in index["splits"].items()}
     if not sum(num_documents.values()):
         raise errors.UserError(
-            f"The corpus is empty: no document in it has text ({index['num_empty_documents']} "
-            f"empty ones, {index['num_bad_documents']} bad ones: {index['bad_examples'][:3]})."
+            f"No document of the corpus can be used: {index['num_empty_documents']} are empty, "
+            f"{index['num_bad_documents']} bad: "
+            f"{'; '.join(documents.describe_kinds(index['bad_kinds'])) or 'none'}."
         )
     for name, count in num_documents.items():
         if not count:
@@ -76,16 +79,23 @@ def _check_splits(index: Mapping[str, Any], settings: preparation_options.ShardS
 
 
 def indices_agree(index: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two indices are equal apart from entropies, whose last digit varies by machine."""
-    return _without_entropies(index) == _without_entropies(other)
+    """Whether two indices are equal apart from entropies, whose last digit varies by machine.
+
+    Their checksums cover those, and an index from before there were checksums has none, nor does it
+    count bad documents by kind.
+    """
+    return _comparable(index) == _comparable(other)
 
 
-def _without_entropies(index: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(index: Mapping[str, Any]) -> dict[str, Any]:
     splits = {
         name: {key: value for key, value in entry.items() if "entropy" not in key}
         for name, entry in index["splits"].items()
     }
-    return {**index, "splits": splits}
+    comparable = {**index, "splits": splits}
+    for key in (index_lib.CHECKSUM, "bad_kinds"):
+        comparable.pop(key, None)
+    return comparable
 
 
 def _split_entry(

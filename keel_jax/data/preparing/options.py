@@ -1,6 +1,7 @@
 """The options of a preparation: defaults, meaning and limits, for the API and for the flags."""
 
 import dataclasses
+import math
 import typing
 
 from etils import epath
@@ -57,10 +58,12 @@ class PreparationOptions:
     validation_fraction: float = _option(
         0.02, "Fraction of the documents held out, chosen by content hash; 0 for none."
     )
-    text_field: str = _option("text", "JSON field or column that holds a document's text.")
+    text_field: str = _option(
+        "text", "JSON field or column that holds a document's text; a.b is the field b of a."
+    )
     input_format: str = _option(
         "auto",
-        "Format of all input files; auto goes by each file's name.",
+        "Format of all input files; auto goes by each file's name, and asks where it says nothing.",
         choices=corpus.INPUT_FORMATS,
     )
     unit_bytes: int = _option(0, "Bytes of input per shard; 0 chooses by the size of the input.")
@@ -82,6 +85,32 @@ class PreparationOptions:
             raise errors.UserError(
                 f"The validation fraction is {self.validation_fraction}; it must be at least 0 and "
                 "below 1."
+            )
+        if self.vocab_size is not None and self.vocab_size < tokenizer.NUM_BASE_PIECES:
+            raise errors.UserError(
+                f"A vocabulary of {self.vocab_size} pieces is too small: it needs at least "
+                f"{tokenizer.NUM_BASE_PIECES}, one for each byte and two special ones, and the "
+                "characters of the text."
+            )
+        if self.tokenizer_sample_bytes < 1:
+            raise errors.UserError(
+                f"A tokenizer cannot be trained on {self.tokenizer_sample_bytes} bytes; give 1 or "
+                "more."
+            )
+        if self.max_bad_documents < 0:
+            raise errors.UserError(
+                f"The number of bad documents cannot be at most {self.max_bad_documents}; give 0 "
+                "or more."
+            )
+        if not self.text_field:
+            raise errors.UserError(
+                "The text field is empty; give the name of the JSON field or column that holds a "
+                "document's text."
+            )
+        if not 0 <= self.host_wait_seconds < math.inf:
+            raise errors.UserError(
+                f"Hosts cannot wait for {self.host_wait_seconds} seconds; give a finite number of "
+                "at least 0."
             )
         if self.unit_bytes < 0:
             raise errors.UserError(

@@ -82,6 +82,14 @@ def claim(
     except (FileExistsError, NotADirectoryError) as error:
         raise errors.UserError(f"The output {output} is a file, or lies below one.") from error
     recorded = recorded_plan(output)
+    record = atomic_files.read_record(output / TOKENIZER_RECORD_FILE)
+    if recorded != plan and record and record.get("plan") == plan_digest(plan):
+        logging.warning(
+            "%s is damaged: the tokenizer's record is of this plan. Rewriting it.",
+            output / shards.PLAN_FILE,
+        )
+        files.write_json(output / shards.PLAN_FILE, plan, temporary_suffix=temporary_suffix)
+        recorded = plan
     other_names = {name for name in names if _TEMPORARY not in name}
     if recorded is None and other_names and host_index == 0:
         raise errors.UserError(
@@ -95,7 +103,7 @@ def claim(
             "redo it."
         )
     # A killed run of this host leaves temporary files behind; no other host uses these names.
-    for path in output.glob(f"*{_TEMPORARY}{host_index}-*"):
+    for path in files.matching(output, f"*{_TEMPORARY}{host_index}-*"):
         path.unlink(missing_ok=True)
     if host_index or recorded == plan:
         _check_writable(output, temporary_suffix)
@@ -104,7 +112,7 @@ def claim(
         # The index goes first: it says that the set is complete.
         (output / shards.INDEX_FILE).unlink(missing_ok=True)
         for pattern in _OWN_PATTERNS:
-            for path in output.glob(pattern):
+            for path in files.matching(output, pattern):
                 path.unlink(missing_ok=True)
     files.write_json(output / shards.PLAN_FILE, plan, temporary_suffix=temporary_suffix)
 

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from etils import epath
 
-from keel_jax.data import shards, tokenizer
+from keel_jax.data import index, shards, tokenizer
 from keel_jax.data.preparing import atomic_files, corpus, documents, sidecars
 from keel_jax.data.preparing import options as preparation_options
 from keel_jax.runtime import files
@@ -45,13 +45,14 @@ def write_unit(
             "splits": {split: writer.finish() for split, writer in writers.items()},
             "num_bad_documents": tally.num_bad,
             "bad_examples": tally.examples,
+            "bad_kinds": tally.kinds,
             "num_empty_documents": tally.num_empty,
         }
     finally:
         for writer in writers.values():
             writer.close()
     path = output / sidecars.sidecar_file(number)
-    files.write_json(path, sidecar, temporary_suffix=temporary_suffix)
+    files.write_json(path, index.seal(sidecar), temporary_suffix=temporary_suffix)
     return sidecar
 
 

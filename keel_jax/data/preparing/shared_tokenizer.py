@@ -1,12 +1,21 @@
 """The tokenizer that all hosts of a preparation share: host 0 makes it, the others wait for it."""
 
+import itertools
 import time
+from collections.abc import Iterator
 
 from absl import logging
 from etils import epath
 
+from keel_jax import errors
 from keel_jax.data import integrity, shards, tokenizer
-from keel_jax.data.preparing import atomic_files, corpus, output_directory, tokenizer_training
+from keel_jax.data.preparing import (
+    atomic_files,
+    corpus,
+    documents,
+    output_directory,
+    tokenizer_training,
+)
 from keel_jax.data.preparing import options as preparation_options
 from keel_jax.runtime import files
 
@@ -24,7 +33,7 @@ def obtain(
     """The tokenizer of the directory: kept from an earlier run, made (host 0) or waited for.
 
     Raises:
-        UserError: SentencePiece cannot train such a tokenizer on this text.
+        UserError: there is no text to train on, or SentencePiece cannot train such a tokenizer.
         OSError: no space left, or the directory cannot be written.
         TimeoutError: host 0 made no tokenizer within `options.host_wait_seconds`.
     """
@@ -49,12 +58,7 @@ def _make(
         if options.tokenizer_model:
             temporary.write_bytes(epath.Path(options.tokenizer_model).read_bytes())
         else:
-            texts = corpus.sample_training_texts(
-                source,
-                num_bytes=options.tokenizer_sample_bytes,
-                validation_fraction=options.validation_fraction,
-                text_field=options.text_field,
-            )
+            texts = _training_texts(source, options)
             tokenizer_training.train_tokenizer(
                 texts, temporary, options.trained_vocab_size, options.tokenizer_type
             )
@@ -70,13 +74,43 @@ def _make(
     return model
 
 
+def _training_texts(
+    source: corpus.Corpus, options: preparation_options.PreparationOptions
+) -> Iterator[str]:
+    """The texts to train on. Raises UserError if there is none, saying what became of them."""
+    tally = documents.Tally()
+    texts = corpus.sample_training_texts(
+        source,
+        num_bytes=options.tokenizer_sample_bytes,
+        validation_fraction=options.validation_fraction,
+        text_field=options.text_field,
+        tally=tally,
+    )
+    first = next(texts, None)
+    if first is None:
+        left_out = documents.describe_kinds(tally.kinds)
+        if tally.num_empty:
+            left_out.append(f"{tally.num_empty} empty")
+        if tally.num_held_out:
+            left_out.append(
+                f"{tally.num_held_out} held out for validation "
+                f"(--validation_fraction={options.validation_fraction})"
+            )
+        raise errors.UserError(
+            "There is no text to train a tokenizer on. Of the documents, "
+            f"{'; '.join(left_out) or 'there is none'}. Correct the input, name the field of the "
+            "text with --text_field, or give more documents."
+        )
+    return itertools.chain([first], texts)
+
+
 def _load_if_ready(output: epath.Path, plan: output_directory.Plan) -> tokenizer.Tokenizer | None:
     """The directory's tokenizer if it is intact and was made for this plan."""
     record = atomic_files.read_record(output / output_directory.TOKENIZER_RECORD_FILE)
     path = output / shards.TOKENIZER_FILE
-    if not record or record["plan"] != output_directory.plan_digest(plan) or not path.exists():
+    if not record or record.get("plan") != output_directory.plan_digest(plan) or not path.exists():
         return None
-    if integrity.file_sha256(path) != record["fingerprint"]:
+    if integrity.file_sha256(path) != record.get("fingerprint"):
         return None
     return tokenizer.Tokenizer.load(path)
 

@@ -3,15 +3,19 @@
 A sidecar is written after its shards, so a unit that has one is done.
 """
 
+import base64
 import dataclasses
 import hashlib
 import json
 import typing
+import zlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from absl import logging
 from etils import epath
 
+from keel_jax.data import index as index_lib
 from keel_jax.data import integrity, shards, tokenizer
 from keel_jax.data.preparing import atomic_files, corpus, documents
 from keel_jax.data.preparing import options as preparation_options
@@ -40,6 +44,7 @@ class Sidecar(typing.TypedDict):
     splits: dict[str, SplitEntry]
     num_bad_documents: int
     bad_examples: list[str]
+    bad_kinds: typing.NotRequired[dict[str, documents.KindCount]]  # absent in old ones
     num_empty_documents: int
 
 
@@ -75,8 +80,26 @@ def check_num_bad(sidecars: Sequence[Sidecar], max_bad_documents: int) -> None:
     """Raises UserError if these units together have more bad documents than allowed."""
     num_bad = sum(sidecar["num_bad_documents"] for sidecar in sidecars)
     if num_bad > max_bad_documents:
-        examples = [example for sidecar in sidecars for example in sidecar["bad_examples"]]
-        raise documents.too_many_bad(num_bad, max_bad_documents, examples[:5])
+        kinds = bad_kinds(sidecars)
+        raise documents.too_many_bad(num_bad, max_bad_documents, kinds)
+
+
+def bad_kinds(sidecars: Sequence[Sidecar]) -> dict[str, documents.KindCount]:
+    """The bad documents of all units, by kind."""
+    return documents.merge_kinds(
+        sidecar.get("bad_kinds", _kinds_of_old(sidecar)) for sidecar in sidecars
+    )
+
+
+def _kinds_of_old(sidecar: Sidecar) -> dict[str, documents.KindCount]:
+    """Of a sidecar from before bad documents were counted by kind."""
+    if not sidecar["bad_examples"]:
+        return {}
+    entry: documents.KindCount = {
+        "count": sidecar["num_bad_documents"],
+        "example": sidecar["bad_examples"][0],
+    }
+    return {"left out": entry}
 
 
 class UnitStatus:
@@ -96,11 +119,12 @@ class UnitStatus:
         """Reads the sidecars of this host's units and verifies the checksums of their shards."""
         self._output = output
         settings = options.shard_settings
+        self._shape = _Shape(settings.splits, model.vocab_size)
         self._digests = [unit_digest(unit, model.fingerprint, settings) for unit in source.units]
         self.own_numbers = range(options.host_index, len(source.units), options.host_count)
         self._own: dict[int, Sidecar] = {}
         for number in self.own_numbers:
-            sidecar = _read_own(output, number, self._digests[number])
+            sidecar = _read_own(output, number, self._digests[number], self._shape)
             if sidecar is not None:
                 self._own[number] = sidecar
 
@@ -125,20 +149,28 @@ class UnitStatus:
             if number in self.own_numbers:
                 sidecar = self._own.get(number)
             else:
-                sidecar = _read_others(self._output, number, digest)
+                sidecar = _read_others(self._output, number, digest, self._shape)
             if sidecar is None:
                 return None
             sidecars.append(sidecar)
         return sidecars
 
 
-def _read_own(output: epath.Path, number: int, digest: str) -> Sidecar | None:
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """What the sidecars of a set have in common."""
+
+    splits: tuple[str, ...]
+    vocab_size: int
+
+
+def _read_own(output: epath.Path, number: int, digest: str, shape: _Shape) -> Sidecar | None:
     """The sidecar of a unit whose shards are intact and made from the same; else None.
 
     Every file is read and its checksum compared. A damaged one is logged and the sidecar removed,
     so that no other host counts the unit as done.
     """
-    sidecar = _read(output, number, digest)
+    sidecar = _read(output, number, digest, shape)
     damage = sidecar and _damage(output, sidecar, verify_checksums=True)
     if damage:
         logging.warning("%s It will be rebuilt.", damage)
@@ -147,20 +179,59 @@ def _read_own(output: epath.Path, number: int, digest: str) -> Sidecar | None:
     return sidecar
 
 
-def _read_others(output: epath.Path, number: int, digest: str) -> Sidecar | None:
+def _read_others(output: epath.Path, number: int, digest: str, shape: _Shape) -> Sidecar | None:
     """The sidecar of another host's unit, whose files are compared by size only; else None."""
-    sidecar = _read(output, number, digest)
+    sidecar = _read(output, number, digest, shape)
     if sidecar and _damage(output, sidecar, verify_checksums=False):
         return None
     return sidecar
 
 
-def _read(output: epath.Path, number: int, digest: str) -> Sidecar | None:
-    record = atomic_files.read_record(output / sidecar_file(number))
+def _read(output: epath.Path, number: int, digest: str, shape: _Shape) -> Sidecar | None:
+    """The sidecar of a unit; None if it is missing, made from something else, or damaged."""
+    path = output / sidecar_file(number)
+    record = atomic_files.read_record(path)
     if record is None or record.get("digest") != digest:
         return None
-    # A record with this digest was written by `shard_writing.write_unit` of this format version.
+    try:
+        _check(record, number, shape)
+    except index_lib.Damaged as error:
+        logging.warning("%s is damaged: %s. Its unit will be rebuilt.", path, error)
+        return None
     return typing.cast(Sidecar, record)
+
+
+def _check(record: dict[str, typing.Any], number: int, shape: _Shape) -> None:
+    """Raises `index.Damaged` unless the record is a sidecar whose values can be believed."""
+    index_lib.check_seal(record)
+    index_lib.check_left_out(record)
+    splits = record.get("splits")
+    if not isinstance(splits, dict) or tuple(splits) != shape.splits:
+        raise index_lib.Damaged(f"it does not have the splits {', '.join(shape.splits)}")
+    itemsize = shards.token_dtype(shape.vocab_size).itemsize
+    for name, entry in splits.items():
+        if not isinstance(entry, dict) or entry.get("file") != shards.shard_file(name, number):
+            raise index_lib.Damaged(
+                f"its split {name!r} is not of {shards.shard_file(name, number)}"
+            )
+        num_tokens = index_lib.whole_number(entry, "num_tokens", name)
+        for key in ("sha256", "weights_sha256"):
+            if entry.get(key) != "" or (key == "sha256" and num_tokens):
+                index_lib.sha256(entry, key, name)
+        has_weights = bool(entry["weights_sha256"])
+        index_lib.check_counts(entry, name, num_targets=num_tokens, has_weights=has_weights)
+        if entry.get("num_bytes_on_disk") != num_tokens * itemsize:
+            raise index_lib.Damaged(f"{name}.num_bytes_on_disk is not that of {num_tokens} tokens")
+        counts = _counts(entry)
+        if len(counts) != shape.vocab_size or counts.min() < 0 or counts.sum() != num_tokens:
+            raise index_lib.Damaged(f"{name}.counts are not those of {num_tokens} tokens")
+
+
+def _counts(entry: typing.Mapping[str, typing.Any]) -> np.ndarray:
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(entry["counts"])), "<i8")
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise index_lib.Damaged("the counts of its tokens cannot be read") from error
 
 
 def _damage(output: epath.Path, sidecar: Sidecar, *, verify_checksums: bool) -> str:

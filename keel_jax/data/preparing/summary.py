@@ -4,6 +4,7 @@ import dataclasses
 from typing import TypedDict
 
 from keel_jax.data import shards
+from keel_jax.data.preparing import documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Summary:
     vocab_size: int = 0
     num_bad_documents: int = 0
     bad_examples: tuple[str, ...] = ()
+    bad_kinds: dict[str, documents.KindCount] = dataclasses.field(default_factory=dict)
     num_empty_documents: int = 0
     num_units: int = 0
     num_units_reused: int = 0
@@ -77,6 +79,7 @@ def summarize(
         vocab_size=token_set.vocab_size,
         num_bad_documents=token_set.index["num_bad_documents"],
         bad_examples=tuple(token_set.index["bad_examples"]),
+        bad_kinds=token_set.index.get("bad_kinds", {}),
         num_empty_documents=token_set.index["num_empty_documents"],
         num_units=num_units,
         num_units_reused=num_units_reused,

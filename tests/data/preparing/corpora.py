@@ -1,10 +1,12 @@
 """Small corpora for the tests of preparation, and what is compared of a directory."""
 
+import bz2
 import dataclasses
 import gzip
 import importlib
 import itertools
 import json
+import lzma
 import pathlib
 import random
 
@@ -41,6 +43,18 @@ def write_jsonl(path: pathlib.Path, values: list) -> list[str]:
     return [str(path)]
 
 
+def write_compressed(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file compressed as its name says."""
+    zstandard = importlib.import_module("zstandard")
+    compress = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+    }.get(path.suffix, bytes)
+    path.write_bytes(compress(content))
+
+
 def write_texts(path: pathlib.Path, texts: list[str] = FORMAT_TEXTS) -> pathlib.Path:
     """Writes `texts` in the format that the name says; returns the glob of the input."""
     lines = jsonl(texts)
@@ -75,12 +89,15 @@ def read(
     inputs: list[pathlib.Path],
     *,
     unit_bytes: int = 0,
+    input_format: str = "auto",
     tally: documents.Tally | None = None,
     **options,
 ) -> tuple[list[documents.Document], corpus.Corpus]:
     """The documents of a corpus, and the corpus."""
     tally = tally or documents.Tally()
-    whole = corpus.discover([str(path) for path in inputs], unit_bytes=unit_bytes)
+    whole = corpus.discover(
+        [str(path) for path in inputs], input_format=input_format, unit_bytes=unit_bytes
+    )
     units = [corpus.read_documents(unit, tally, **options) for unit in whole.units]
     return list(itertools.chain.from_iterable(units)), whole
 

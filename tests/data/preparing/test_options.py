@@ -1,5 +1,6 @@
 """Laws of the options: impossible ones are errors before anything is written."""
 
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,13 @@ from keel_jax.data.preparing import preparation
 def test_impossible_settings_are_errors_before_anything_is_written(source, tmp_path):
     cases: list[tuple[dict[str, Any], str]] = [
         ({"validation_fraction": 1.0}, "1.0"),
+        ({"validation_fraction": math.nan}, "nan"),
+        ({"vocab_size": 257}, "257 pieces.*at least 258"),
+        ({"tokenizer_sample_bytes": 0}, "0 bytes"),
+        ({"max_bad_documents": -1}, "at most -1"),
+        ({"text_field": ""}, "text field is empty"),
+        ({"host_wait_seconds": math.inf}, "inf seconds"),
+        ({"host_wait_seconds": math.nan}, "nan seconds"),
         ({"num_workers": 0}, "0 workers"),
         ({"unit_bytes": -1}, "-1 bytes"),
         ({"host_index": 2, "host_count": 2}, "2 is outside the 2"),

@@ -71,3 +71,14 @@ def test_overwriting_that_fails_leaves_nothing_that_looks_finished(source, tmp_p
     with pytest.raises(ValueError, match="9000 pieces"):
         corpora.prepare(source, output, overwrite=True, vocab_size=9000)
     assert [path.name for path in output.iterdir()] == ["preparation.json"]
+
+
+def test_a_bracket_in_the_outputs_name_is_no_pattern(source, tmp_path):
+    output = tmp_path / "out[1]"
+    corpora.prepare(source, output)
+    (output / "train-00000.bin.tmp-0-1").write_text("left by a killed run")
+    assert corpora.prepare(source, output).state == "already done"
+    assert not (output / "train-00000.bin.tmp-0-1").exists()
+    corpora.prepare(source, output, overwrite=True, vocab_size=330)
+    corpora.prepare(source, tmp_path / "fresh", vocab_size=330)
+    assert corpora.contents(output) == corpora.contents(tmp_path / "fresh")
