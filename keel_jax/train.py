@@ -1,9 +1,9 @@
 """Trains a language model: `python -m keel_jax.train --config=FILE --workdir=DIR`.
 
-Started again with the same directory, it resumes the run. Any option can be changed on the
-command line, as in `--config.model.num_blocks=256`. Exit codes: 0 done, 1 error (starting again
-would not help), 3 diverged, 75 stopped on request (SIGTERM, Ctrl-C) and saved: start again, 76
-hung or lost a peer: start again. In several processes: docs/processes.md.
+Started again with the same directory, it resumes the run. --config.model.num_blocks=256 and the
+like change any option. Exit codes: 0 done, 1 error (starting again would not help), 3 diverged, 75
+stopped on request (SIGTERM, Ctrl-C) and saved, 76 hung or lost a peer: after these two, start
+again. In several processes: docs/processes.md.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from etils import epath
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips, recompute_choice, resolve
-from keel_jax.runtime import cli, distributed, exit_codes
+from keel_jax.runtime import agreement, cli, distributed, exit_codes
 from keel_jax.runtime import session as session_lib
 from keel_jax.training import checkpoint, inputs, loop, profiling, programs, start, trials
 from keel_jax.training import logs as logs_lib
@@ -39,6 +39,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
 
         # The options, the data and the directory, checked against each other.
         with clock.measure("initialization"):  # every checksum is read
+            agreement.check_options(cfg)
             tokens = inputs.open_inputs(cfg.data)
         asked = inputs.complete(cfg, tokens)
         mesh = mesh_lib.make(asked.mesh)
