@@ -18,7 +18,7 @@ from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips, recompute_choice, resolve
 from keel_jax.runtime import agreement, cli, distributed, exit_codes
 from keel_jax.runtime import session as session_lib
-from keel_jax.training import checkpoint, inputs, loop, profiling, programs, start, trials
+from keel_jax.training import checkpoint, events, inputs, loop, profiling, programs, start, trials
 from keel_jax.training import logs as logs_lib
 from keel_jax.training import progress as progress_lib
 from keel_jax.training import status as status_lib
@@ -48,19 +48,21 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         workdir = workdir_lib.prepare(workdir, asked)
 
         # The initial or restored state.
-        with clock.measure("initialization"):
-            checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
-            resources.enter_context(checkpoints)
+        checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
+        resources.enter_context(checkpoints)
+        is_new = checkpoints.latest_step() is None
+        with clock.measure("initialization" if is_new else "restore"):
             if (code := start.ended_before(asked, workdir, checkpoints)) is not None:
                 return code
             meta = inputs.meta(tokens)
             state, step = start.begin(cfg, mesh, checkpoints, meta)
 
         # The programs. From here on status.json records a failure.
+        event_log = resources.enter_context(events.EventLog(workdir, clock, step))
         plan, is_chosen = resolve.predict(cfg, mesh), asked.model.recompute.plan == "auto"
-        status = status_lib.Status(workdir, cfg, plan.to_json(is_chosen=is_chosen), session)
+        recompute = plan.to_json(is_chosen=is_chosen)
+        status = status_lib.Status(workdir, cfg, recompute, session, event_log)
         resources.enter_context(status)
-        session.watchdog.on_hang = status.hung
         workdir_lib.describe(workdir, asked, tokens.first.path / "tokenizer.model")
         status.update(step)
         progress_lib.announce(cfg, step, recompute_choice.describe(plan, cfg, is_chosen=is_chosen))
@@ -71,9 +73,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         directories = trials.directories(workdir, cfg)
         logs = resources.enter_context(logs_lib.Logs(directories, step))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
-        progress = resources.enter_context(progress_lib.Progress(cfg.train.num_steps, step))
         [is_evaluated] = distributed.from_lead(logs_lib.is_evaluated(directories[0], step))
-        peak = chips.peak_flops_per_second(jax.devices()[0])
 
         def save(step: int, state, diverged: bool):
             checkpoints.save(state, dataclasses.replace(meta, step=step, diverged=diverged))
@@ -84,18 +84,17 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
 
         training = loop.Loop(
             cfg=cfg,
-            train_step=compiled.train_step,
+            programs=compiled,
             batches=inputs.train_batches(cfg, tokens, mesh, step),
-            evaluator=compiled.evaluator,
             is_evaluated=bool(is_evaluated),
             save=save,
             write=logs.write,
             on_logged=on_logged,
             telemetry=telemetry,
-            progress=progress,
+            progress=resources.enter_context(progress_lib.Progress(cfg.train.num_steps, step)),
             stop_asked=session.stop_request.asked,
             bytes_per_token=tokens.bytes_per_token,
-            peak_flops=peak and peak * jax.device_count(),
+            peak_flops=chips.total_peak_flops_per_second(),
             trace=profiling.StepTrace(cfg.train.profile_range, str(workdir / "tensorboard")),
             clock=clock,
         )

@@ -7,7 +7,7 @@ from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import compilation, stop, watchdog
 
 # Activities that may take longer than a step.
-_PAUSES: tuple[str, ...] = ("initialization", "compile", "checkpoint_wait")
+_PAUSES: tuple[str, ...] = ("initialization", "restore", "compile", "checkpoint_wait")
 
 
 class Session(contextlib.ExitStack):

@@ -10,7 +10,8 @@ import dataclasses
 from keel_jax import config
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import exit_codes
-from keel_jax.training import evaluation, metrics, profiling, telemetry_records, transfer
+from keel_jax.training import metrics, profiling, telemetry_records, transfer
+from keel_jax.training import programs as programs_lib
 from keel_jax.training import progress as progress_lib
 from keel_jax.training import state as state_lib
 
@@ -32,10 +33,9 @@ class Loop:
     """One run of the loop over all trials: its functions and its state."""
 
     cfg: config.Config
-    train_step: collections.abc.Callable
+    programs: programs_lib.Programs
     # Global batches from the first step on.
     batches: collections.abc.Iterator[dict]
-    evaluator: evaluation.Evaluator
     # Whether a validation that is due at the first step is in the log already.
     is_evaluated: bool
     # (step, state, diverged): writes a checkpoint in the background.
@@ -80,7 +80,7 @@ class Loop:
                 # Before the step, which donates the state.
                 is_due = self.telemetry.is_due(step + 1)
                 statistics = self.telemetry.look(state, batch) if is_due else None
-                state, sums = self.train_step(state, batch)
+                state, sums = self.programs.train_step(state, batch)
                 step, self._state = step + 1, state
                 self._read_last()
                 self._unread = _Unread(step, sums, batch, statistics)
@@ -132,6 +132,7 @@ class Loop:
             return
         last, self._unread = self._unread, None
         step, trials = last.step, transfer.per_trial(last.sums, self.cfg.num_trials)
+        self.clock.finish_step(step)
         newly_dead = [i for i, trial in enumerate(trials) if trial["diverged"] and self._alive[i]]
         self._record_telemetry(last, newly_dead, trials)
         logged = step % self.cfg.train.log_every_steps == 0 or step in (1, self.cfg.train.num_steps)
@@ -188,7 +189,7 @@ class Loop:
         """Validates; returns whether it finished before a stop request."""
         # The same batches each time, so that the points of the curve are comparable.
         with self.clock.measure("evaluation"):
-            trials = self.evaluator.run(
+            trials = self.programs.evaluator.run(
                 state.params,
                 self.cfg.train.eval_num_batches,
                 stop_asked=lambda: self.stops(step),
