@@ -38,24 +38,22 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         clock = session.clock
 
         # The options, the data and the directory, checked against each other.
-        with clock.measure("initialization"):  # every checksum is read
-            agreement.check_options(cfg)
-            tokens = inputs.open_inputs(cfg.data)
+        agreement.check_options(cfg)
+        tokens = inputs.open_inputs(cfg.data)
         asked = inputs.complete(cfg, tokens)
         mesh = mesh_lib.make(asked.mesh)
         inputs.check_sizes(asked, tokens, mesh)
         cfg = resolve.resolve(asked, mesh)
         workdir = workdir_lib.prepare(workdir, asked)
+        session.watchdog.workdir = workdir
 
         # The initial or restored state.
         checkpoints = checkpoint.Checkpoints(workdir, cfg.train.keep_checkpoints)
         resources.enter_context(checkpoints)
-        is_new = checkpoints.latest_step() is None
-        with clock.measure("initialization" if is_new else "restore"):
-            if (code := start.ended_before(asked, workdir, checkpoints)) is not None:
-                return code
-            meta = inputs.meta(tokens)
-            state, step = start.begin(cfg, mesh, checkpoints, meta)
+        if (code := start.ended_before(asked, workdir, checkpoints)) is not None:
+            return code
+        meta = inputs.meta(tokens)
+        state, step = start.begin(cfg, mesh, checkpoints, meta, clock)
 
         # The programs. From here on status.json records a failure.
         event_log = resources.enter_context(events.EventLog(workdir, clock, step))
@@ -67,7 +65,9 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         status.update(step)
         progress_lib.announce(cfg, step, recompute_choice.describe(plan, cfg, is_chosen=is_chosen))
         with clock.measure("compile"):
-            compiled = programs.compile_all(cfg, mesh, tokens.first)
+            compiled = programs.compile_all(cfg, mesh, tokens.first, session.stop_request.asked)
+        if compiled is None:  # stopped; no step has been computed that could be lost
+            return status.end(exit_codes.PREEMPTED, step, state)
 
         # Logs, telemetry and console output.
         directories = trials.directories(workdir, cfg)

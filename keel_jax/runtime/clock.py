@@ -24,10 +24,11 @@ class Clock:
     on_measured: collections.abc.Callable[[str, float], None] | None = None
     on_step: collections.abc.Callable[[int], None] | None = None
 
-    def __init__(self):
+    def __init__(self, activity: str = ""):
+        """Begins with an activity, which lasts until `begin_steps`."""
         self._begin = self._entered = time.monotonic()
         self.seconds: dict[str, float] = {}
-        self.activity = ""
+        self.activity = activity
         self.step = 0
         self.beats = 0
 
@@ -41,6 +42,13 @@ class Clock:
             self._enter(outer)
             if self.on_measured is not None and outer != activity:
                 self.on_measured(activity, self[activity] - before)
+
+    def begin_steps(self) -> None:
+        """Ends the activity that the clock began with."""
+        activity = self.activity
+        self._enter("")
+        if activity and self.on_measured is not None:
+            self.on_measured(activity, self[activity])
 
     def beat(self) -> None:
         """A sign of life within an activity."""

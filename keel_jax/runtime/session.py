@@ -22,7 +22,7 @@ class Session(contextlib.ExitStack):
 
     def __init__(self, options: config.RuntimeConfig):
         super().__init__()
-        self.clock = clock_lib.Clock()
+        self.clock = clock_lib.Clock("initialization")
         self.stop_request = stop.StopRequest()
         self.compilations = compilation.Counter()
         pauses = dict.fromkeys(_PAUSES, options.pause_timeout_seconds)

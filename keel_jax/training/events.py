@@ -60,7 +60,8 @@ class EventLog:
             num_devices=jax.device_count(),
         )
         for activity, seconds in clock.seconds.items():
-            self.add("activity", activity=activity, seconds=seconds)
+            if activity != clock.activity:
+                self.add("activity", activity=activity, seconds=seconds)
 
     def __enter__(self) -> "EventLog":
         self._clock.on_measured, self._clock.on_step = self._measured, self._finished_step

@@ -62,6 +62,7 @@ class Loop:
         Returns:
           The exit code, the steps taken by the longest-lived trial, and the last state, saved.
         """
+        self.clock.begin_steps()
         self._interval = _Interval(self.clock, step)
         self._alive = [not trial for trial in transfer.fetch(state.diverged).reshape(-1)]
         self._unread: _Unread | None = None

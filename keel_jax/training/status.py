@@ -42,7 +42,7 @@ class Status:
         self._ancestry = ancestry.read(workdir)
 
     def __enter__(self) -> "Status":
-        self._watchdog.workdir, self._watchdog.on_hang = self._workdir, self.hung
+        self._watchdog.on_hang = self.hung
         return self
 
     def __exit__(self, kind, error, _):
