@@ -1,9 +1,9 @@
 """Trains a language model: `python -m keel_jax.train --config=FILE --workdir=DIR`.
 
 Started again with the same directory, it resumes the run. --config.model.num_blocks=256 and the
-like change any option. Exit codes: 0 done, 1 error (starting again would not help), 3 diverged, 75
-stopped on request (SIGTERM, Ctrl-C) and saved, 76 hung or lost a peer: after these two, start
-again. In several processes: docs/processes.md.
+like change any option. Exit codes: 0 done, 1 error (starting again would not help), 3 diverged, 6
+not computed reliably, 75 stopped on request (SIGTERM, Ctrl-C) and saved, 76 hung or lost a peer:
+after these two, start again. In several processes: docs/processes.md.
 """
 
 import contextlib

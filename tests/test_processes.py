@@ -266,6 +266,37 @@ def test_a_stopped_process_is_noticed(alone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("moment", ["compile", "evaluation"])
+def test_sigterm_is_honoured_while_compiling_and_validating(
+    moment, num_processes, token_dir, tmp_path
+):
+    """Long before the end of either: with 75, and the state saved if there was a step."""
+    cfg = _config(
+        token_dir,
+        str(tmp_path / "cache"),  # so that the step is compiled
+        train=dict(num_steps=_ENDLESS, eval_every_steps=1, eval_num_batches=0, batch_size=8),
+        telemetry=dict(every_steps=0 if moment == "evaluation" else 1),
+    )
+    run = tmp_path / "run"
+    flags = processes.train_flags(cfg, run)
+    with processes.start("keel_jax.train", flags, tmp_path, num_processes=num_processes) as program:
+        if moment == "compile":
+            program.wait_until(lambda: "recompute: " in program.told())
+        else:
+            program.wait_for_step(run, 1)
+        program.processes[-1].send_signal(signal.SIGTERM)
+        assert program.codes() == [exit_codes.PREEMPTED] * num_processes, program.told()
+    status = _status(run)
+    assert status["state"] == "preempted"
+    if moment == "compile":
+        assert status["step"] == 0 and "compiled telemetry" not in program.told()
+    else:
+        assert status["step"] >= 1 and (run / "checkpoints" / str(status["step"])).is_dir()
+    assert events.read(run)[0][-1]["exit_code"] == exit_codes.PREEMPTED
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("stuck", "limits"), [(1, (8.0, 8.0)), (1, (0.0, 8.0)), (0, (8.0, 0.0))])
 def test_a_process_that_hangs_with_a_beating_heart_is_noticed(stuck, limits, alone, tmp_path):
     """One waits for its data for ever, the other for the first: both tell where they were.

@@ -10,7 +10,7 @@ import dataclasses
 from keel_jax import config
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import exit_codes
-from keel_jax.training import metrics, profiling, telemetry_records, transfer
+from keel_jax.training import metrics, profiling, repeatability, telemetry_records, transfer
 from keel_jax.training import programs as programs_lib
 from keel_jax.training import progress as progress_lib
 from keel_jax.training import state as state_lib
@@ -63,6 +63,7 @@ class Loop:
           The exit code, the steps taken by the longest-lived trial, and the last state, saved.
         """
         self.clock.begin_steps()
+        self._check = repeatability.Check(self.cfg.train.check_every_steps, self.clock)
         self._interval = _Interval(self.clock, step)
         self._alive = [not trial for trial in transfer.fetch(state.diverged).reshape(-1)]
         self._unread: _Unread | None = None
@@ -81,7 +82,7 @@ class Loop:
                 # Before the step, which donates the state.
                 is_due = self.telemetry.is_due(step + 1)
                 statistics = self.telemetry.look(state, batch) if is_due else None
-                state, sums = self.programs.train_step(state, batch)
+                state, sums = self._step(step + 1, state, batch)
                 step, self._state = step + 1, state
                 self._read_last()
                 self._unread = _Unread(step, sums, batch, statistics)
@@ -91,6 +92,13 @@ class Loop:
                 self._pause(step, state)
             self._read_last()
         return self._finish(step, state)
+
+    def _step(self, step: int, state, batch: dict):
+        """The state after `step` and its sums; checked if that is due."""
+        if not self._check.is_due(step):
+            return self.programs.train_step(state, batch)
+        self._read_last()  # whose time is not the check's
+        return self._check.run(self.programs.train_step, step, state, batch)
 
     def stops(self, step: int) -> bool:
         """Whether to stop at `step`; called before every batch, also during validation."""
