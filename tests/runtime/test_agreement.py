@@ -79,8 +79,8 @@ def test_options_of_one_machine_may_differ_and_data_may_not(
 def test_of_four_processes_those_that_differ_are_named(token_dir, cache_dir, tmp_path):
     """Two have another matmul precision, which would change the numbers and not the shapes."""
     flags = processes.train_flags(_config(token_dir, cache_dir), tmp_path / "run")
-    other = ["--jax_default_matmul_precision=float32"]
-    told = _refused(flags, tmp_path, num_processes=4, flags_of={1: other, 3: other})
+    other = {"JAX_DEFAULT_MATMUL_PRECISION": "float32"}
+    told = _refused(flags, tmp_path, num_processes=4, environment_of={1: other, 3: other})
     for one in told:
         assert (
             "started with different software: jax_default_matmul_precision is null on processes "
