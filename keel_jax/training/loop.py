@@ -223,15 +223,15 @@ class Loop:
 
 
 class _Interval:
-    """The steps since the last logged one, and their wall-clock time."""
+    """The steps since the last logged one, and their wall-clock time without that of checks."""
 
     def __init__(self, clock: clock_lib.Clock, step: int):
         self._clock, self._step = clock, step
-        self._total, self._data_wait = clock.total, clock["data_wait"]
+        self._total, self._data_wait = clock.total - clock["check"], clock["data_wait"]
 
     def close(self, step: int, cfg: config.Config, peak_flops: float | None) -> dict[str, float]:
         """Speed from the last logged step to `step`."""
-        seconds = self._clock.total - self._total
+        seconds = self._clock.total - self._clock["check"] - self._total
         wait_fraction = (self._clock["data_wait"] - self._data_wait) / seconds
         steps = max(1, step - self._step)
         return metrics.speed_metrics(cfg, seconds / steps, wait_fraction, peak_flops)

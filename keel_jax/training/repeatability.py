@@ -69,12 +69,14 @@ class Check:
 
     def _message(self, step: int, found: list[str]) -> str:
         more = f"; and {len(found) - _NUM_LISTED} more" if len(found) > _NUM_LISTED else ""
-        passed = f"The last check that passed was of step {self._passed}" if self._passed else (
-            "No check of this run has passed before"
-        )  # fmt: skip
+        passed = (
+            f"The last check that passed was of step {self._passed}: later checkpoints"
+            if self._passed
+            else "No check has passed since the run was started: its checkpoints"
+        )
         return (
             f"Step {step} was not computed reliably: {'; '.join(found[:_NUM_LISTED])}{more}. "
-            f"Nothing was saved after it. {passed}: checkpoints after that may hold the damage. "
+            f"Nothing was saved after it. {passed} may hold the damage. "
             "Take the machine of the named devices out before the run is started again."
         )
 
