@@ -120,7 +120,7 @@ class EventLog:
             "data_wait_seconds": waited + (before["data_wait_seconds"] if before else 0.0),
         }
         self._lines.rewrite_last(json.dumps(self._open_steps))
-        if sum(self._durations) > _STEPS_SECONDS:
+        if self._open_steps["seconds"] > _STEPS_SECONDS:
             self._end_steps()
 
     def _end_steps(self):
