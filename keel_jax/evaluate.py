@@ -9,8 +9,11 @@ import rich.progress
 from absl import flags
 from etils import epath
 
-from keel_jax.runtime import cli, distributed
+from keel_jax.runtime import agreement, cli, distributed
 from keel_jax.training import evaluation, metrics, trained
+
+# Flags that must be the same in several processes.
+_SAME = ("workdir", "step", "batch_size", "seq_len")
 
 
 def evaluate(
@@ -78,6 +81,8 @@ def main(_: list[str]) -> None:
 
 
 def _evaluate():
+    same = {f"--{name}": flags.FLAGS[name].value for name in _SAME}
+    agreement.check(same, "with different flags", "Start all of them with the same command")
     result = evaluate(
         _WORKDIR.value,
         step=_STEP.value,

@@ -1,9 +1,9 @@
 """Trains a language model: `python -m keel_jax.train --config=FILE --workdir=DIR`.
 
-Started again with the same directory, it resumes the run. Any option can be changed on the
-command line, as in `--config.model.num_blocks=256`. Exit codes: 0 done, 1 error (starting again
-would not help), 3 diverged, 75 stopped on request (SIGTERM, Ctrl-C) and saved: start again, 76
-hung or lost a peer: start again. In several processes: docs/processes.md.
+Started again with the same directory, it resumes the run. --config.model.num_blocks=256 and the
+like change any option. Exit codes: 0 done, 1 error (starting again would not help), 3 diverged, 6
+not computed reliably, 75 stopped on request (SIGTERM, Ctrl-C) and saved, 76 hung or lost a peer:
+after these two, start again. In several processes: docs/processes.md.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from etils import epath
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips, recompute_choice, resolve
-from keel_jax.runtime import cli, distributed, exit_codes
+from keel_jax.runtime import agreement, cli, distributed, exit_codes
 from keel_jax.runtime import session as session_lib
-from keel_jax.training import checkpoint, inputs, loop, profiling, programs, start, trials
+from keel_jax.training import checkpoint, events, inputs, loop, profiling, programs, start, trials
 from keel_jax.training import logs as logs_lib
 from keel_jax.training import progress as progress_lib
 from keel_jax.training import status as status_lib
@@ -38,41 +38,42 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         clock = session.clock
 
         # The options, the data and the directory, checked against each other.
-        with clock.measure("initialization"):  # every checksum is read
-            tokens = inputs.open_inputs(cfg.data)
+        agreement.check_options(cfg)
+        tokens = inputs.open_inputs(cfg.data)
         asked = inputs.complete(cfg, tokens)
         mesh = mesh_lib.make(asked.mesh)
         inputs.check_sizes(asked, tokens, mesh)
         cfg = resolve.resolve(asked, mesh)
         workdir = resources.enter_context(workdir_lib.opened(workdir, asked))
+        session.watchdog.workdir = workdir
 
         # The initial or restored state.
-        with clock.measure("initialization"):
-            checkpoints = checkpoint.Checkpoints(workdir, cfg.train)
-            resources.enter_context(checkpoints)
-            if (code := start.ended_before(asked, workdir, checkpoints)) is not None:
-                return code
-            meta = inputs.meta(tokens)
-            state, step = start.begin(cfg, mesh, checkpoints, meta)
+        checkpoints = checkpoint.Checkpoints(workdir, cfg.train)
+        resources.enter_context(checkpoints)
+        if (code := start.ended_before(asked, workdir, checkpoints)) is not None:
+            return code
+        meta = inputs.meta(tokens)
+        state, step = start.begin(cfg, mesh, checkpoints, meta, clock)
 
         # The programs. From here on status.json records a failure.
+        event_log = resources.enter_context(events.EventLog(workdir, clock, step))
         plan, is_chosen = resolve.predict(cfg, mesh), asked.model.recompute.plan == "auto"
-        status = status_lib.Status(workdir, cfg, plan.to_json(is_chosen=is_chosen), session)
+        recompute = plan.to_json(is_chosen=is_chosen)
+        status = status_lib.Status(workdir, cfg, recompute, session, event_log)
         resources.enter_context(status)
-        session.watchdog.on_hang = status.hung
         workdir_lib.describe(workdir, asked, tokens.first.path / "tokenizer.model")
         status.update(step)
         progress_lib.announce(cfg, step, recompute_choice.describe(plan, cfg, is_chosen=is_chosen))
         with clock.measure("compile"):
-            compiled = programs.compile_all(cfg, mesh, tokens.first)
+            compiled = programs.compile_all(cfg, mesh, tokens.first, session.stop_request.asked)
+        if compiled is None:  # stopped; no step has been computed that could be lost
+            return status.end(exit_codes.PREEMPTED, step, state)
 
         # Logs, telemetry and console output.
         directories = trials.directories(workdir, cfg)
         logs = resources.enter_context(logs_lib.Logs(directories, step))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
-        progress = resources.enter_context(progress_lib.Progress(cfg.train.num_steps, step))
         [is_evaluated] = distributed.from_lead(logs_lib.is_evaluated(directories[0], step))
-        peak = chips.peak_flops_per_second(jax.devices()[0])
 
         def save(step: int, state, diverged: bool):
             checkpoints.save(state, dataclasses.replace(meta, step=step, diverged=diverged))
@@ -83,18 +84,17 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
 
         training = loop.Loop(
             cfg=cfg,
-            train_step=compiled.train_step,
+            programs=compiled,
             batches=inputs.train_batches(cfg, tokens, mesh, step),
-            evaluator=compiled.evaluator,
             is_evaluated=bool(is_evaluated),
             save=save,
             write=logs.write,
             on_logged=on_logged,
             telemetry=telemetry,
-            progress=progress,
+            progress=resources.enter_context(progress_lib.Progress(cfg.train.num_steps, step)),
             stop_asked=session.stop_request.asked,
             bytes_per_token=tokens.bytes_per_token,
-            peak_flops=peak and peak * jax.device_count(),
+            peak_flops=chips.total_peak_flops_per_second(),
             trace=profiling.StepTrace(cfg.train.profile_range, str(workdir / "tensorboard")),
             clock=clock,
         )

@@ -8,7 +8,7 @@ The codes are those of keel_jax/runtime/exit_codes.py. A process that dies takes
 it, so most codes of a failed run are consequences of one cause. The first of these that any process
 ended with is the run's:
 
-    an error (1 and any code not named below)   starting again would fail again
+    an error (1, 6 and any code not named below)   starting again would fail again
     3                                           diverged: all processes see the same loss
     139 137 134                                 killed by a signal: the others lost this peer
     76                                          hung, or lost a peer; also a process without a code

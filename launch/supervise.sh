@@ -7,6 +7,7 @@
 #   0   done                                    ends
 #   1   error, and any code not named here      ends: it would fail again
 #   3   diverged                                ends: a result
+#   6   corrupted: not computed reliably        ends: a person has to look at the machine
 #   75  stopped on request and saved            again, at once; after a pause if it had lasted less
 #                                               than QUICK_SECONDS
 #   76  hung, or lost a peer                    again, after a pause
@@ -62,6 +63,7 @@ while true; do
   case $code in
     0) say "done"; exit 0 ;;
     3) say "diverged: a result, not a fault; see status.json"; exit 3 ;;
+    6) say "not computed reliably: look at the machine; see status.json"; exit 6 ;;
     75)
       if [ "$lasted" -ge "$QUICK_SECONDS" ]; then say "stopped and saved; starting it again"; continue; fi
       event="stopped and saved (75) after only $lasted s" ;;

@@ -1,4 +1,4 @@
-"""`python -m keel_jax.train` whose process 1 waits for its fourth batch for ever."""
+"""`keel_jax.train`, of which process --stuck_process waits for its fourth batch for ever."""
 
 import itertools
 import runpy
@@ -16,6 +16,8 @@ def _stuck(*args, **options):
 
 
 if __name__ == "__main__":
-    if "--process_id=1" in sys.argv:
+    [flag] = [arg for arg in sys.argv if arg.startswith("--stuck_process=")]
+    sys.argv.remove(flag)
+    if f"--process_id={flag.partition('=')[2]}" in sys.argv:
         loader.train_batches = _stuck
     runpy.run_module("keel_jax.train", run_name="__main__")

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import types
+from collections.abc import Mapping
 
 from keel_jax import config
 from keel_jax.training import logs
@@ -63,12 +65,16 @@ def start(
     num_processes: int,
     devices_each: int = 1,
     started: tuple[int, ...] | None = None,
+    flags_of: Mapping[int, list[str]] = types.MappingProxyType({}),
+    environment_of: Mapping[int, dict[str, str]] = types.MappingProxyType({}),
 ):
     """Starts `python -m MODULE` as `num_processes` processes; yields the Program.
 
     Args:
       directory: where their output goes.
       started: the numbers of those that are started; all by default.
+      flags_of: flags of single processes, by number, after those of all.
+      environment_of: environment variables of single processes, by number.
     """
     directory.mkdir(parents=True, exist_ok=True)
     # A killed service leaves its port in use for a while: every program takes one of its own.
@@ -90,12 +96,14 @@ def start(
                             "-m",
                             module,
                             *flags,
+                            *flags_of.get(number, []),
                             *(explicit if num_processes > 1 else []),
                         ],
                         cwd=ROOT,
                         stdout=file,
                         stderr=subprocess.STDOUT,
-                        env={**os.environ, "XLA_FLAGS": xla_flags(devices_each)},
+                        env={**os.environ, "XLA_FLAGS": xla_flags(devices_each)}
+                        | environment_of.get(number, {}),
                     )
                 )
             program.outputs.append(output)

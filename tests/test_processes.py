@@ -16,7 +16,7 @@ import pytest
 from keel_jax import config, evaluate, train
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import logs, telemetry_records, trained
+from keel_jax.training import events, logs, telemetry_records, trained
 from tests import conftest, processes
 
 NUM_STEPS = 5
@@ -277,20 +277,74 @@ def test_a_stopped_process_is_noticed(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_with_a_beating_heart_is_noticed(alone, tmp_path):
-    """One waits for its data for ever, the other for the first: both watchdogs end them."""
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("moment", ["compile", "evaluation"])
+def test_sigterm_is_honoured_while_compiling_and_validating(
+    moment, num_processes, token_dir, tmp_path
+):
+    """Long before the end of either: with 75, and the state saved if there was a step."""
+    cfg = _config(
+        token_dir,
+        str(tmp_path / "cache"),  # so that the step is compiled
+        train=dict(num_steps=_ENDLESS, eval_every_steps=1, eval_num_batches=0, batch_size=8),
+        telemetry=dict(every_steps=0 if moment == "evaluation" else 1),
+    )
+    run = tmp_path / "run"
+    flags = processes.train_flags(cfg, run)
+    with processes.start("keel_jax.train", flags, tmp_path, num_processes=num_processes) as program:
+        if moment == "compile":
+            program.wait_until(lambda: "recompute: " in program.told())
+        else:
+            program.wait_for_step(run, 1)
+        program.processes[-1].send_signal(signal.SIGTERM)
+        assert program.codes() == [exit_codes.PREEMPTED] * num_processes, program.told()
+    status = _status(run)
+    assert status["state"] == "preempted"
+    if moment == "compile":
+        assert status["step"] == 0 and "compiled telemetry" not in program.told()
+    else:
+        assert status["step"] >= 1 and (run / "checkpoints" / str(status["step"])).is_dir()
+    assert events.read(run)[0][-1]["exit_code"] == exit_codes.PREEMPTED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stuck", "limits"), [(1, (8.0, 8.0)), (1, (0.0, 8.0)), (0, (8.0, 0.0))])
+def test_a_process_that_hangs_with_a_beating_heart_is_noticed(stuck, limits, alone, tmp_path):
+    """One waits for its data for ever, the other for the first: both tell where they were.
+
+    So they do if only one of them has a limit: it tells the other.
+    """
     cfg, _ = alone
     run = tmp_path / "run"
-    runtime = dataclasses.replace(cfg.runtime, step_timeout_seconds=8.0)
-    flags = processes.train_flags(
-        dataclasses.replace(_with_steps(cfg, _ENDLESS), runtime=runtime), run
-    )
-    with processes.start("tests.hanging_train", flags, tmp_path, num_processes=2) as program:
+    flags = [*processes.train_flags(_with_steps(cfg, _ENDLESS), run), f"--stuck_process={stuck}"]
+    with processes.start(
+        "tests.hanging_train",
+        flags,
+        tmp_path,
+        num_processes=2,
+        flags_of={
+            number: [f"--config.runtime.step_timeout_seconds={limit}"]
+            for number, limit in enumerate(limits)
+        },
+    ) as program:
         codes = program.codes()
-    assert exit_codes.HUNG in codes and set(codes) <= LOST, program.told()
-    assert "showed no sign of life" in program.told()
-    assert "(most recent call first)" in program.told()
-    assert _status(run)["state"] == "failed" and _status(run)["exit_code"] == exit_codes.HUNG
+    assert codes == [exit_codes.HUNG] * 2, program.told()
+    for number, output in enumerate(program.outputs):
+        told = output.read_text()
+        report = (run / f"hangs/process_{number}.txt").read_text()
+        activity = "data_wait" if number == stuck else "a step"
+        for text in (told, report):
+            assert f"{activity} showed no sign of life for" in text
+            assert " after step " in text and "(most recent call first)" in text
+            assert ("in _stuck" in text) == (number == stuck), "the stack of the culprit"
+        assert f"process {number} of 2" in report
+        if not limits[number]:
+            assert f"process {1 - number} hangs: " in report
+        assert "no report came" not in told
+    status = _status(run)
+    assert status["state"] == "failed" and status["exit_code"] == exit_codes.HUNG
+    assert "showed no sign of life" in status["error"]
+    assert events.read(run)[0][-1] == events.read(run)[0][-1] | {"event": "stop", "exit_code": 76}
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from keel_jax import config, evaluate, generate, train
 from keel_jax.model import sampling
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import exit_codes, files, ownership
+from keel_jax.runtime import exit_codes, files, ownership, stop
 from keel_jax.training import inputs, logs, loop, trained
 from tests import conftest
 
@@ -337,6 +337,21 @@ def test_a_stop_during_compilation_ends_before_the_first_step(
     assert _status(tmp_path)["step"] == 0
     assert train.train(cfg, tmp_path) == exit_codes.DONE
     jax.tree.map(np.testing.assert_array_equal, _params(tmp_path), _params(workdir))
+
+
+@pytest.mark.parametrize("asked_at", [1, 2, 3])
+def test_a_stop_during_compilation_does_not_wait_for_the_programs_that_follow(
+    asked_at, token_dir, cache_dir, tmp_path, monkeypatch, capsys
+):
+    """Nothing was computed that could be lost, so nothing is saved; the next start goes on."""
+    cfg = _config(token_dir, cache_dir, telemetry=dict(every_steps=4))
+    numbers = iter(range(1, 10))
+    with monkeypatch.context() as patch:
+        patch.setattr(stop.StopRequest, "asked", lambda self: next(numbers) >= asked_at)
+        assert train.train(cfg, tmp_path) == exit_codes.PREEMPTED
+    assert capsys.readouterr().out.count("\ncompiled ") == asked_at - 1
+    assert _status(tmp_path)["state"] == "preempted"
+    assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal()]
 
 
 def test_a_dead_trial_stays_dead_over_a_restart(token_dir, cache_dir, tmp_path, monkeypatch):

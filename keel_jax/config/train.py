@@ -33,6 +33,10 @@ class TrainConfig:
     eval_num_batches: int = option(0, Change.RESULTS)
     # Steps between two checkpoints; 0: only at the end and on a stop request.
     checkpoint_every_steps: int = option(1000, Change.NOTHING)
+    # Steps between two that are computed twice and compared bit for bit, and after which replicas
+    # are compared, to find silent corruption; 0: never. The device then holds the state twice
+    # (docs/goodput.md).
+    check_every_steps: int = option(0, Change.NOTHING)
     # Number of newest checkpoints that are kept.
     keep_checkpoints: int = option(2, Change.NOTHING)
     # Of checkpoints whose step is a multiple of this, all are kept; 0: none beyond the newest.
@@ -54,6 +58,7 @@ class TrainConfig:
             "eval_num_batches",
             "checkpoint_every_steps",
             "keep_every_steps",
+            "check_every_steps",
         ):
             limits.at_least(f"train.{name}", getattr(self, name), 0)
         limits.at_least("train.keep_checkpoints", self.keep_checkpoints, 1)

@@ -15,6 +15,8 @@ Sources, by column, unless a line says otherwise:
 import dataclasses
 import difflib
 
+import jax
+
 from keel_jax import errors
 from keel_jax.runtime import devices
 
@@ -89,6 +91,12 @@ def peak_flops_per_second(device: devices.Device) -> float | None:
     """The device's bf16 peak; None if the table does not know it: no guess, and no MFU."""
     chip = _CHIPS.get(device.device_kind)
     return chip.flops_per_second if chip else _PEAKS.get(device.device_kind)
+
+
+def total_peak_flops_per_second() -> float | None:
+    """The bf16 peak of all devices of the program together; None if it is not known."""
+    peak = peak_flops_per_second(jax.devices()[0])
+    return peak and peak * jax.device_count()
 
 
 def find_chip(device: devices.Device) -> Chip | None:

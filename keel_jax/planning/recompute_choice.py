@@ -26,7 +26,7 @@ class Prediction:
 
     recompute: config.RecomputeConfig
     temporaries: cost_model.Temporaries
-    # State and batch, and temporaries.
+    # State and batch, and temporaries; of a run that checks steps, the state twice.
     total_bytes: int
     executed_flops: float
     # Seconds by the chip's peak, of moving what is kept, and of transfers to the host that nothing
@@ -86,9 +86,10 @@ def predict(
         # To the host in the forward pass, a third of the time at most; back in the other two.
         room = seconds / _REACHED
         seconds += max(0.0, one_way - room / 3) + max(0.0, one_way - room * 2 / 3)
-    return Prediction(
-        cfg.model.recompute, temporaries, shards.total + temporaries.total, flops, seconds
-    )
+    # Of a step that is computed twice, the first result is kept (training/repeatability.py).
+    copy = shards.parameters + shards.optimizer if cfg.train.check_every_steps else 0
+    total = shards.total + copy + temporaries.total
+    return Prediction(cfg.model.recompute, temporaries, total, flops, seconds)
 
 
 def choose(

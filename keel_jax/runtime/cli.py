@@ -22,7 +22,8 @@ def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
 
     A `UserError` or an OSError (a full disk, a missing file) is for the user to correct: one
     message, no traceback. Any other exception, including a ValueError raised by a library, is a bug
-    and keeps its traceback. Both exit with `ERROR`.
+    and keeps its traceback. Both exit with `ERROR`. A `CorruptionError` is one message, too, and
+    exits with `CORRUPTED`.
     """
     _print_any_text()
     # Orbax logs every save at INFO; --verbosity=0 shows these messages.
@@ -55,14 +56,21 @@ def _guarded(main, argv) -> int:
                 "in quotes."
             )
         return main(argv) or exit_codes.DONE
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, errors.CorruptionError) as error:
         print_error(error)
-        return exit_codes.ERROR
+        return exit_code(error)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a process that ends with this error."""
+    if isinstance(error, errors.CorruptionError):
+        return exit_codes.CORRUPTED
+    return exit_codes.ERROR
 
 
 def print_error(error: Exception) -> None:
-    """Prints a mistake of the user in one paragraph, any other error with its traceback."""
-    if isinstance(error, (errors.UserError, OSError)):
+    """Prints an error that says all in one paragraph, any other one with its traceback."""
+    if isinstance(error, (errors.UserError, errors.CorruptionError, OSError)):
         print(f"error: {error}", file=sys.stderr)
     else:
         traceback.print_exception(error)

@@ -304,9 +304,11 @@ def from_all(value: int) -> list[int]:
 
 
 def exit_code(error: BaseException) -> int:
-    """`HUNG` for an error with a lost peer anywhere in its chain of causes; else `ERROR`."""
+    """`HUNG` for an error with a lost peer in its chain of causes; else that of `cli.exit_code`."""
     several = jax.distributed.is_initialized()
-    return exit_codes.HUNG if several and any(map(_is_loss, _chain(error))) else exit_codes.ERROR
+    if several and any(map(_is_loss, _chain(error))):
+        return exit_codes.HUNG
+    return cli.exit_code(error)
 
 
 def _chain(error: BaseException | None) -> collections.abc.Iterator[BaseException]:

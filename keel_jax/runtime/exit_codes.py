@@ -12,6 +12,8 @@ DIVERGED = 3
 DOES_NOT_FIT = 4
 # From a launcher: a paid machine could not be deleted and may still be running.
 LEFT_RUNNING = 5
+# A check found that something was not computed reliably: a person has to look at the machine.
+CORRUPTED = 6
 # Stopped on request and saved; can be resumed (EX_TEMPFAIL).
 PREEMPTED = 75
 # It hung, or a process that it needs died, hung or never joined: starting all again can help.
@@ -24,6 +26,7 @@ STATES = {
     DONE: "done",
     ERROR: "failed",
     DIVERGED: "diverged",
+    CORRUPTED: "corrupted",
     PREEMPTED: "preempted",
     HUNG: "failed",
 }

@@ -7,7 +7,7 @@ from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import compilation, stop, watchdog
 
 # Activities that may take longer than a step.
-_PAUSES: tuple[str, ...] = ("initialization", "compile", "checkpoint_wait")
+_PAUSES: tuple[str, ...] = ("initialization", "restore", "compile", "checkpoint_wait")
 
 
 class Session(contextlib.ExitStack):
@@ -22,7 +22,7 @@ class Session(contextlib.ExitStack):
 
     def __init__(self, options: config.RuntimeConfig):
         super().__init__()
-        self.clock = clock_lib.Clock()
+        self.clock = clock_lib.Clock("initialization")
         self.stop_request = stop.StopRequest()
         self.compilations = compilation.Counter()
         pauses = dict.fromkeys(_PAUSES, options.pause_timeout_seconds)

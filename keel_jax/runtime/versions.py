@@ -7,10 +7,11 @@ import pathlib
 import platform
 import subprocess
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax._src import clusters
+from jax._src import distributed as jax_distributed
 
 import keel_jax
 
@@ -38,7 +39,7 @@ def describe() -> dict:
             "processes": jax.process_count(),
             "host_cpus": os.cpu_count(),
         },
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -82,7 +83,15 @@ def detect_processes(timeout_seconds: int) -> Processes | None:
     return Processes(address, num_processes, process_id, local_device_ids)
 
 
-def _commit() -> str | None:
+def coordination_client() -> Any:
+    """The client of the coordination service of `jax.distributed`; None in a single process.
+
+    JAX has no public access to the service's key-value store and barriers.
+    """
+    return jax_distributed.global_state.client
+
+
+def commit() -> str | None:
     """The commit of the source tree, "-dirty" if it was changed; None outside a git checkout."""
     here = pathlib.Path(__file__).parent
     try:

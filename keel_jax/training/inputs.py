@@ -12,6 +12,7 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.data import loader, shards
+from keel_jax.runtime import agreement
 from keel_jax.training import checkpoint, transfer
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
@@ -43,10 +44,11 @@ class Inputs:
 
 
 def open_inputs(data: config.DataConfig) -> Inputs:
-    """Opens every set of `data.path`.
+    """Opens every set of `data.path`; in several processes a collective.
 
     Raises:
-      UserError: no path, a directory that is no complete set, or sets of different tokenizers.
+      UserError: no path, a directory that is no complete set, sets of different tokenizers, or
+        other sets than those of another process.
     """
     if not data.paths:
         raise errors.UserError(
@@ -61,7 +63,14 @@ def open_inputs(data: config.DataConfig) -> Inputs:
                 f"{token_sets[0].path} with {token_sets[0].tokenizer_fingerprint[:12]}: prepare "
                 "one of them again with the other's tokenizer.model."
             )
-    return Inputs(token_sets)
+    opened = Inputs(token_sets)
+    fingerprints = {
+        "the data's fingerprint": opened.fingerprint[:12],
+        "the tokenizer's fingerprint": opened.first.tokenizer_fingerprint[:12],
+    }
+    remedy = f"This one reads {data.path}: give every machine a copy of the same token shards"
+    agreement.check(fingerprints, "on different data", remedy)
+    return opened
 
 
 def _open(path: str, data: config.DataConfig) -> shards.TokenSet:

@@ -10,7 +10,8 @@ import dataclasses
 from keel_jax import config
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import exit_codes
-from keel_jax.training import evaluation, metrics, profiling, telemetry_records, transfer
+from keel_jax.training import metrics, profiling, repeatability, telemetry_records, transfer
+from keel_jax.training import programs as programs_lib
 from keel_jax.training import progress as progress_lib
 from keel_jax.training import state as state_lib
 
@@ -32,10 +33,9 @@ class Loop:
     """One run of the loop over all trials: its functions and its state."""
 
     cfg: config.Config
-    train_step: collections.abc.Callable
+    programs: programs_lib.Programs
     # Global batches from the first step on.
     batches: collections.abc.Iterator[dict]
-    evaluator: evaluation.Evaluator
     # Whether a validation that is due at the first step is in the log already.
     is_evaluated: bool
     # (step, state, diverged): writes a checkpoint in the background.
@@ -62,6 +62,8 @@ class Loop:
         Returns:
           The exit code, the steps taken by the longest-lived trial, and the last state, saved.
         """
+        self.clock.begin_steps()
+        self._check = repeatability.Check(self.cfg.train.check_every_steps, self.clock)
         self._interval = _Interval(self.clock, step)
         self._alive = [not trial for trial in transfer.fetch(state.diverged).reshape(-1)]
         self._unread: _Unread | None = None
@@ -80,7 +82,7 @@ class Loop:
                 # Before the step, which donates the state.
                 is_due = self.telemetry.is_due(step + 1)
                 statistics = self.telemetry.look(state, batch) if is_due else None
-                state, sums = self.train_step(state, batch)
+                state, sums = self._step(step + 1, state, batch)
                 step, self._state = step + 1, state
                 self._read_last()
                 self._unread = _Unread(step, sums, batch, statistics)
@@ -90,6 +92,13 @@ class Loop:
                 self._pause(step, state)
             self._read_last()
         return self._finish(step, state)
+
+    def _step(self, step: int, state, batch: dict):
+        """The state after `step` and its sums; checked if that is due."""
+        if not self._check.is_due(step):
+            return self.programs.train_step(state, batch)
+        self._read_last()  # whose time is not the check's
+        return self._check.run(self.programs.train_step, step, state, batch)
 
     def stops(self, step: int) -> bool:
         """Whether to stop at `step`; called before every batch, also during validation."""
@@ -132,6 +141,7 @@ class Loop:
             return
         last, self._unread = self._unread, None
         step, trials = last.step, transfer.per_trial(last.sums, self.cfg.num_trials)
+        self.clock.finish_step(step)
         newly_dead = [i for i, trial in enumerate(trials) if trial["diverged"] and self._alive[i]]
         self._record_telemetry(last, newly_dead, trials)
         logged = step % self.cfg.train.log_every_steps == 0 or step in (1, self.cfg.train.num_steps)
@@ -188,7 +198,7 @@ class Loop:
         """Validates; returns whether it finished before a stop request."""
         # The same batches each time, so that the points of the curve are comparable.
         with self.clock.measure("evaluation"):
-            trials = self.evaluator.run(
+            trials = self.programs.evaluator.run(
                 state.params,
                 self.cfg.train.eval_num_batches,
                 stop_asked=lambda: self.stops(step),
@@ -213,15 +223,15 @@ class Loop:
 
 
 class _Interval:
-    """The steps since the last logged one, and their wall-clock time."""
+    """The steps since the last logged one, and their wall-clock time without that of checks."""
 
     def __init__(self, clock: clock_lib.Clock, step: int):
         self._clock, self._step = clock, step
-        self._total, self._data_wait = clock.total, clock["data_wait"]
+        self._total, self._data_wait = clock.total - clock["check"], clock["data_wait"]
 
     def close(self, step: int, cfg: config.Config, peak_flops: float | None) -> dict[str, float]:
         """Speed from the last logged step to `step`."""
-        seconds = self._clock.total - self._total
+        seconds = self._clock.total - self._clock["check"] - self._total
         wait_fraction = (self._clock["data_wait"] - self._data_wait) / seconds
         steps = max(1, step - self._step)
         return metrics.speed_metrics(cfg, seconds / steps, wait_fraction, peak_flops)

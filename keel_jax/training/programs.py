@@ -25,18 +25,31 @@ class Programs:
 
 
 def compile_all(
-    cfg: config.Config, mesh: jax.sharding.Mesh, token_set: shards.TokenSet
-) -> Programs:
+    cfg: config.Config,
+    mesh: jax.sharding.Mesh,
+    token_set: shards.TokenSet,
+    stop_asked: collections.abc.Callable[[], bool],
+) -> Programs | None:
     """Compiles them ahead of the first step, and prints for each whether the cache had it.
 
     Args:
       cfg: resolved (`planning.resolve`).
       token_set: the one whose validation split is read.
+      stop_asked: called before each program.
+
+    Returns:
+      None if a stop was requested: it would otherwise have to wait for all of them.
     """
+    if stop_asked():
+        return None
     train_step = _compiled("step", step_lib.compile_train_step, cfg, mesh)
     statistics = None
     if cfg.telemetry.every_steps:
+        if stop_asked():
+            return None
         statistics = _compiled("telemetry", telemetry_step.compile_statistics, cfg, mesh)
+    if stop_asked():
+        return None
     return Programs(train_step, statistics, evaluation.Evaluator(cfg, mesh, token_set))
 
 

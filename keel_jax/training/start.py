@@ -10,6 +10,7 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.config import options
+from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import distributed, exit_codes
 from keel_jax.training import ancestry, checkpoint, trained, transfer
 from keel_jax.training import state as state_lib
@@ -66,6 +67,7 @@ def begin(
     mesh: jax.sharding.Mesh,
     checkpoints: checkpoint.Checkpoints,
     meta: checkpoint.Meta,
+    clock: clock_lib.Clock,
 ) -> tuple[state_lib.TrainState, int]:
     """The state to start from, and the number of steps that it has taken.
 
@@ -73,6 +75,7 @@ def begin(
 
     Args:
       meta: the run's metadata; a restored checkpoint must have the same data and tokenizer.
+      clock: measures restoring.
 
     Raises:
       UserError: the checkpoint was trained on other data or with another tokenizer, or the
@@ -85,7 +88,8 @@ def begin(
             state = dataclasses.replace(state, params=params)
         ancestry.record(checkpoints.directory.parent, ancestors)
         return state, 0
-    state, restored = checkpoints.restore(state_lib.abstract(cfg, mesh))
+    with clock.measure("restore"):
+        state, restored = checkpoints.restore(state_lib.abstract(cfg, mesh))
     _check_same_data(checkpoints.directory, restored, meta)
     rates = np.asarray([rate for rate, _ in cfg.trial_settings], np.float32)
     rates = rates.reshape(state.peak_lr.shape)

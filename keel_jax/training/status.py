@@ -9,6 +9,7 @@ from keel_jax.model import lm, residual
 from keel_jax.runtime import distributed, exit_codes, files
 from keel_jax.runtime import session as session_lib
 from keel_jax.training import ancestry, set_aside, transfer, trials
+from keel_jax.training import events as events_lib
 from keel_jax.training import state as state_lib
 
 # Minimum seconds between two writes during a run.
@@ -16,7 +17,7 @@ _STATUS_SECONDS = 5.0
 
 
 class Status:
-    """status.json of the run and of each trial; as a context manager it records a failure."""
+    """status.json of the run and of each trial; a context manager, which records failures."""
 
     def __init__(
         self,
@@ -24,28 +25,35 @@ class Status:
         cfg: config.Config,
         recompute: dict,
         session: session_lib.Session,
+        events: events_lib.EventLog,
     ):
         """Nothing is written yet.
 
         Args:
           cfg: resolved (`planning.resolve`).
           recompute: the recomputation plan and its expected memory, for users.
+          events: gets the end of the run, and knows its goodput.
         """
         self._workdir, self._cfg, self._recompute = workdir, cfg, recompute
         self._clock, self._compilations = session.clock, session.compilations
+        self._watchdog, self._events = session.watchdog, events
         self._step, self._written = 0, -math.inf
+        self._has_hung = False
         self._ancestry = ancestry.read(workdir)
         self._damaged_checkpoints = set_aside.listed(workdir)
 
     def __enter__(self) -> "Status":
+        self._watchdog.on_hang = self.hung
         return self
 
     def __exit__(self, kind, error, _):
-        if error is not None:
+        # After a hang the main thread may still fail, because a peer has left.
+        if error is not None and not self._has_hung:
             self._write(distributed.exit_code(error), error=str(error))
 
     def hung(self, activity: str) -> None:
         """Records that the run ends because it hangs."""
+        self._has_hung = True
         self._write(exit_codes.HUNG, error=activity)
 
     def update(self, step: int) -> None:
@@ -66,6 +74,8 @@ class Status:
         if not distributed.is_lead():
             return
         self._written = self._clock.total
+        if exit_code is not None:
+            self._events.stop(exit_code, error)
         self._write_one(self._workdir, exit_code, self._step, error)
         if self._cfg.num_trials > 1:
             directories = trials.directories(self._workdir, self._cfg)
@@ -95,6 +105,7 @@ class Status:
             "compile_seconds": self._clock["compile"],
             "compilations": {"cached": self._compilations.hits, "new": self._compilations.misses},
             "seconds": {**self._clock.seconds, "total": self._clock.total},
+            "goodput": self._events.summary(),
         }
         if error is not None:
             status["error"] = error

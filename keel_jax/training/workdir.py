@@ -3,6 +3,7 @@
 config.json       the completed config          versions.json   versions and devices
 status.json       the current status            metrics.jsonl   one object per logged step
 tokenizer.model   a copy, so that samples need no data
+events.jsonl      see training/events.py        hangs/          stacks of processes that hung
 checkpoints/      see training/checkpoint.py    tensorboard/    the same metrics, and traces
 ancestry.json     of a run with train.init_from: where its weights came from
 owner.json        while a run is going on: the process that holds the directory

@@ -47,7 +47,7 @@ def test_the_supervisor_starts_again_exactly_what_is_retryable():
     final = {int(code) for codes, rest in branches if "exit" in rest for code in codes.split("|")}
     again = {int(code) for codes, _ in branches for code in codes.split("|")} - final
     assert again == set(combined_exit_code.RETRYABLE)
-    assert final == {exit_codes.DONE, exit_codes.DIVERGED}
+    assert final == {exit_codes.DONE, exit_codes.DIVERGED, exit_codes.CORRUPTED}
 
 
 def test_codes_are_read_from_files(tmp_path):

@@ -37,6 +37,7 @@ def _run(tmp_path, script, **env):
         ("exit 0", 0, 1, "done"),
         ("exit 1", 1, 1, "fail again"),
         ("exit 3", 3, 1, "diverged"),
+        ("exit 6", 6, 1, "look at the machine"),
         ("exit 42", 42, 1, "fail again"),
         ("[ $n = 4 ] || exit 75", 0, 4, "stopped and saved"),
         ("[ $n = 3 ] || kill -KILL $$", 0, 3, "killed (137)"),

@@ -3,9 +3,11 @@
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
+from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import exit_codes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -17,15 +19,16 @@ from keel_jax.runtime import watchdog
 clock = clock_lib.Clock()
 guard = watchdog.Watchdog(clock, 2.0, dict(compile=60.0, checkpoint_wait=0.0))
 guard.on_hang = lambda told: print("told:", told)
+guard.workdir = {workdir!r}
 with guard:
     {body}
 print("came to its end")
 """
 
 
-def _start(body):
+def _start(body, workdir=None):
     return subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT.format(body=body)],
+        [sys.executable, "-c", _SCRIPT.format(body=body, workdir=workdir)],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -34,7 +37,7 @@ def _start(body):
 
 
 _HANGS = {
-    "step": "threading.Lock().acquire() and threading.Event().wait()",
+    "step": "clock.finish_step(7); threading.Lock().acquire() and threading.Event().wait()",
     "data_wait": "with clock.measure('data_wait'): threading.Event().wait()",
 }
 _LIVES = {
@@ -45,9 +48,9 @@ _LIVES = {
 }
 
 
-def test_a_hang_ends_with_76_and_nothing_else_does():
+def test_a_hang_ends_with_76_and_nothing_else_does(tmp_path):
     """All cases at once: they sleep."""
-    hangs = {name: _start(body) for name, body in _HANGS.items()}
+    hangs = {name: _start(body, str(tmp_path / name)) for name, body in _HANGS.items()}
     lives = {name: _start(body) for name, body in _LIVES.items()}
     try:
         for name, process in hangs.items():
@@ -55,15 +58,39 @@ def test_a_hang_ends_with_76_and_nothing_else_does():
             assert process.returncode == exit_codes.HUNG, (name, errors)
             activity = "a step" if name == "step" else name
             assert f"error: {activity} showed no sign of life for" in errors
-            assert "(the limit is 2 s)" in errors
+            assert f"(the limit is 2 s) after step {7 if name == 'step' else 0}" in errors
             assert "Event" in errors or "threading" in errors, "the stacks of all threads"
             assert output.startswith(f"told: {activity} showed"), output
+            report = (tmp_path / name / "hangs/process_0.txt").read_text()
+            assert f"process 0 of 1, pid {process.pid} on " in report
+            assert f": {activity} showed no sign of life" in report
+            assert "(most recent call first)" in report and 'File "<string>"' in report
         for name, process in lives.items():
             output, errors = process.communicate(timeout=60)
             assert (process.returncode, output) == (0, "came to its end\n"), (name, errors)
     finally:
         for process in [*hangs.values(), *lives.values()]:
             process.kill()
+
+
+def test_a_second_counts_for_the_innermost_activity_only(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    clock = clock_lib.Clock()
+    ended = []
+    clock.on_measured = lambda *measured: ended.append(measured)
+    now = 1.0
+    with clock.measure("telemetry"):
+        now = 3.0
+        with clock.measure("telemetry"):
+            now = 6.0
+        with clock.measure("checkpoint_wait"):
+            now = 10.0
+        now = 15.0
+    now = 21.0
+    assert clock.seconds == {"telemetry": 10.0, "checkpoint_wait": 4.0}
+    assert ended == [("checkpoint_wait", 4.0), ("telemetry", 10.0)]
+    assert clock.step_seconds == 7.0 and clock.total == 21.0 and clock.activity == ""
 
 
 @pytest.mark.parametrize("seconds", [0.3, 60.0])
