@@ -70,7 +70,11 @@ def load(
       UserError: no run, no such checkpoint, or a directory of several trials.
     """
     cfg = checkpoint.load_config(workdir)
-    compilation.enable_cache(cfg.runtime.compilation_cache_dir)
+    # Not the config's directory: cached programs are code, and `workdir` may be someone else's.
+    if cfg.runtime.compilation_cache_dir:
+        compilation.enable_users_cache()
+    else:
+        compilation.enable_cache("")
     if mesh is None:
         mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
     params, meta = checkpoint.load_params(workdir, mesh, step)
