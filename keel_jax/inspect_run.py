@@ -11,8 +11,9 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.model import lm
-from keel_jax.runtime import cli, files
+from keel_jax.runtime import best_effort, cli, files
 from keel_jax.training import checkpoint, logs, plots, telemetry_records
+from keel_jax.training import status as status_lib
 
 _CURVES = {
     "train/loss_nats_per_token": "loss [nats/token]",
@@ -56,8 +57,8 @@ def page(workdir: epath.PathLike) -> str:
         f"{cfg.model.num_sublayers} sub-layers</h1>",
         _head(workdir, cfg, records),
     ]
-    report = files.read_json(workdir / telemetry_records.DIVERGENCE)
-    if report is not None:
+    report = best_effort.read_object(workdir / telemetry_records.DIVERGENCE)
+    if "text" in report:
         parts.append(f"<h2>Divergence</h2><pre>{_text(report['text'])}</pre>")
     rows = logs.read(workdir)
     parts.append("<h2>Curves</h2>")
@@ -76,7 +77,7 @@ def page(workdir: epath.PathLike) -> str:
 
 def _head(workdir: epath.Path, cfg: config.Config, records) -> str:
     """A table that describes the run."""
-    status = files.read_json(workdir / "status.json") or {}
+    status = best_effort.read_object(workdir / status_lib.FILE)
     m, steps = cfg.model, records["step"]
     lines = {
         "topology": f"{m.topology}, N = {m.num_blocks} blocks, L = {m.num_sublayers} sub-layers",

@@ -32,8 +32,11 @@ def build(cls: typing.Any, values: typing.Mapping, prefix: str = "") -> typing.A
     """The dataclass `cls` of `values`, which may lack keys.
 
     Raises:
-      UserError: an unknown key (the nearest valid one is named) or a value of the wrong type.
+      UserError: an unknown key (the nearest valid one is named), or a value or a section of the
+        wrong type.
     """
+    if not isinstance(values, typing.Mapping):
+        raise errors.UserError(f"{prefix[:-1]}={values!r}: expected a section of options.")
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
     for key in values:

@@ -3,6 +3,7 @@
 import collections.abc
 import re
 import sys
+import threading
 import traceback
 
 from absl import app, flags, logging
@@ -22,6 +23,8 @@ def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
     """
     # Orbax logs every save at INFO; --verbosity=0 shows these messages.
     logging.set_verbosity(logging.WARNING)
+    # In a thread as well: TensorBoard's writes events, and disks are full there, too.
+    threading.excepthook = _in_thread
     platforms.choose()
     app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
 
@@ -54,6 +57,11 @@ def print_error(error: Exception) -> None:
         print(f"error: {error}", file=sys.stderr)
     else:
         traceback.print_exception(error)
+
+
+def _in_thread(failed: threading.ExceptHookArgs) -> None:
+    if isinstance(failed.exc_value, Exception):
+        print_error(failed.exc_value)
 
 
 def _parse(argv):

@@ -23,6 +23,11 @@ from keel_jax.training import state as state_lib
 from keel_jax.training import trials
 
 DIRECTORY = "checkpoints"
+CONFIG = "config.json"
+_CONFIG_REMEDY = (
+    "restore it from a copy (training with the same options writes the same file into any new "
+    "--workdir)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,17 +220,24 @@ def load_config(workdir: epath.PathLike) -> config.Config:
     """The completed config of the run in `workdir`.
 
     Raises:
-      UserError: there is no run.
+      UserError: there is no run, or its config.json is damaged.
     """
-    path = epath.Path(workdir) / "config.json"
-    saved = files.read_json(path)
+    path = epath.Path(workdir) / CONFIG
+    saved = files.read_json(path, remedy=_CONFIG_REMEDY)
     if saved is None:
         raise errors.UserError(
             f"{workdir} is not a work directory of a run: it has no config.json."
         )
+    if not isinstance(saved, dict):
+        raise errors.UserError(
+            f"{path} is not a JSON object but {str(saved)[:40]!r}; {_CONFIG_REMEDY}."
+        )
     if old_names := renamed.names_in(saved):
         _say_renamed(str(path), tuple(old_names.items()))
-    return config.from_dict(saved)
+    try:
+        return config.from_dict(saved)
+    except errors.UserError as error:
+        raise errors.UserError(f"{path}: {error} If it is damaged, {_CONFIG_REMEDY}.") from error
 
 
 @functools.cache  # once per file
@@ -260,6 +272,11 @@ def load_params(
         raise errors.UserError(f"{workdir} holds no checkpoint yet.")
     with Checkpoints(holder(workdir)) as checkpoints:
         params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
+    if pointer and pointer.trial >= cfg.num_trials:
+        raise errors.UserError(
+            f"{workdir}/trial.json names trial {pointer.trial}, but the run in {holder(workdir)} "
+            f"has trials 0 to {cfg.num_trials - 1}: put the trial's own file back."
+        )
     if pointer:
         params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
     return params, meta

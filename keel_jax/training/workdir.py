@@ -16,9 +16,10 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.config import options
-from keel_jax.runtime import distributed, files, versions
-from keel_jax.training import checkpoint, trials
+from keel_jax.runtime import best_effort, distributed, files, versions
+from keel_jax.training import checkpoint, status, telemetry_records, trials
 
+VERSIONS = "versions.json"
 # How long a network file system may take to show a new file to another host.
 _SHARED_SECONDS = 20.0
 
@@ -37,12 +38,16 @@ def prepare(workdir: epath.PathLike, cfg: config.Config) -> epath.Path:
     # From here on the lead writes: all processes have read the directory's contents.
     _check_shared(workdir)
     trials.rename_old(workdir)
+    if distributed.is_lead():
+        for directory in (workdir, *trials.directories(workdir, cfg)):
+            for name in (status.FILE, VERSIONS, telemetry_records.DIVERGENCE):
+                best_effort.keep_damaged(directory / name)
     return workdir
 
 
 def has_ended_as(workdir: epath.Path, state: str) -> bool:
     """Whether the last run here ended in `state` ("done", "diverged", …)."""
-    return (files.read_json(workdir / "status.json") or {}).get("state") == state
+    return best_effort.read_object(workdir / status.FILE).get("state") == state
 
 
 def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
@@ -54,12 +59,13 @@ def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> 
         for trial, directory in enumerate(trials.directories(workdir, cfg)):
             _describe_one(directory, cfg.for_trial(trial), tokenizer)
             trials.write_pointer(directory, trial)
-    files.write_json(workdir / "versions.json", versions.describe())
+    with best_effort.writing(workdir / VERSIONS):
+        files.write_checked_json(workdir / VERSIONS, versions.describe())
 
 
 def _describe_one(directory: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    files.write_json(directory / "config.json", config.to_dict(cfg))
+    files.write_checked_json(directory / checkpoint.CONFIG, config.to_dict(cfg))
     (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
 
 
