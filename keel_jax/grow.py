@@ -16,7 +16,6 @@ Methods (what each keeps, and what alpha should be: docs/growing.md):
 """
 
 import dataclasses
-import pathlib
 
 import jax
 from absl import flags
@@ -25,7 +24,7 @@ from etils import epath
 from keel_jax import config, errors
 from keel_jax.model import growth as growth_lib
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import cli, distributed, files, versions
+from keel_jax.runtime import cli, distributed, files, result_file, versions
 from keel_jax.training import ancestry, checkpoint
 from keel_jax.training import state as state_lib
 
@@ -91,7 +90,7 @@ def grow(
         tokenizer = workdir / "tokenizer.model"
         (output / tokenizer.name).write_bytes(tokenizer.read_bytes())
         # Written last: no entry point accepts the directory without it.
-        files.write_json(output / "config.json", config.to_dict(grown_cfg))
+        files.write_checked_json(output / checkpoint.CONFIG, config.to_dict(grown_cfg))
     return ancestor
 
 
@@ -124,6 +123,8 @@ def main(_: list[str]) -> None:
 
 
 def _grow():
+    if distributed.is_lead():
+        result_file.check("--json", _JSON.value)
     if flags.FLAGS["position"].present and _METHOD.value != "identity":
         raise errors.UserError(
             f"--position={_POSITION.value} has no effect with --method={_METHOD.value}, which "
@@ -140,8 +141,6 @@ def _grow():
     )
     if not distributed.is_lead():
         return
-    if _JSON.value:
-        files.write_json(pathlib.Path(_JSON.value), ancestor)
     fixed = f" --config.model.alpha={ancestor['alpha_after']:g}" if _ALPHA.value == "keep" else ""
     kept = "kept" if ancestor["keeps_function"] else "changed"
     print(
@@ -151,6 +150,7 @@ def _grow():
         f"train it with --config.model.num_blocks={ancestor['num_blocks_after']}{fixed} "
         f"--config.train.init_from={_OUTPUT.value}"
     )
+    result_file.write_json(_JSON.value, ancestor)
 
 
 if __name__ == "__main__":

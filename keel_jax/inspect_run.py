@@ -11,7 +11,7 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.model import lm
-from keel_jax.runtime import best_effort, cli, files
+from keel_jax.runtime import best_effort, cli, files, result_file
 from keel_jax.training import checkpoint, logs, plots, telemetry_records
 from keel_jax.training import status as status_lib
 
@@ -106,6 +106,8 @@ def _text(value) -> str:
 def main(_: list[str]) -> None:
     workdir = epath.Path(_WORKDIR.value)
     output = epath.Path(_OUTPUT.value or workdir / "telemetry.html")
+    checkpoint.load_config(workdir)  # no directory is made for the page of no run
+    result_file.check("--output", output)
     files.write_bytes(output, page(workdir).encode())
     print(f"{output}")
 
