@@ -8,6 +8,7 @@ rewritten atomically with each record. `load` reads all of them.
 """
 
 import collections.abc
+import hashlib
 import io
 import math
 import struct
@@ -141,6 +142,8 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **self._chunk)
+        with zipfile.ZipFile(content, "a") as archive:
+            archive.comment = _contents(archive)
         files.write_bytes(path, content.getvalue())
 
 
@@ -255,6 +258,9 @@ def _read(path: epath.Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(content) as archive:
             if member := archive.testzip():  # the checksums, before anything is parsed
                 raise ValueError(f"the checksum of {member} is not that of its content")
+            if archive.comment and archive.comment != _contents(archive):
+                raise ValueError("its list of arrays is not that of its content")
+        content.seek(0)
         with np.load(content) as chunk:
             records = dict(chunk)
         steps = records.get("step")
@@ -270,6 +276,12 @@ def _read(path: epath.Path) -> dict[str, np.ndarray]:
     ) as error:
         raise _Damaged(f"{path} is damaged ({error})") from error
     return records
+
+
+def _contents(archive: zipfile.ZipFile) -> bytes:
+    """A digest of the list of arrays, which an archive's own checksums leave out."""
+    lines = [f"{member.filename} {member.CRC}\n" for member in archive.infolist()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest().encode()
 
 
 def _is_statistic(name: str, array: np.ndarray, steps: np.ndarray) -> bool:
