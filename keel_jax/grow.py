@@ -88,7 +88,7 @@ def grow(
     ancestry.record(output, [*ancestry.read(workdir), ancestor])
     if distributed.is_lead():
         tokenizer = workdir / "tokenizer.model"
-        (output / tokenizer.name).write_bytes(tokenizer.read_bytes())
+        files.write_bytes(output / tokenizer.name, tokenizer.read_bytes())
         # Written last: no entry point accepts the directory without it.
         files.write_checked_json(output / checkpoint.CONFIG, config.to_dict(grown_cfg))
     return ancestor

@@ -18,6 +18,7 @@ import io
 import pathlib
 import random
 import shutil
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
@@ -303,6 +304,8 @@ def measure(
         counts[artefact, damage][verdict] += 1
         if verdict in ("silent", "traceback"):
             examples.append(f"{verdict}: {artefact} {damage}, {reader.__name__}: {said[-2000:]}")
+        # Trials take seconds each, and a command that is stopped should not have been in vain.
+        print(f"{number + 1}/{num_trials} {artefact} {damage}: {verdict}", file=sys.stderr)
     return dict(sorted(counts.items())), examples
 
 

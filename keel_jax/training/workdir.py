@@ -66,7 +66,8 @@ def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> 
 def _describe_one(directory: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     files.write_checked_json(directory / checkpoint.CONFIG, config.to_dict(cfg))
-    (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+    # Atomically: a full disk must not cost the copy that is there.
+    files.write_bytes(directory / "tokenizer.model", tokenizer.read_bytes())
 
 
 def _check_shared(workdir):
