@@ -71,9 +71,6 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         logs = resources.enter_context(logs_lib.Logs(directories, step))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
         progress = resources.enter_context(progress_lib.Progress(cfg.train.num_steps, step))
-        is_evaluated = distributed.from_lead(
-            *(logs_lib.is_evaluated(directory, step) for directory in directories)
-        )
         peak = chips.peak_flops_per_second(jax.devices()[0])
 
         def save(step: int, state, diverged: bool):
@@ -88,7 +85,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             train_step=compiled.train_step,
             batches=inputs.train_batches(cfg, tokens, mesh, step),
             evaluator=compiled.evaluator,
-            is_evaluated=[bool(trial) for trial in is_evaluated],
+            is_evaluated=logs_lib.are_evaluated(directories, step),
             save=save,
             write=logs.write,
             on_logged=on_logged,
@@ -104,10 +101,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             code, step, state = training.run(state, step)
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
-        status.end(code, step, state)
-        logs.flush()
-        # Only figures are missing: whoever stops the run now loses nothing else.
-        session.stop_request.saved(code)
+        session.stop_request.saved(status.end(code, step, state))
         if code in (exit_codes.DONE, exit_codes.DIVERGED):  # a stop request leaves no time for this
             telemetry.draw()
         return code

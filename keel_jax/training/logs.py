@@ -48,11 +48,6 @@ class Logs:
         if self._logs:
             self._logs[trial].write_images(step, images)
 
-    def flush(self) -> None:
-        """Writes what is still in memory."""
-        for log in self._logs:
-            log.flush()
-
 
 class Log:
     """Appends rows to metrics.jsonl and to TensorBoard.
@@ -131,10 +126,6 @@ class Log:
         event = Event(wall_time=time.time(), step=step, **content)
         self._to_tensorboard(lambda events: events.add_event(event))
 
-    def flush(self) -> None:
-        """Writes what TensorBoard's thread holds: a process that ends at once would lose it."""
-        self._to_tensorboard(lambda events: events.flush())
-
     def close(self) -> None:
         self._append_unwritten()
         self._to_tensorboard(lambda events: events.close())
@@ -179,6 +170,11 @@ def read_whole(workdir: epath.PathLike) -> list[dict]:
     return scanned.rows
 
 
-def is_evaluated(workdir: epath.PathLike, step: int) -> bool:
-    """Whether the log holds a validation of `step`."""
+def are_evaluated(directories: Sequence[epath.Path], step: int) -> list[bool]:
+    """Whether each trial has its validation of `step` in its log, for the lead; a collective."""
+    found = distributed.from_lead(*(_is_evaluated(directory, step) for directory in directories))
+    return [bool(trial) for trial in found]
+
+
+def _is_evaluated(workdir: epath.Path, step: int) -> bool:
     return any(row["step"] == step and "eval/loss_nats_per_token" in row for row in read(workdir))

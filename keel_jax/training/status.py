@@ -54,12 +54,13 @@ class Status:
         if self._clock.total - self._written > _STATUS_SECONDS:
             self._write(None)
 
-    def end(self, exit_code: int, step: int, state: state_lib.TrainState) -> None:
-        """Records the end of the run with `exit_code`, and of each trial."""
+    def end(self, exit_code: int, step: int, state: state_lib.TrainState) -> int:
+        """Records the end of the run with `exit_code`, which it returns, and of each trial."""
         steps, diverged = transfer.fetch((state.step, state.diverged))
         codes = [exit_codes.DIVERGED if trial else exit_code for trial in diverged.reshape(-1)]
         self._step = step
         self._write(exit_code, codes, steps.reshape(-1).tolist())
+        return exit_code
 
     def _write(self, exit_code, trial_codes=None, trial_steps=None, error: str | None = None):
         if not distributed.is_lead():
