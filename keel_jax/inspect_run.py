@@ -47,7 +47,8 @@ def page(workdir: epath.PathLike) -> str:
     if not records:
         every = cfg.telemetry.every_steps
         raise errors.UserError(
-            f"{workdir} holds no telemetry yet: its first record is that of step 1."
+            f"{workdir / telemetry_records.DIRECTORY} holds no record that can be read: the first "
+            "is that of step 1."
             if every
             else f"{workdir} holds no telemetry: the run had telemetry.every_steps=0. Train with "
             "--config.telemetry.every_steps=100 (a started run can be continued with this option)."
