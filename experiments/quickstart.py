@@ -22,7 +22,7 @@ from keel_jax.data import shards
 from keel_jax.data.preparing import corpus, preparation
 from keel_jax.data.preparing import options as preparation_options
 from keel_jax.model import sampling
-from keel_jax.runtime import cli, exit_codes, files
+from keel_jax.runtime import best_effort, cli, exit_codes, files
 from keel_jax.training import logs
 
 # Below this fraction of the tokenizer's unigram entropy, text is predicted from its context and not
@@ -61,7 +61,7 @@ def quickstart(output: pathlib.Path, num_steps: int | None) -> int:
     plot(output, result)
     print("4/4  samples")
     result |= draw_samples(output)
-    files.write_json(output / "result.json", result)
+    files.write_checked_json(output / "result.json", result)
     return report(output, result, is_full=cfg.train.num_steps >= default_num_steps())
 
 
@@ -200,8 +200,8 @@ def main(_: list[str]) -> int:
     """Runs the stages, unless a run of as many steps is done already; the exit code."""
     output = pathlib.Path(_OUTPUT.value)
     num_steps = _NUM_STEPS.value or default_num_steps()
-    result = files.read_json(output / "result.json")
-    if result and result["step"] >= num_steps:
+    result = best_effort.read_object(output / "result.json")
+    if result.get("step", 0) >= num_steps:
         print(
             f"{output} is done: {result['step']} steps. Longer: make quickstart STEPS=1000. "
             f"Again: remove {output}."

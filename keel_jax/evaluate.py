@@ -1,15 +1,13 @@
 """Measures a trained model on a validation split: `python -m keel_jax.evaluate --workdir=DIR`."""
 
 import dataclasses
-import json
-import pathlib
 
 import jax
 import rich.progress
 from absl import flags
 from etils import epath
 
-from keel_jax.runtime import agreement, cli, distributed
+from keel_jax.runtime import agreement, cli, distributed, result_file
 from keel_jax.training import evaluation, metrics, trained
 
 # Flags that must be the same in several processes.
@@ -81,6 +79,8 @@ def main(_: list[str]) -> None:
 
 
 def _evaluate():
+    if distributed.is_lead():
+        result_file.check("--json", _JSON.value)
     same = {f"--{name}": flags.FLAGS[name].value for name in _SAME}
     agreement.check(same, "with different flags", "Start all of them with the same command")
     result = evaluate(
@@ -93,13 +93,12 @@ def _evaluate():
     )
     if not distributed.is_lead():
         return
-    if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"step {result['step']}: {result['loss_nats_per_token']:.4f} nats/token, perplexity "
         f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits/byte, accuracy "
         f"{result['accuracy']:.4f} over {result['num_tokens']:,} tokens"
     )
+    result_file.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Samples from a trained model: `python -m keel_jax.generate --workdir=DIR --prompt="def main"`."""
 
-import json
-import pathlib
 import sys
 
 import jax
@@ -11,7 +9,7 @@ from etils import epath
 
 from keel_jax import errors
 from keel_jax.model import lm, sampling
-from keel_jax.runtime import cli
+from keel_jax.runtime import cli, result_file
 from keel_jax.training import trained
 
 
@@ -75,6 +73,7 @@ def _until(ids: np.ndarray, end_id: int) -> np.ndarray:
 
 
 def main(_: list[str]) -> None:
+    result_file.check("--json", _JSON.value)
     prompts = _PROMPT.value * _NUM_SAMPLES.value
     texts = generate(
         _WORKDIR.value,
@@ -87,12 +86,11 @@ def main(_: list[str]) -> None:
         step=_STEP.value,
     )
     samples = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
-    if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(samples, indent=2) + "\n")
     for number, sample in enumerate(samples):
         if len(samples) > 1:
             print(f"--- sample {number + 1} of {len(samples)}", file=sys.stderr)
         print(sample["prompt"] + sample["text"])
+    result_file.write_json(_JSON.value, samples)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from etils import epath
 
 from keel_jax import errors
 from keel_jax.runtime import cli
-from keel_jax.training import checkpoint, events, goodput
+from keel_jax.training import events, goodput, trials
 
 
 def load(workdir: epath.PathLike) -> tuple[goodput.Tally, int]:
@@ -20,7 +20,7 @@ def load(workdir: epath.PathLike) -> tuple[goodput.Tally, int]:
     Raises:
       UserError: it holds no event log.
     """
-    holder = checkpoint.holder(workdir)
+    holder = trials.holder(workdir)
     rows, num_bad = events.read(holder)
     if not rows:
         raise errors.UserError(

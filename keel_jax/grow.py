@@ -16,7 +16,6 @@ Methods (what each keeps, and what alpha should be: docs/growing.md):
 """
 
 import dataclasses
-import pathlib
 
 import jax
 from absl import flags
@@ -25,8 +24,8 @@ from etils import epath
 from keel_jax import config, errors
 from keel_jax.model import growth as growth_lib
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import cli, distributed, files, ownership, versions
-from keel_jax.training import ancestry, checkpoint, trained
+from keel_jax.runtime import cli, distributed, files, ownership, result_file, versions
+from keel_jax.training import ancestry, checkpoint, trained, verification
 from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
 
@@ -63,7 +62,7 @@ def grow(
     growth = growth_lib.plan(
         cfg.model, num_blocks, method, position=position, keep_alpha=keep_alpha
     )
-    checkpoint.check_path(output)
+    verification.check_path(output)
     with workdir_lib.claimed(files.make_writable_directory(output)):
         _check_empty(output)
         mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
@@ -92,9 +91,9 @@ def grow(
         ancestry.record(output, [*ancestry.read(workdir), ancestor])
         if distributed.is_lead():
             tokenizer = workdir / "tokenizer.model"
-            (output / tokenizer.name).write_bytes(tokenizer.read_bytes())
+            files.write_bytes(output / tokenizer.name, tokenizer.read_bytes())
             # Written last: no entry point accepts the directory without it.
-            files.write_json(output / "config.json", config.to_dict(grown_cfg))
+            files.write_checked_json(output / checkpoint.CONFIG, config.to_dict(grown_cfg))
     return ancestor
 
 
@@ -126,6 +125,8 @@ def main(_: list[str]) -> None:
 
 
 def _grow():
+    if distributed.is_lead():
+        result_file.check("--json", _JSON.value)
     if flags.FLAGS["position"].present and _METHOD.value != "identity":
         raise errors.UserError(
             f"--position={_POSITION.value} has no effect with --method={_METHOD.value}, which "
@@ -142,8 +143,6 @@ def _grow():
     )
     if not distributed.is_lead():
         return
-    if _JSON.value:
-        files.write_json(pathlib.Path(_JSON.value), ancestor)
     fixed = f" --config.model.alpha={ancestor['alpha_after']:g}" if _ALPHA.value == "keep" else ""
     kept = "kept" if ancestor["keeps_function"] else "changed"
     print(
@@ -153,6 +152,7 @@ def _grow():
         f"train it with --config.model.num_blocks={ancestor['num_blocks_after']}{fixed} "
         f"--config.train.init_from={_OUTPUT.value}"
     )
+    result_file.write_json(_JSON.value, ancestor)
 
 
 if __name__ == "__main__":

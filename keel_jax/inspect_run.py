@@ -11,8 +11,9 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.model import lm
-from keel_jax.runtime import cli, files
+from keel_jax.runtime import best_effort, cli, files, result_file
 from keel_jax.training import checkpoint, logs, plots, telemetry_records
+from keel_jax.training import status as status_lib
 
 _CURVES = {
     "train/loss_nats_per_token": "loss [nats/token]",
@@ -46,7 +47,8 @@ def page(workdir: epath.PathLike) -> str:
     if not records:
         every = cfg.telemetry.every_steps
         raise errors.UserError(
-            f"{workdir} holds no telemetry yet: its first record is that of step 1."
+            f"{workdir / telemetry_records.DIRECTORY} holds no record that can be read: the first "
+            "is that of step 1."
             if every
             else f"{workdir} holds no telemetry: the run had telemetry.every_steps=0. Train with "
             "--config.telemetry.every_steps=100 (a started run can be continued with this option)."
@@ -56,8 +58,8 @@ def page(workdir: epath.PathLike) -> str:
         f"{cfg.model.num_sublayers} sub-layers</h1>",
         _head(workdir, cfg, records),
     ]
-    report = files.read_json(workdir / telemetry_records.DIVERGENCE)
-    if report is not None:
+    report = best_effort.read_object(workdir / telemetry_records.DIVERGENCE)
+    if "text" in report:
         parts.append(f"<h2>Divergence</h2><pre>{_text(report['text'])}</pre>")
     rows = logs.read(workdir)
     parts.append("<h2>Curves</h2>")
@@ -76,7 +78,7 @@ def page(workdir: epath.PathLike) -> str:
 
 def _head(workdir: epath.Path, cfg: config.Config, records) -> str:
     """A table that describes the run."""
-    status = files.read_json(workdir / "status.json") or {}
+    status = best_effort.read_object(workdir / status_lib.FILE)
     m, steps = cfg.model, records["step"]
     lines = {
         "topology": f"{m.topology}, N = {m.num_blocks} blocks, L = {m.num_sublayers} sub-layers",
@@ -105,6 +107,8 @@ def _text(value) -> str:
 def main(_: list[str]) -> None:
     workdir = epath.Path(_WORKDIR.value)
     output = epath.Path(_OUTPUT.value or workdir / "telemetry.html")
+    checkpoint.load_config(workdir)  # no directory is made for the page of no run
+    result_file.check("--output", output)
     files.write_bytes(output, page(workdir).encode())
     print(f"{output}")
 

@@ -12,16 +12,16 @@ import sys
 
 import rich.console
 from absl import flags
-from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.parallel import topology
 from keel_jax.planning import compile_step, report, report_json, report_text, search
-from keel_jax.runtime import cli, compilation, exit_codes, files
+from keel_jax.runtime import cli, compilation, exit_codes, result_file
 
 
 def main(_: list[str]) -> int:
     """Plans, prints, and writes the JSON; the exit code says whether the step fits."""
+    result_file.check("--json", _JSON.value)
     target = topology.parse(_TOPOLOGY.value, _NUM_SLICES.value)
     target.configure_jax()
     # The memory assignment is read from files that a compilation writes, so the cache must be off.
@@ -42,7 +42,7 @@ def main(_: list[str]) -> int:
         report_text.print_front(reports, cfg, console)
     report_text.print_report(reports[0], console)
     if _JSON.value:
-        _write_json(reports, cfg, epath.Path(_JSON.value))
+        _write_json(reports, cfg, _JSON.value)
     return exit_codes.DONE if reports[0].fits else exit_codes.DOES_NOT_FIT
 
 
@@ -61,12 +61,12 @@ def _compile(cfg: config.Config, target: topology.Topology) -> list[report.Repor
         return [compile_step.plan_step(cfg, target)]
 
 
-def _write_json(reports: list[report.Report], cfg: config.Config, path: epath.Path) -> None:
+def _write_json(reports: list[report.Report], cfg: config.Config, path: str) -> None:
     values = [report_json.to_json(each) for each in reports]
     for each, value in zip(reports, values, strict=True):
         value["plan"]["overrides"] = search.overrides(cfg, each.cfg)
     front = {"search": values} if _SEARCH.value else {}
-    files.write_json(path, {**values[0], **front})
+    result_file.write_json(path, {**values[0], **front})
 
 
 if __name__ == "__main__":

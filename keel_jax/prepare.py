@@ -14,7 +14,7 @@ from etils import epath
 
 from keel_jax.data.preparing import documents, preparation, summary, workers
 from keel_jax.data.preparing import options as preparation_options
-from keel_jax.runtime import cli, exit_codes, files
+from keel_jax.runtime import cli, exit_codes, result_file
 
 _PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     """Prepares the token set; returns the exit code: 0 done, 1 error, 130 interrupted."""
     del argv
     values = flags.FLAGS
+    result_file.check("--json", values.json)
     try:
         with progress() as on_progress:
             outcome = preparation.prepare_token_set(
@@ -87,9 +88,8 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 130
-    if values.json:
-        files.write_json(values.json, dataclasses.asdict(outcome))
     print(describe(outcome))
+    result_file.write_json(values.json, dataclasses.asdict(outcome))
     return 0
 
 

@@ -73,7 +73,6 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         directories = trials.directories(workdir, cfg)
         logs = resources.enter_context(logs_lib.Logs(directories, step))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
-        [is_evaluated] = distributed.from_lead(logs_lib.is_evaluated(directories[0], step))
 
         def save(step: int, state, diverged: bool):
             checkpoints.save(state, dataclasses.replace(meta, step=step, diverged=diverged))
@@ -86,7 +85,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             cfg=cfg,
             programs=compiled,
             batches=inputs.train_batches(cfg, tokens, mesh, step),
-            is_evaluated=bool(is_evaluated),
+            is_evaluated=logs_lib.are_evaluated(directories, step),
             save=save,
             write=logs.write,
             on_logged=on_logged,
@@ -102,9 +101,10 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             code, step, state = training.run(state, step)
         with clock.measure("checkpoint_wait"):
             checkpoints.wait()
+        session.stop_request.saved(status.end(code, step, state))
         if code in (exit_codes.DONE, exit_codes.DIVERGED):  # a stop request leaves no time for this
             telemetry.draw()
-        return status.end(code, step, state)
+        return code
 
 
 def main(_: list[str]) -> int:

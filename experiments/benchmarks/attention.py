@@ -21,7 +21,7 @@ from keel_jax import config
 from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import sharding, topology
-from keel_jax.runtime import cli, compilation, files, versions
+from keel_jax.runtime import cli, compilation, result_file, versions
 
 _BATCH, _HEADS, _KV_HEADS, _HEAD_DIM = 4, 16, 8, 64
 
@@ -110,6 +110,7 @@ def seconds(context: int, num_tokens: int, rounds: int) -> list[dict]:
 
 def main(_: list[str]) -> None:
     """Measures what the flags say."""
+    result_file.check("--json", _JSON.value)
     compilation.enable_cache("")
     if _TOPOLOGY.value:
         topology.prepare(_TOPOLOGY.value)
@@ -132,7 +133,7 @@ def main(_: list[str]) -> None:
             print(f"{row['order']:>16} {row['seconds']:8.3f} s {ratio:6.2f}")
     if _JSON.value:
         result = {"rows": rows, **versions.describe()}
-        files.write_json(_JSON.value, result)
+        result_file.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import topology
 from keel_jax.planning import resolve
-from keel_jax.runtime import cli, compilation, compiler_options, files, versions
+from keel_jax.runtime import cli, compilation, compiler_options, result_file, versions
 from keel_jax.training import step as step_lib
 
 # On a TPU, a width that fills its matrix unit: smaller ones are padded, and compiled otherwise.
@@ -62,6 +62,7 @@ def measure(num_blocks: int, plan: config.RecomputeConfig, slice_name: str = "")
 
 def main(_: list[str]) -> None:
     """Measures what the flags say."""
+    result_file.check("--json", _JSON.value)
     compilation.enable_cache("")
     if _TOPOLOGY.value:
         topology.parse(_TOPOLOGY.value).configure_jax()
@@ -86,7 +87,7 @@ def main(_: list[str]) -> None:
             "recompute": dataclasses.asdict(plan),
             **versions.describe(),
         }
-        files.write_json(_JSON.value, result)
+        result_file.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from keel_jax import config
 from keel_jax.data import loader, shards
 from keel_jax.data.preparing import corpus, documents, preparation
 from keel_jax.data.preparing import options as preparation_options
-from keel_jax.runtime import cli, files
+from keel_jax.runtime import cli, result_file
 
 VALIDATION_FRACTION = 0.05
 
@@ -189,11 +189,11 @@ def describe(result: dict) -> str:
 
 def main(_: list[str]) -> None:
     """Measures what the flags say."""
+    result_file.check("--json", _JSON.value)
     with tempfile.TemporaryDirectory() as directory:
         result = bench(pathlib.Path(directory))
     print(describe(result))
-    if _JSON.value:
-        files.write_json(_JSON.value, result)
+    result_file.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":

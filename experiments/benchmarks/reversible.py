@@ -30,7 +30,7 @@ from experiments.configs import tiny
 from keel_jax import config, train
 from keel_jax.model import depth, layers
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import cli, compilation, files, versions
+from keel_jax.runtime import cli, compilation, result_file, versions
 from keel_jax.training import checkpoint, inputs, logs
 from keel_jax.training import step as step_lib
 from keel_jax.training import trained as trained_lib
@@ -154,6 +154,7 @@ def measure(
 
 def main(_: list[str]) -> None:
     """Trains and measures what the flags say."""
+    result_file.check("--json", _JSON.value)
     compilation.enable_cache("")
     rows = []
     for num_blocks in map(int, _NUM_BLOCKS.value):
@@ -178,7 +179,7 @@ def main(_: list[str]) -> None:
                 "num_steps": _NUM_STEPS.value,
                 **versions.describe(),
             }
-            files.write_json(_JSON.value, result)
+            result_file.write_json(_JSON.value, result)
 
 
 def _plans(cases: Sequence[str], num_blocks: int) -> list[config.RecomputeConfig]:

@@ -26,7 +26,7 @@ import threading
 from absl import flags
 
 from keel_jax import errors
-from keel_jax.runtime import cli, files, versions
+from keel_jax.runtime import cli, result_file, versions
 
 CONTENDERS = ("keel_jax", "keel_jax pre_ln", "unrolled Flax", "plain scan", "Llama (torch)")
 _REFERENCE = CONTENDERS[0]
@@ -172,6 +172,7 @@ def describe(row: dict) -> str:
 
 def main(_: list[str]) -> None:
     """Measures what the flags say."""
+    result_file.check("--json", _JSON.value)
     lacking = {
         name: [m for m in modules if not importlib.util.find_spec(m)]
         for name, modules in _NEEDS.items()
@@ -207,7 +208,7 @@ def main(_: list[str]) -> None:
             )
     if _JSON.value:
         result = {"rows": all_rows, "shape": shape, **versions.describe()}
-        files.write_json(_JSON.value, result)
+        result_file.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from experiments.benchmarks import random_batches
 from keel_jax import config, errors
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import cycles, hlo, resolve
-from keel_jax.runtime import cli, files, versions
+from keel_jax.runtime import cli, result_file, versions
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 
@@ -77,6 +77,7 @@ def _microseconds(directory: str) -> collections.Counter:
 
 def main(_: list[str]) -> None:
     """Profiles what the flags say."""
+    result_file.check("--json", _JSON.value)
     cfg = config.from_config_dict(_CONFIG.value)
     if not cfg.model.vocab_size:
         raise errors.UserError("model.vocab_size is not set: give one, as no data are read.")
@@ -87,8 +88,7 @@ def main(_: list[str]) -> None:
         print(
             f"{part['microseconds'] / total:7.1%}  {part['region']}, {part['pass']}: {part['kind']}"
         )
-    if _JSON.value:
-        files.write_json(_JSON.value, {**profile, **versions.describe()})
+    result_file.write_json(_JSON.value, {**profile, **versions.describe()})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from experiments.configs import quickstart
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import resolve
-from keel_jax.runtime import cli, compilation, files, versions
+from keel_jax.runtime import cli, compilation, result_file, versions
 from keel_jax.training import plots, telemetry_records, telemetry_step
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
@@ -69,6 +69,7 @@ def _timed(seconds: list[float]) -> Iterator[None]:
 
 def main(_: list[str]) -> None:
     """Measures what the flags say."""
+    result_file.check("--json", _JSON.value)
     compilation.enable_cache("")
     rows, every_steps = [], _EVERY_STEPS.value
     print(
@@ -90,7 +91,7 @@ def main(_: list[str]) -> None:
         )
     if _JSON.value:
         result = {"rows": rows, "every_steps": every_steps, **versions.describe()}
-        files.write_json(_JSON.value, result)
+        result_file.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from experiments.sweeps import point as point_lib
-from keel_jax.runtime import files
+from keel_jax import errors
+from keel_jax.runtime import best_effort, files
 from keel_jax.training import logs
 
 # The states of a point. A missing one has failed twice; a pending one has not been run.
@@ -65,7 +67,8 @@ class Outcome:
         }
 
     def _rows(self) -> list[dict]:
-        return logs.read(self.workdir) if self.workdir else []
+        # Results are computed from all rows or from none: a damaged log is an error.
+        return logs.read_whole(self.workdir) if self.workdir else []
 
 
 def all_done(outcomes: Sequence[Outcome]) -> bool:
@@ -84,9 +87,32 @@ def record_file(runs: pathlib.Path, point: point_lib.Point) -> pathlib.Path:
 
 
 def load_outcome(runs: pathlib.Path, point: point_lib.Point, digest: str) -> Outcome:
-    """What became of `point`; pending if its record is of other options or other data."""
-    record = files.read_json(record_file(runs, point))
+    """What became of `point`; pending if its record is of other options or other data.
+
+    A damaged record is named once, and its point is pending: the sweep's next start finds the run
+    finished, and records it again.
+    """
+    path = record_file(runs, point)
+    try:
+        record = files.read_json(path)
+        if record is not None:
+            _check_record(path, record)
+    except errors.UserError as error:
+        best_effort.warn(f"{error} The point counts as not run: start the sweep again.")
+        return Outcome(point, PENDING)
     if record is None or record["digest"] != digest:
         return Outcome(point, PENDING)
     workdir = runs / record["workdir"] if record["workdir"] else None
     return Outcome(point, record["state"], workdir, record["step"], record)
+
+
+def _check_record(path: pathlib.Path, record: Any) -> None:
+    match record:
+        case {
+            "digest": str(),
+            "state": "done" | "diverged" | "missing",
+            "step": int(),
+            "workdir": str() | None,
+        } if record["workdir"] or record["state"] == MISSING:
+            return
+    raise errors.UserError(f"{path} is not the record of a point.")

@@ -38,8 +38,9 @@ class SweepProgress:
 
     def update(self, num_trials: int, status: Mapping) -> None:
         """A group of `num_trials` points is at the step that its run's status.json says."""
-        if status.get("state") == "running":
-            part = num_trials * status["step"] / status["num_steps"]
+        step, num_steps = status.get("step"), status.get("num_steps")
+        if status.get("state") == "running" and isinstance(step, int) and num_steps:
+            part = num_trials * step / num_steps
             self._bar.update(self._task, completed=self._done + part)
 
     def end_group(self, num_done: int, message: str) -> None:

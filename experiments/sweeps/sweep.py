@@ -19,7 +19,8 @@ from experiments.sweeps import datasets, progress
 from experiments.sweeps import outcome as outcome_lib
 from experiments.sweeps import point as point_lib
 from keel_jax.data import shards
-from keel_jax.runtime import exit_codes, files
+from keel_jax.runtime import best_effort, exit_codes, files
+from keel_jax.training import status as status_lib
 
 _ATTEMPTS = 2
 _POLL_SECONDS = 0.5
@@ -96,14 +97,16 @@ class Sweep:
             bar.start_group(group, attempt)
             code = self._train(group, bar)
             seconds = time.monotonic() - begin
-            if code in _STATES:
-                self._record_results(group, attempt, seconds)
+            statuses = self._final_statuses(group) if code in _STATES else None
+            if statuses:
+                self._record_results(group, statuses, attempt, seconds)
                 bar.end_group(len(group), f"exit code {code}, {seconds:.0f} s")
                 return code
             if code in _STOPS:
                 bar.end_group(0, f"stopped with exit code {code} ({log}); the same command goes on")
                 return code
-            bar.end_group(0, f"failed with exit code {code}, see {log}")
+            said = " and no final status.json" if code in _STATES else ""
+            bar.end_group(0, f"failed with exit code {code}{said}, see {log}")
         for point in group:
             self._record(point, outcome_lib.MISSING, {"attempts": _ATTEMPTS, "exit_code": code})
         return code
@@ -119,7 +122,7 @@ class Sweep:
             try:
                 while (code := process.poll()) is None:
                     time.sleep(_POLL_SECONDS)
-                    bar.update(len(group), files.read_json(workdir / "status.json") or {})
+                    bar.update(len(group), best_effort.read_object(workdir / status_lib.FILE))
             except KeyboardInterrupt:
                 # On a terminal SIGINT has reached the process, too. The driver takes a second
                 # signal right after the first for the same request.
@@ -143,14 +146,17 @@ class Sweep:
         data = self._data_of(group)
         return point_lib.digest(point_lib.build_config(group, data), _fingerprint(data))
 
-    def _record_results(self, group: list[point_lib.Point], attempt: int, seconds: float) -> None:
-        """Records how each trial of a group that has ended ended."""
+    def _record_results(
+        self,
+        group: list[point_lib.Point],
+        statuses: Sequence[Mapping],
+        attempt: int,
+        seconds: float,
+    ) -> None:
+        """Records how each trial of a group that has ended ended, as their `statuses` say."""
         workdir = self._workdir(group)
-        versions = files.read_json(workdir / "versions.json") or {}
-        for trial, point in enumerate(group):
-            directory = workdir / "trials" / f"{trial:03}" if len(group) > 1 else workdir
-            status = files.read_json(directory / "status.json")
-            assert status is not None, f"{directory} has ended without a status.json"
+        versions = best_effort.read_object(workdir / "versions.json")
+        for point, directory, status in zip(group, self._directories(group), statuses, strict=True):
             self._record(
                 point,
                 _STATES[status["exit_code"]],
@@ -167,11 +173,29 @@ class Sweep:
                 },
             )
 
+    def _final_statuses(self, group: Sequence[point_lib.Point]) -> list[Mapping] | None:
+        """status.json of each trial; None if one does not say how it ended, as on a full disk."""
+        statuses = []
+        for directory in self._directories(group):
+            match status := best_effort.read_object(directory / status_lib.FILE):
+                case {"exit_code": code, "step": int(), "compilations": dict()} if code in _STATES:
+                    statuses.append(status)
+                case _:
+                    return None
+        return statuses
+
+    def _directories(self, group: Sequence[point_lib.Point]) -> list[pathlib.Path]:
+        """Each point's trial."""
+        workdir = self._workdir(group)
+        if len(group) == 1:
+            return [workdir]
+        return [workdir / "trials" / f"{trial:03}" for trial in range(len(group))]
+
     def _record(self, point: point_lib.Point, state: str, details: Mapping) -> None:
         path = outcome_lib.record_file(self.runs, point)
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"digest": self._digest([point]), "state": state, "step": 0, "workdir": None}
-        files.write_json(path, {**record, **details})
+        files.write_checked_json(path, {**record, **details})
 
 
 @functools.cache

@@ -6,15 +6,18 @@ import io
 import math
 import pathlib
 import re
+import signal
 import sys
+import threading
 import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from keel_jax import errors
 from keel_jax.config import renamed
-from keel_jax.runtime import exit_codes, platforms
+from keel_jax.runtime import exit_codes, platforms, watchdog
 
 
 def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
@@ -28,8 +31,10 @@ def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
     _print_any_text()
     # Orbax logs every save at INFO; --verbosity=0 shows these messages.
     logging.set_verbosity(logging.WARNING)
+    # In a thread as well: TensorBoard's writes events, and disks are full there, too.
+    threading.excepthook = _in_thread
     platforms.choose()
-    app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse)
+    app.run(lambda argv: _exit(_guarded(main, argv)), flags_parser=_parse)
 
 
 def define_config() -> flags.FlagHolder:
@@ -74,6 +79,18 @@ def print_error(error: Exception) -> None:
         print(f"error: {error}", file=sys.stderr)
     else:
         traceback.print_exception(error)
+
+
+def _exit(exit_code: int) -> NoReturn:
+    """Exits; a signal while the interpreter cleans up does not change the code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: watchdog.leave(exit_code))
+    sys.exit(exit_code)
+
+
+def _in_thread(failed: threading.ExceptHookArgs) -> None:
+    if isinstance(failed.exc_value, Exception):
+        print_error(failed.exc_value)
 
 
 def _parse(argv):

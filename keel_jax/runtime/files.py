@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fnmatch
+import hashlib
 import json
 import os
 import uuid
@@ -14,6 +15,8 @@ from etils import epath
 from keel_jax import errors
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# The key of the checksum in a file of `write_checked_json`.
+_CHECKSUM = "content_sha256"
 
 
 def write_json(path: epath.PathLike, value: Any, *, temporary_suffix: str = "") -> None:
@@ -27,6 +30,14 @@ def write_json(path: epath.PathLike, value: Any, *, temporary_suffix: str = "") 
     """
     content = (json.dumps(value, indent=2) + "\n").encode()
     write_bytes(path, content, temporary_suffix=temporary_suffix)
+
+
+def write_checked_json(path: epath.PathLike, value: dict[str, Any]) -> None:
+    """Writes an object with a checksum, which `read_json` verifies and removes.
+
+    Without one, a changed digit would be read as another number. Errors as in `write_json`.
+    """
+    write_json(path, {**value, _CHECKSUM: _checksum(value)})
 
 
 def write_bytes(path: epath.PathLike, content: bytes, *, temporary_suffix: str = "") -> None:
@@ -50,27 +61,63 @@ def append_text(path: epath.Path, text: str) -> None:
 
     An object in a bucket (gs://) cannot be appended to: it is read and rewritten. A log line every
     few seconds is well within a bucket's limits.
+
+    Raises:
+      OSError: it could not be written; the file ends where it did before.
     """
     if "://" in str(path):
         path.write_text((path.read_text() if path.exists() else "") + text)
         return
-    with path.open("a") as file:
-        file.write(text)
+    # Unbuffered: what a full disk refuses must not be written later, when the file is closed.
+    with open(path, "ab", buffering=0) as file:
+        end, rest = file.tell(), memoryview(text.encode())
+        try:
+            while rest:  # a nearly full disk takes a part
+                rest = rest[file.write(rest) :]
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                file.truncate(end)
+            raise
 
 
-def read_json(path: epath.PathLike) -> Any:
+def read_json(
+    path: epath.PathLike,
+    *,
+    remedy: str = "remove it or restore it",
+    needs_checksum: bool = False,
+) -> Any:
     """Reads a JSON file; None if it does not exist.
 
+    Args:
+      needs_checksum: whether a file without the checksum of `write_checked_json` is damaged.
+      remedy: what the user can do about a damaged one.
+
     Raises:
-      UserError: the file is not JSON.
+      UserError: the file is not JSON, or not what its checksum says.
     """
     path = epath.Path(path)
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise errors.UserError(f"{path} is not JSON ({error}); remove it or restore it.") from error
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError
+        raise errors.UserError(f"{path} is not JSON ({error}); {remedy}.") from error
+    if needs_checksum and not (isinstance(value, dict) and _CHECKSUM in value):
+        raise errors.UserError(f"{path} has no checksum of its content; {remedy}.")
+    if isinstance(value, dict) and _CHECKSUM in value:
+        expected = value.pop(_CHECKSUM)
+        if _checksum(value) != expected:
+            raise errors.UserError(
+                f"{path} has changed since it was written: its checksum is not that of its "
+                f'content; {remedy}. If you changed it yourself, remove "{_CHECKSUM}" from it.'
+            )
+    return value
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    # As a reader finds it: tuples are lists, and keys are strings.
+    value = json.loads(json.dumps(value))
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C ask the loop to save and exit; a second one exits immediately."""
+"""SIGTERM and Ctrl-C ask the loop to save and exit; a second one exits immediately.
+
+Once everything is saved, any of them ends the process with the run's exit code.
+"""
 
 import signal
 import sys
@@ -7,6 +10,8 @@ import time
 
 import jax
 from jax.experimental import multihost_utils
+
+from keel_jax.runtime import watchdog
 
 # A signal within this time after another is the same request: a supervisor forwards signals that
 # were sent to the whole process group or Slurm step.
@@ -28,6 +33,8 @@ class StopRequest:
         # Number of calls of `asked`: the service's step counter, the same on all processes.
         self._num_calls = 0
         self._stops = False
+        # Once everything is saved: what the process ends with.
+        self._exit_code: int | None = None
         self._previous = {}
 
     def __enter__(self):
@@ -40,7 +47,13 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def saved(self, exit_code: int) -> None:
+        """Everything is on disk: a signal now ends the process at once with `exit_code`."""
+        self._exit_code = exit_code
+
     def _handle(self, number, frame):
+        if self._exit_code is not None:
+            watchdog.leave(self._exit_code)
         if self._asked.is_set():
             if time.monotonic() - self._asked_at < _ECHO_SECONDS:
                 return

@@ -10,16 +10,27 @@ import os
 
 from etils import epath
 
-from keel_jax import config
-from keel_jax.runtime import distributed, files
-from keel_jax.training import checkpoint
+from keel_jax import config, errors
+from keel_jax.runtime import best_effort, distributed, files
+from keel_jax.training import trials
 
 FILE = "ancestry.json"
 
 
 def read(workdir: epath.PathLike) -> list[dict]:
-    """The ancestors of the weights in `workdir` (of a run or of one of its trials); often none."""
-    return files.read_json(checkpoint.holder(workdir) / FILE) or []
+    """The ancestors of the weights in `workdir` (of a run or of one of its trials); often none.
+
+    A damaged file is named once, and its ancestors are left out: no number depends on them.
+    """
+    path = trials.holder(workdir) / FILE
+    try:
+        ancestors = files.read_json(path) or []
+        if not isinstance(ancestors, list) or not all(isinstance(e, dict) for e in ancestors):
+            raise errors.UserError(f"{path} is not a list of ancestors.")
+    except (errors.UserError, OSError) as error:
+        best_effort.warn(f"{error} The ancestors of these weights are left out.")
+        return []
+    return ancestors
 
 
 def entry(

@@ -23,10 +23,15 @@ from orbax.checkpoint import checkpoint_managers
 from keel_jax import config, errors
 from keel_jax.config import renamed
 from keel_jax.runtime import distributed, files
-from keel_jax.training import manifest, set_aside, transfer, trials, verification
+from keel_jax.training import manifest, set_aside, transfer, verification
 from keel_jax.training import state as state_lib
 
 DIRECTORY = "checkpoints"
+CONFIG = "config.json"
+_CONFIG_REMEDY = (
+    "restore it from a copy (training with the same options writes the same file into any new "
+    "--workdir)"
+)
 _WEIGHTS = ("meta", "params")
 _ALL_ITEMS = (*_WEIGHTS, "progress")
 
@@ -70,7 +75,7 @@ class Checkpoints:
         Raises:
           UserError: checkpoints below this path could not be read back.
         """
-        check_path(workdir)
+        verification.check_path(workdir)
         directory = epath.Path(workdir) / DIRECTORY
         # Orbax takes absolute paths only; a gs:// path is one already.
         self.directory = directory if "://" in str(directory) else directory.absolute()
@@ -344,48 +349,34 @@ def exist(workdir: epath.Path) -> bool:
     return directory.exists() and any(path.name.isdecimal() for path in directory.iterdir())
 
 
-def check_path(workdir: epath.PathLike) -> None:
-    """Refuses a path below which Orbax could not read a checkpoint back: it globs there.
-
-    Raises:
-      UserError: it contains *, ? or [.
-    """
-    path = str(epath.Path(workdir).absolute() if "://" not in str(workdir) else workdir)
-    if special := sorted(set("*?[") & set(path)):
-        raise errors.UserError(
-            f"{path} contains {' and '.join(special)}: checkpoints could be written there and not "
-            "be read back. Choose a path without *, ? and [."
-        )
-
-
 def load_config(workdir: epath.PathLike) -> config.Config:
     """The completed config of the run in `workdir`.
 
     Raises:
-      UserError: there is no run.
+      UserError: there is no run, or its config.json is damaged.
     """
-    path = epath.Path(workdir) / "config.json"
-    saved = files.read_json(path)
+    path = epath.Path(workdir) / CONFIG
+    saved = files.read_json(path, remedy=_CONFIG_REMEDY)
     if saved is None:
         raise errors.UserError(
             f"{workdir} is not a work directory of a run: it has no config.json."
         )
+    if not isinstance(saved, dict):
+        raise errors.UserError(
+            f"{path} is not a JSON object but {str(saved)[:40]!r}; {_CONFIG_REMEDY}."
+        )
     if old_names := renamed.names_in(saved):
         _say_renamed(str(path), tuple(old_names.items()))
-    return config.from_dict(saved)
+    try:
+        return config.from_dict(saved)
+    except errors.UserError as error:
+        raise errors.UserError(f"{path}: {error} If it is damaged, {_CONFIG_REMEDY}.") from error
 
 
 @functools.cache  # once per file
 def _say_renamed(path: str, old_names: tuple[tuple[str, str], ...]) -> None:
     changes = "; ".join(f"{old} is called {new} now" for old, new in old_names)
     logging.warning("%s was written under old names: %s.", path, changes)
-
-
-def holder(workdir: epath.PathLike) -> epath.Path:
-    """The directory that holds the checkpoints of `workdir`: the run's, if that is a trial's."""
-    workdir = epath.Path(workdir)
-    pointer = trials.pointer(workdir)
-    return workdir / pointer.checkpoints_in if pointer else workdir
 
 
 def _as_dict(progress: state_lib.TrainState) -> dict:

@@ -1,16 +1,17 @@
 """The logs of a run, metrics.jsonl and TensorBoard's events: writing and reading them."""
 
-import json
-import math
+import collections
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer import event_file_writer
 
-from keel_jax.runtime import distributed, files
+from keel_jax import errors
+from keel_jax.runtime import best_effort, distributed, files
+from keel_jax.training import metric_rows
 
 # Classes that protobuf creates at run time.
 Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore
@@ -19,6 +20,8 @@ Summary = summary_pb2.Summary  # pyright: ignore
 JSONL = "metrics.jsonl"
 # TensorBoard's number for images with an alpha channel.
 _RGBA = 4
+# Rows that wait in memory while a disk is full: some megabytes.
+_MAX_UNWRITTEN = 10_000
 
 
 class Logs:
@@ -51,34 +54,61 @@ class Log:
 
     Rows after `start_step`, which a killed run wrote after its last checkpoint, are removed, and
     TensorBoard is told to discard them: a resumed run has the log of one that was never stopped.
+    Damaged lines are kept in metrics.jsonl.damaged.
+
+    What cannot be written is named once. Rows are written later if that becomes possible;
+    TensorBoard's events are not.
     """
 
     def __init__(self, workdir: epath.PathLike, start_step: int):
         self._path = epath.Path(workdir) / JSONL
-        if self._path.exists():
-            rows = [json.dumps(row) for row in read(workdir) if row["step"] <= start_step]
-            kept = "".join(row + "\n" for row in rows)
-            if kept != self._path.read_text():
-                new = self._path.with_name(f".{JSONL}")
-                new.write_text(kept)
-                new.replace(self._path)
-        self._events = event_file_writer.EventFileWriter(str(epath.Path(workdir) / "tensorboard"))
+        self._start_step, self._is_cut = start_step, False
+        # Lines that no disk has taken yet.
+        self._unwritten = collections.deque(maxlen=_MAX_UNWRITTEN)
+        self._append_unwritten()
+        directory = str(epath.Path(workdir) / "tensorboard")
+        self._tensorboard, self._events = directory, None
+        with best_effort.writing(directory):
+            self._events = event_file_writer.EventFileWriter(directory)
         began = SessionLog(status=SessionLog.START)
         self._add_event(start_step + 1, session_log=began)
 
+    def _cut(self):
+        """Removes later rows and sets damaged lines aside, unless that is done."""
+        if self._is_cut:
+            return
+        content = self._path.read_bytes() if self._path.exists() else b""
+        scanned = metric_rows.scan(content)
+        if scanned.damaged:
+            lines = [line for _, line, _ in scanned.damaged]
+            best_effort.append_damaged(self._path, lines, scanned.describe_damage())
+        if self._start_step and not scanned.intact:
+            best_effort.warn(
+                f"{self._path} holds no row of the {self._start_step} steps before: it begins anew."
+            )
+        kept = [line for line, row in scanned.intact if row["step"] <= self._start_step]
+        new = b"".join(line + b"\n" for line in kept)
+        if new != content:
+            files.write_bytes(self._path, new)
+        self._is_cut = True
+
     def write(self, row: dict[str, float]) -> None:
         """Writes one line; `row` has "step". Non-finite numbers become null, as JSON has none."""
-        finite = {
-            key: value if not isinstance(value, float) or math.isfinite(value) else None
-            for key, value in row.items()
-        }
-        files.append_text(self._path, json.dumps(finite) + "\n")
+        self._unwritten.append(metric_rows.to_line(row))
+        self._append_unwritten()
         scalars = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in row.items()
             if name != "step"
         ]
         self._add_event(int(row["step"]), summary=Summary(value=scalars))
+
+    def _append_unwritten(self):
+        with best_effort.writing(self._path):
+            self._cut()
+            if self._unwritten:
+                files.append_text(self._path, "".join(self._unwritten))
+                self._unwritten.clear()
 
     def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
         """Writes to TensorBoard only; `images` are PNG files by their tags."""
@@ -94,24 +124,57 @@ class Log:
 
     def _add_event(self, step: int, **content):
         event = Event(wall_time=time.time(), step=step, **content)
-        self._events.add_event(event)
+        self._to_tensorboard(lambda events: events.add_event(event))
 
     def close(self) -> None:
-        self._events.close()
+        self._append_unwritten()
+        self._to_tensorboard(lambda events: events.close())
+
+    def _to_tensorboard(self, action: Callable[[event_file_writer.EventFileWriter], None]):
+        """Does it unless an earlier write failed: after that the writer has no thread."""
+        events, self._events = self._events, None
+        if events is not None:
+            with best_effort.writing(self._tensorboard):
+                action(events)
+                self._events = events
 
 
 def read(workdir: epath.PathLike) -> list[dict]:
-    """The rows of a run's metrics.jsonl, without an incomplete last line; [] if there is none."""
+    """The rows of a run's metrics.jsonl; [] if there is none.
+
+    Damaged lines are left out and named once, an unfinished last line is left out.
+    """
     path = epath.Path(workdir) / JSONL
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    scanned = metric_rows.scan(path.read_bytes() if path.exists() else b"")
+    if scanned.damaged:
+        best_effort.warn(f"{path}, {scanned.describe_damage()}: left out.")
+    return scanned.rows
 
 
-def is_evaluated(workdir: epath.PathLike, step: int) -> bool:
-    """Whether the log holds a validation of `step`."""
+def read_whole(workdir: epath.PathLike) -> list[dict]:
+    """The rows of a run that has ended, for results that are computed from all of them.
+
+    Raises:
+      UserError: there is no log, or a part of it is damaged.
+    """
+    path = epath.Path(workdir) / JSONL
+    if not path.exists():
+        raise errors.UserError(f"{path} does not exist: restore it, or run it again elsewhere.")
+    scanned = metric_rows.scan(path.read_bytes())
+    if scanned.damaged or scanned.unfinished or not scanned.intact:
+        what = scanned.describe_damage() if scanned.damaged else "its end is missing"
+        raise errors.UserError(
+            f"{path}, {what}: results cannot be computed from the rest. Restore it, or remove "
+            f"{path.parent} and run it again."
+        )
+    return scanned.rows
+
+
+def are_evaluated(directories: Sequence[epath.Path], step: int) -> list[bool]:
+    """Whether each trial has its validation of `step` in its log, for the lead; a collective."""
+    found = distributed.from_lead(*(_is_evaluated(directory, step) for directory in directories))
+    return [bool(trial) for trial in found]
+
+
+def _is_evaluated(workdir: epath.Path, step: int) -> bool:
     return any(row["step"] == step and "eval/loss_nats_per_token" in row for row in read(workdir))

@@ -36,8 +36,8 @@ class Loop:
     programs: programs_lib.Programs
     # Global batches from the first step on.
     batches: collections.abc.Iterator[dict]
-    # Whether a validation that is due at the first step is in the log already.
-    is_evaluated: bool
+    # Per trial, whether a validation of the first step is in its log already.
+    is_evaluated: collections.abc.Sequence[bool]
     # (step, state, diverged): writes a checkpoint in the background.
     save: collections.abc.Callable
     # Writes one row of metrics for a trial.
@@ -69,7 +69,8 @@ class Loop:
         self._unread: _Unread | None = None
         # The state after the last dispatched step.
         self._state = state
-        if self._is_due(step, self.cfg.train.eval_every_steps) and not self.is_evaluated:
+        self._first_step = step
+        if self._is_due(step, self.cfg.train.eval_every_steps):
             # The previous run was stopped during this validation.
             self._evaluate(step, state)
         with self.trace:
@@ -195,7 +196,13 @@ class Loop:
         }
 
     def _evaluate(self, step: int, state) -> bool:
-        """Validates; returns whether it finished before a stop request."""
+        """Validates, unless that is logged; returns whether it finished before a stop request."""
+        logged = self.is_evaluated if step == self._first_step else [False] * self.cfg.num_trials
+        due = [
+            alive and not is_logged for alive, is_logged in zip(self._alive, logged, strict=True)
+        ]
+        if not any(due):
+            return True  # the previous run was stopped after this validation
         # The same batches each time, so that the points of the curve are comparable.
         with self.clock.measure("evaluation"):
             trials = self.programs.evaluator.run(
@@ -207,7 +214,7 @@ class Loop:
             return False
         rows = [metrics.loss_metrics("eval", sums, self.bytes_per_token[1]) for sums in trials]
         for trial, row in enumerate(rows):
-            if self._alive[trial]:
+            if due[trial]:
                 self.write(trial, {"step": step, **row})
         losses = self._for_people(rows, "eval/loss_nats_per_token")
         per_byte = self._for_people(rows, "eval/bits_per_byte")

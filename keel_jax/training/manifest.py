@@ -12,8 +12,6 @@ files whose digests are missing because the run was killed before are checked by
 
 import concurrent.futures
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -73,14 +71,14 @@ def write(directory: epath.Path, step: int, arrays: dict[str, str], *, digests: 
         num_bytes=num_bytes,
         sha256=_sha256(directory, list(num_bytes)) if digests else {},
     )
-    _write_checked(directory / FILE, dataclasses.asdict(manifest))
+    files.write_checked_json(directory / FILE, dataclasses.asdict(manifest))
 
 
 def write_digests(directory: epath.Path, rank: int, world_size: int) -> None:
     """Writes the digests of this process's share of a committed checkpoint."""
     names = _share(sorted(read(directory).num_bytes), rank, world_size)
     values = {"sha256": _sha256(directory, names)}
-    _write_checked(directory / f"{_DIGESTS}{rank}-of-{world_size}.json", values)
+    files.write_checked_json(directory / f"{_DIGESTS}{rank}-of-{world_size}.json", values)
 
 
 def read(directory: epath.Path) -> Manifest:
@@ -147,20 +145,11 @@ def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath
             yield prefix + path.name, path
 
 
-def _write_checked(path: epath.Path, values: dict) -> None:
-    files.write_json(path, values | {"checksum": _checksum(values)})
-
-
-def _read_checked(path: epath.Path) -> dict:
+def _read_checked(path: epath.Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
-        checksum = values.pop("checksum")
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        values = files.read_json(path, needs_checksum=True)
+    except errors.UserError as error:
         raise errors.UserError(f"{path.name} is not what was written") from error
-    if checksum != _checksum(values):
-        raise errors.UserError(f"{path.name} is not what was written")
+    if values is None:
+        raise FileNotFoundError(path)
     return values
-
-
-def _checksum(values: dict) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

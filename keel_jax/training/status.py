@@ -6,12 +6,13 @@ from etils import epath
 
 from keel_jax import config
 from keel_jax.model import lm, residual
-from keel_jax.runtime import distributed, exit_codes, files
+from keel_jax.runtime import best_effort, distributed, exit_codes, files
 from keel_jax.runtime import session as session_lib
 from keel_jax.training import ancestry, set_aside, transfer, trials
 from keel_jax.training import events as events_lib
 from keel_jax.training import state as state_lib
 
+FILE = "status.json"
 # Minimum seconds between two writes during a run.
 _STATUS_SECONDS = 5.0
 
@@ -109,4 +110,5 @@ class Status:
         }
         if error is not None:
             status["error"] = error
-        files.write_json(directory / "status.json", status)
+        with best_effort.writing(directory / FILE):
+            files.write_checked_json(directory / FILE, status)

@@ -71,7 +71,11 @@ def load(
       UserError: no run, no such checkpoint, or a directory of several trials.
     """
     cfg = checkpoint.load_config(workdir)
-    compilation.enable_cache(cfg.runtime.compilation_cache_dir)
+    # Not the config's directory: cached programs are code, and `workdir` may be someone else's.
+    if cfg.runtime.compilation_cache_dir:
+        compilation.enable_users_cache()
+    else:
+        compilation.enable_cache("")
     if mesh is None:
         mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
     params, meta = load_params(workdir, mesh, step)
@@ -91,15 +95,21 @@ def load_params(
     """
     workdir = epath.Path(workdir)
     pointer = trials.pointer(workdir)
-    cfg = checkpoint.load_config(checkpoint.holder(workdir))
+    cfg = checkpoint.load_config(trials.holder(workdir))
     if cfg.num_trials > 1 and pointer is None:
         raise errors.UserError(
             f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
         )
-    if not checkpoint.exist(checkpoint.holder(workdir)):
+    if not checkpoint.exist(trials.holder(workdir)):
         raise errors.UserError(f"{workdir} holds no checkpoint yet.")
-    with checkpoint.Checkpoints(checkpoint.holder(workdir)) as checkpoints:
+    with checkpoint.Checkpoints(trials.holder(workdir)) as checkpoints:
         params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
+    if pointer and pointer.trial >= cfg.num_trials:
+        raise errors.UserError(
+            f"{workdir}/trial.json names trial {pointer.trial}, but the run in "
+            f"{trials.holder(workdir)} has trials 0 to {cfg.num_trials - 1}: put the trial's "
+            "own file back."
+        )
     if pointer:
         params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
     return params, meta

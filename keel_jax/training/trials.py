@@ -8,7 +8,7 @@ import typing
 
 from etils import epath
 
-from keel_jax import config
+from keel_jax import config, errors
 from keel_jax.runtime import distributed, files
 
 _DIRECTORY, _POINTER = "trials", "trial.json"
@@ -33,18 +33,44 @@ def directories(workdir: epath.Path, cfg: config.Config) -> list[epath.Path]:
 
 
 def pointer(directory: epath.PathLike) -> Pointer | None:
-    """The contents of a directory's `trial.json`; None if it is not the directory of a trial."""
+    """The contents of a directory's `trial.json`; None if it is not the directory of a trial.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     directory = epath.Path(directory)
-    if values := files.read_json(directory / _POINTER):
-        return Pointer(values["checkpoints_in"], values["trial"])
-    if values := files.read_json(directory / _OLD_POINTER):
-        return Pointer(values["checkpoints_in"], values[_OLD_KEY])
+    for name, key in ((_POINTER, "trial"), (_OLD_POINTER, _OLD_KEY)):
+        path = directory / name
+        try:
+            values = files.read_json(path)
+            if values is None:
+                continue
+            match values:
+                case {"checkpoints_in": str(place), **rest} if _is_index(rest.get(key)):
+                    return Pointer(place, rest[key])
+            raise errors.UserError(f"{path} holds {str(values)[:80]}.")
+        except errors.UserError as error:
+            raise errors.UserError(
+                f"{error} It says which trial of which run this is; for the first trial it is "
+                f'{{"checkpoints_in": "../..", "{key}": 0}}.'
+            ) from error
     return None
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def holder(workdir: epath.PathLike) -> epath.Path:
+    """The directory that holds the checkpoints of `workdir`: the run's, if that is a trial's."""
+    workdir = epath.Path(workdir)
+    to = pointer(workdir)
+    return workdir / to.checkpoints_in if to else workdir
 
 
 def write_pointer(directory: epath.Path, trial: int) -> None:
     """Marks `directory`, one of `directories`, as that of `trial`."""
-    files.write_json(directory / _POINTER, {"checkpoints_in": "../..", "trial": trial})
+    files.write_checked_json(directory / _POINTER, {"checkpoints_in": "../..", "trial": trial})
 
 
 def rename_old(workdir: epath.Path) -> None:
@@ -53,8 +79,9 @@ def rename_old(workdir: epath.Path) -> None:
     if not distributed.is_lead() or not old.exists() or (workdir / _DIRECTORY).exists():
         return
     for path in sorted(old.iterdir()):
-        if old_pointer := pointer(path):
-            write_pointer(path, old_pointer.trial)
-            (path / _OLD_POINTER).unlink(missing_ok=True)
+        # The name says the same as the old pointer, which may be damaged.
+        if path.name.isdecimal() and (path / _OLD_POINTER).exists():
+            write_pointer(path, int(path.name))
+            (path / _OLD_POINTER).unlink()
     old.rename(workdir / _DIRECTORY)
     print(f"{old} is {workdir / _DIRECTORY} now: lanes are called trials.", flush=True)

@@ -136,3 +136,17 @@ def check_arrays(directory: epath.Path, wanted: dict[str, str]) -> None:
             f"{directory} holds another model: {name} is {written[name]} there, {wanted[name]} in "
             f"this config{f' ({more} more differ)' if more else ''}."
         )
+
+
+def check_path(workdir: epath.PathLike) -> None:
+    """Refuses a path below which Orbax could not read a checkpoint back: it globs there.
+
+    Raises:
+      UserError: it contains *, ? or [.
+    """
+    path = str(epath.Path(workdir).absolute() if "://" not in str(workdir) else workdir)
+    if special := sorted(set("*?[") & set(path)):
+        raise errors.UserError(
+            f"{path} contains {' and '.join(special)}: checkpoints could be written there and not "
+            "be read back. Choose a path without *, ? and [."
+        )

@@ -21,9 +21,18 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.config import options
-from keel_jax.runtime import distributed, exit_codes, files, ownership, versions
-from keel_jax.training import checkpoint, trials
+from keel_jax.runtime import (
+    best_effort,
+    distributed,
+    exit_codes,
+    files,
+    ownership,
+    versions,
+)
+from keel_jax.training import checkpoint, telemetry_records, trials, verification
+from keel_jax.training import status as status_lib
 
+VERSIONS = "versions.json"
 # How long a network file system may take to show a new file to another host.
 _SHARED_SECONDS = 20.0
 
@@ -38,7 +47,7 @@ def opened(workdir: epath.PathLike, cfg: config.Config) -> Iterator[epath.Path]:
         run is using it, or it holds a run with different options that may not change; both values
         are named, and nothing is written.
     """
-    checkpoint.check_path(workdir)
+    verification.check_path(workdir)
     workdir = files.make_writable_directory(workdir)
     with claimed(workdir):
         if checkpoint.exist(workdir):
@@ -46,6 +55,10 @@ def opened(workdir: epath.PathLike, cfg: config.Config) -> Iterator[epath.Path]:
         # From here on the lead writes: all processes have read the directory's contents.
         _check_shared(workdir)
         trials.rename_old(workdir)
+        if distributed.is_lead():
+            for directory in (workdir, *trials.directories(workdir, cfg)):
+                for name in (status_lib.FILE, VERSIONS, telemetry_records.DIVERGENCE):
+                    best_effort.keep_damaged(directory / name)
         yield workdir
 
 
@@ -67,16 +80,17 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
 
 def has_ended_as(workdir: epath.Path, state: str) -> bool:
     """Whether the last run here ended in `state` ("done", "diverged", …)."""
-    return (files.read_json(workdir / "status.json") or {}).get("state") == state
+    return best_effort.read_object(workdir / status_lib.FILE).get("state") == state
 
 
 def record_failure(workdir: epath.Path, error: Exception) -> None:
-    """Records that the run here cannot go on, if its status says something else."""
-    path = workdir / "status.json"
-    if distributed.is_lead() and (status := files.read_json(path)) is not None:
+    """Records that the run here cannot go on, whatever its status said."""
+    path = workdir / status_lib.FILE
+    if distributed.is_lead() and (status := best_effort.read_object(path)):
         failed = exit_codes.STATES[exit_codes.ERROR]
         values = {"state": failed, "exit_code": exit_codes.ERROR, "error": str(error)}
-        files.write_json(path, status | values)
+        with best_effort.writing(path):
+            files.write_checked_json(path, status | values)
 
 
 def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
@@ -88,13 +102,15 @@ def describe(workdir: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> 
         for trial, directory in enumerate(trials.directories(workdir, cfg)):
             _describe_one(directory, cfg.for_trial(trial), tokenizer)
             trials.write_pointer(directory, trial)
-    files.write_json(workdir / "versions.json", versions.describe())
+    with best_effort.writing(workdir / VERSIONS):
+        files.write_checked_json(workdir / VERSIONS, versions.describe())
 
 
 def _describe_one(directory: epath.Path, cfg: config.Config, tokenizer: epath.Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    files.write_json(directory / "config.json", config.to_dict(cfg))
-    (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+    files.write_checked_json(directory / checkpoint.CONFIG, config.to_dict(cfg))
+    # Atomically: a full disk must not cost the copy that is there.
+    files.write_bytes(directory / "tokenizer.model", tokenizer.read_bytes())
 
 
 def _check_shared(workdir):

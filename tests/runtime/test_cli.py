@@ -219,3 +219,51 @@ def test_one_signal_asks_and_a_second_ends_at_once(number, stubborn):
         process.kill()
     assert process.returncode == (-number if stubborn else exit_codes.PREEMPTED), errors
     assert "Traceback" not in errors
+
+
+_ENDING = """
+import atexit, time
+from keel_jax.runtime import cli, exit_codes, stop
+
+def wait():
+    print("ready", flush=True)
+    for _ in range(600):  # a signal just before a sleep does not end it
+        time.sleep(0.1)
+
+def main(_):
+    with stop.StopRequest() as request:
+        request.saved(exit_codes.PREEMPTED)
+        {where}
+    return exit_codes.PREEMPTED
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["wait()", "atexit.register(wait)"])
+def test_a_signal_after_everything_is_saved_keeps_the_exit_code(number, where):
+    """While figures are drawn, and while the interpreter cleans up."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ENDING.format(where=where)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (exit_codes.PREEMPTED, "")
+
+
+def test_an_error_of_the_disk_in_a_thread_has_no_traceback():
+    body = (
+        "import threading; t = threading.Thread(target=open, args=['/none/x']); t.start(); t.join()"
+    )
+    done = _run(body)
+    assert done.returncode == exit_codes.DONE
+    assert done.stderr == "error: [Errno 2] No such file or directory: '/none/x'\n"

@@ -23,18 +23,22 @@ print(json.dumps([directory, counter.hits, counter.misses]))
 """
 
 
-def _run(directory, **env) -> tuple[str, int, int]:
+def _run(directory, before="", **env) -> tuple[str, int, int]:
     """The directory in use, and the programs loaded and compiled in the counter's `with`."""
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(directory)],
+    done = _process(directory, before, **env)
+    assert done.returncode == 0, done.stderr
+    return tuple(json.loads(done.stdout))
+
+
+def _process(directory, before="", **env) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", before + _SCRIPT, str(directory)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
         env={"PATH": "", "JAX_PLATFORMS": "cpu", **env},
     )
-    assert done.returncode == 0, done.stderr
-    return tuple(json.loads(done.stdout))
 
 
 def test_the_second_process_compiles_nothing(tmp_path):
@@ -55,3 +59,32 @@ def test_auto_is_the_users_cache(variable, tmp_path):
 def test_an_empty_name_is_no_cache(tmp_path):
     assert _run("", HOME=str(tmp_path)) == ("", 0, 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_user_without_a_home_gets_no_cache_and_is_told():
+    """As under a uid that has no entry in the password file."""
+    done = _process("auto", before="import os.path; os.path.expanduser = lambda path: path\n")
+    assert json.loads(done.stdout) == ["", 0, 0]
+    assert "this user has no home directory (HOME is not set)" in done.stderr
+
+
+def test_a_directory_that_cannot_be_made_is_named_and_stops_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = _process(tmp_path / "file/cache")
+    assert json.loads(done.stdout) == ["", 0, 0]
+    assert f"{tmp_path}/file/cache cannot be created (Not a directory)" in done.stderr
+
+
+def test_jaxs_own_variable_names_the_users_cache(tmp_path):
+    """Also for commands that read other people's directories."""
+    script = _SCRIPT.replace("enable_cache(sys.argv[1])", "enable_users_cache()")
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path)},
+    )
+    assert json.loads(done.stdout)[0] == str(tmp_path) and list(tmp_path.iterdir())
+    assert _run("auto", JAX_COMPILATION_CACHE_DIR=str(tmp_path))[1] > 0

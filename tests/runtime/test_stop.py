@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from keel_jax.runtime import stop
+from keel_jax.runtime import exit_codes, stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -27,6 +27,19 @@ def test_an_echo_is_the_same_request_and_a_second_one_is_not(monkeypatch):
         monkeypatch.setattr(stop.signal, "raise_signal", raised.append)
         request._handle(signal.SIGTERM, None)
     assert raised == [signal.SIGTERM]
+
+
+def test_once_all_is_saved_a_signal_ends_with_the_runs_code(monkeypatch):
+    """Also one that would pass for an echo: there is nothing left to wait for."""
+    left = []
+    monkeypatch.setattr(stop.watchdog, "leave", left.append)
+    monkeypatch.setattr(stop.signal, "signal", lambda *_: None)
+    request = stop.StopRequest()
+    request._handle(signal.SIGINT, None)
+    request.saved(exit_codes.PREEMPTED)
+    monkeypatch.setattr(stop.signal, "raise_signal", lambda _: None)
+    request._handle(signal.SIGINT, None)
+    assert left == [exit_codes.PREEMPTED]
 
 
 @pytest.mark.parametrize("fails", [False, True])

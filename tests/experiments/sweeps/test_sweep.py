@@ -56,6 +56,50 @@ def test_divergence_is_a_result_without_a_final_loss(faked):
     assert faked.outcomes(alone)[0].state == "diverged"
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"state": "done"}', '{"digest": 1}'])
+def test_a_damaged_record_is_named_and_written_again(faked, content, capsys):
+    points = points_of_tiny.grid()
+    faked.run(points)
+    path = outcome.record_file(faked.runs, points[0])
+    whole = faked.outcomes(points)
+    path.write_text(content)
+    assert [o.state for o in faked.outcomes(points)] == ["pending", "done", "done", "done"]
+    assert str(path) in capsys.readouterr().err
+    faked.run(points)
+    assert [o.eval_loss for o in faked.outcomes(points)] == [o.eval_loss for o in whole]
+
+
+def test_a_changed_digit_of_a_record_is_noticed(faked, capsys):
+    [one] = points_of_tiny.grid(rates=(1e-2,), seeds=(0,))
+    faked.run([one])
+    path = outcome.record_file(faked.runs, one)
+    step = faked.outcomes([one])[0].step
+    path.write_text(path.read_text().replace(f'"step": {step}', f'"step": {step - 1}'))
+    assert faked.outcomes([one])[0].state == "pending"
+    assert f"{path} has changed since it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [b"", b"3\n", b'{"step": "x"}\n'])
+def test_results_are_not_computed_from_a_part_of_a_log(faked, damage):
+    [one] = points_of_tiny.grid(rates=(1e-2,), seeds=(0,))
+    faked.run([one])
+    [found] = faked.outcomes([one])
+    path = found.workdir / "metrics.jsonl"
+    path.write_bytes(damage + path.read_bytes() if damage else b"")
+    with pytest.raises(ValueError, match=f"{path}.*results cannot be computed from the rest"):
+        found.curve()
+
+
+def test_a_run_that_does_not_say_how_it_ended_is_missing(faked, monkeypatch):
+    """As when the disk was full while it wrote its status."""
+    points = points_of_tiny.grid(rates=(1e-2,), seeds=(0,))
+    monkeypatch.setattr(sweep.best_effort, "read_object", lambda path: {"exit_code": None})
+    faked.run(points)
+    monkeypatch.undo()
+    assert _starts(faked.runs) == 2
+    assert [o.state for o in faked.outcomes(points)] == ["missing"]
+
+
 @pytest.mark.parametrize(("failures", "state"), [(1, "done"), (2, "missing")])
 def test_a_failure_is_tried_once_more_and_then_missing(faked, failures, state):
     faked.runs.mkdir()
