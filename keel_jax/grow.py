@@ -87,6 +87,7 @@ def grow(
             versions=versions.describe()["packages"],
         )
         with checkpoint.Checkpoints(output, cfg.train) as checkpoints:
+            meta = dataclasses.replace(meta, model=config.model_options(grown_cfg))
             checkpoints.save_weights(params, meta)
         ancestry.record(output, [*ancestry.read(workdir), ancestor])
         if distributed.is_lead():

@@ -52,7 +52,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         resources.enter_context(checkpoints)
         if (code := start.ended_before(asked, workdir, checkpoints)) is not None:
             return code
-        meta = inputs.meta(tokens)
+        meta = inputs.meta(asked, tokens)
         state, step = start.begin(cfg, mesh, checkpoints, meta, clock)
 
         # The programs. From here on status.json records a failure.

@@ -529,6 +529,27 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(finish
     assert _numbers(copy) == _numbers(workdir)
 
 
+def test_the_config_of_another_topology_is_not_that_of_these_weights(finished, tmp_path):
+    """Their arrays have the same shapes, so that nothing else would notice."""
+    cfg, workdir = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    other = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, alpha=3.0))
+    saved = files.read_json(copy / "config.json")
+    saved["model"]["alpha"] = other.model.alpha
+    files.write_checked_json(copy / "config.json", saved)
+    message = r"model.alpha: 'its default' there, 3.0 in config.json\): put the run's own config"
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate(copy)
+    with pytest.raises(ValueError, match=message):
+        train.train(
+            dataclasses.replace(
+                other, train=dataclasses.replace(cfg.train, num_steps=6, num_tokens=0)
+            ),
+            copy,
+        )
+
+
 def test_a_run_without_a_whole_checkpoint_says_that_it_failed(finished, tmp_path):
     cfg, workdir = finished
     copy = _unfinished(workdir, tmp_path, 1)

@@ -24,7 +24,7 @@ from experiments.configs import tiny
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import cli, files, versions
-from keel_jax.training import checkpoint
+from keel_jax.training import checkpoint, checkpoint_meta
 from keel_jax.training import state as state_lib
 
 
@@ -55,7 +55,7 @@ def _round(cfg, state, abstract, leaves, directory: pathlib.Path) -> Iterator[tu
     yield "plain write", _seconds(lambda: _write(directory / "plain", leaves))
     yield "plain read", _seconds((directory / "plain").read_bytes)
     with checkpoint.Checkpoints(directory, cfg.train) as checkpoints:
-        meta = checkpoint.Meta(1, "data", "tokenizer")
+        meta = checkpoint_meta.Meta(1, "data", "tokenizer")
         state = dataclasses.replace(state, step=state.step + 1)
         begin = time.perf_counter()
         checkpoints.save(state, meta)

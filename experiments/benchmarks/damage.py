@@ -32,7 +32,7 @@ from keel_jax import config, errors, evaluate, generate, inspect_run, train
 from keel_jax.model import sampling
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import cli, exit_codes, result_file
-from keel_jax.training import checkpoint, logs
+from keel_jax.training import logs, trained
 
 NUM_STEPS, STOPPED_AT = 6, 4
 GOOD, DIVERGED = "trials/000", "trials/001"
@@ -55,7 +55,7 @@ def _resume(cfg: config.Config, run: pathlib.Path) -> Any:
     code = train.train(cfg, run)
     assert code == exit_codes.DONE, code
     mesh = mesh_lib.make(config.MeshConfig(), jax.devices()[:1])
-    params, _ = checkpoint.load_params(run / GOOD, mesh)
+    params, _ = trained.load_params(run / GOOD, mesh)
     return _numbers(run / GOOD), [
         leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(params))
     ]

@@ -20,6 +20,7 @@ from keel_jax.config.run import (
     differences,
     from_config_dict,
     from_dict,
+    model_options,
     results_options,
     to_dict,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "from_config_dict",
     "from_dict",
     "join_paths",
+    "model_options",
     "results_options",
     "to_dict",
 ]

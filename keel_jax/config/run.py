@@ -187,6 +187,16 @@ def results_options(config: Config) -> dict[str, object]:
     }
 
 
+def model_options(config: Config) -> dict[str, object]:
+    """The options that decide what function the parameters are of and are not at their baseline."""
+    fields = options.fields(Config)
+    return {
+        name: value
+        for name, value in results_options(config).items()
+        if options.change_of(fields[name]) is options.Change.MODEL
+    }
+
+
 def _as_json(value):
     return json.loads(json.dumps(value))
 

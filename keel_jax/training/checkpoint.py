@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 from keel_jax import config, errors
 from keel_jax.config import renamed
 from keel_jax.runtime import distributed, files
-from keel_jax.training import manifest, set_aside, transfer, verification
+from keel_jax.training import checkpoint_meta, manifest, set_aside, transfer, verification
 from keel_jax.training import state as state_lib
 
 DIRECTORY = "checkpoints"
@@ -34,25 +34,6 @@ _CONFIG_REMEDY = (
 )
 _WEIGHTS = ("meta", "params")
 _ALL_ITEMS = (*_WEIGHTS, "progress")
-
-
-@dataclasses.dataclass(frozen=True)
-class Meta:
-    """The metadata of a checkpoint."""
-
-    # Optimizer steps taken.
-    step: int
-    # Identity of the token shards.
-    data_fingerprint: str
-    # Identity of the tokenizer.
-    tokenizer_fingerprint: str
-    # Every trial has diverged; the state is the one before the non-finite step.
-    diverged: bool = False
-
-    @classmethod
-    def from_json(cls, values: dict) -> "Meta":
-        """The inverse of `dataclasses.asdict`; fields that no longer exist are ignored."""
-        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
 
 class _Manager(ocp.CheckpointManager):
@@ -165,7 +146,7 @@ class Checkpoints:
                 )
             self._manager.delete(step)
 
-    def save(self, state: state_lib.TrainState, meta: Meta) -> None:
+    def save(self, state: state_lib.TrainState, meta: checkpoint_meta.Meta) -> None:
         """Copies the state to the host and writes it in the background, unless it exists already.
 
         Raises:
@@ -186,7 +167,7 @@ class Checkpoints:
         arrays = manifest.describe_arrays(params=state.params, progress=progress)
         self._start_save(meta.step, args, arrays)
 
-    def save_weights(self, params: Any, meta: Meta) -> None:
+    def save_weights(self, params: Any, meta: checkpoint_meta.Meta) -> None:
         """Writes only the weights, which `train.init_from` reads, and waits until they are on disk.
 
         Raises:
@@ -277,7 +258,9 @@ class Checkpoints:
                 f" The newest complete one is step {self._manager.latest_step()}."
             ) from error
 
-    def restore(self, abstract: state_lib.TrainState) -> tuple[state_lib.TrainState, Meta]:
+    def restore(
+        self, abstract: state_lib.TrainState
+    ) -> tuple[state_lib.TrainState, checkpoint_meta.Meta]:
         """The newest checkpoint, sharded as `abstract` (on any mesh).
 
         Raises:
@@ -296,7 +279,9 @@ class Checkpoints:
             )
         return state, meta
 
-    def restore_params(self, abstract_params: Any, step: int | None = None) -> tuple[dict, Meta]:
+    def restore_params(
+        self, abstract_params: Any, step: int | None = None
+    ) -> tuple[dict, checkpoint_meta.Meta]:
         """Only the weights, of `step` or of the newest checkpoint that is whole.
 
         Raises:
@@ -325,7 +310,9 @@ class Checkpoints:
         restored, meta = self._restore(candidate, {"params": abstract_params})
         return restored["params"], meta
 
-    def _restore(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], Meta]:
+    def _restore(
+        self, step: int, items: dict[str, Any]
+    ) -> tuple[dict[str, Any], checkpoint_meta.Meta]:
         """Items of a verified checkpoint, as the given abstract trees, and its metadata."""
         directory = self.directory / str(step)
         verification.check_arrays(directory, manifest.describe_arrays(**items))
@@ -334,7 +321,7 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args)
             )
-            return dict(restored), Meta.from_json(restored["meta"])
+            return dict(restored), checkpoint_meta.Meta.from_json(restored["meta"])
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             reason = str(error).strip().partition("\n")[0][:200]
             raise errors.UserError(

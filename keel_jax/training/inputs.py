@@ -13,7 +13,7 @@ from etils import epath
 from keel_jax import config, errors
 from keel_jax.data import loader, shards
 from keel_jax.runtime import agreement
-from keel_jax.training import checkpoint, transfer
+from keel_jax.training import checkpoint_meta, transfer
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 
@@ -117,12 +117,13 @@ def check_sizes(cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh) -> 
     inputs.first.split("validation")
 
 
-def meta(inputs: Inputs) -> checkpoint.Meta:
-    """The metadata of a run on these sets, at step 0."""
-    return checkpoint.Meta(
+def meta(cfg: config.Config, inputs: Inputs) -> checkpoint_meta.Meta:
+    """The metadata of the run `cfg`, completed and not resolved, on these sets, at step 0."""
+    return checkpoint_meta.Meta(
         step=0,
         data_fingerprint=inputs.fingerprint,
         tokenizer_fingerprint=inputs.first.tokenizer_fingerprint,
+        model=config.model_options(cfg),
     )
 
 

@@ -12,7 +12,7 @@ from keel_jax import config, errors
 from keel_jax.config import options
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import distributed, exit_codes
-from keel_jax.training import ancestry, checkpoint, trained, transfer
+from keel_jax.training import ancestry, checkpoint, checkpoint_meta, trained, transfer
 from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
 
@@ -66,7 +66,7 @@ def begin(
     cfg: config.Config,
     mesh: jax.sharding.Mesh,
     checkpoints: checkpoint.Checkpoints,
-    meta: checkpoint.Meta,
+    meta: checkpoint_meta.Meta,
     clock: clock_lib.Clock,
 ) -> tuple[state_lib.TrainState, int]:
     """The state to start from, and the number of steps that it has taken.
@@ -91,6 +91,7 @@ def begin(
     with clock.measure("restore"):
         state, restored = checkpoints.restore(state_lib.abstract(cfg, mesh))
     _check_same_data(checkpoints.directory, restored, meta)
+    restored.check_model(meta.model or {}, checkpoints.directory.parent)
     rates = np.asarray([rate for rate, _ in cfg.trial_settings], np.float32)
     rates = rates.reshape(state.peak_lr.shape)
     rates = transfer.put_everywhere(rates, state.peak_lr.sharding)
@@ -138,7 +139,7 @@ def parse_checkpoint(path: str) -> tuple[epath.Path, int | None]:
     return (epath.Path(match[1]), int(match[2])) if match else (epath.Path(path), None)
 
 
-def _check_same_data(directory: epath.Path, saved: checkpoint.Meta, now: checkpoint.Meta):
+def _check_same_data(directory: epath.Path, saved: checkpoint_meta.Meta, now: checkpoint_meta.Meta):
     for name, was, is_now in (
         ("tokenizer", saved.tokenizer_fingerprint, now.tokenizer_fingerprint),
         ("data", saved.data_fingerprint, now.data_fingerprint),

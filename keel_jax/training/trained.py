@@ -10,7 +10,7 @@ from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import compilation
-from keel_jax.training import checkpoint, inputs, trials
+from keel_jax.training import checkpoint, checkpoint_meta, inputs, trials
 from keel_jax.training import state as state_lib
 
 
@@ -23,7 +23,7 @@ class Trained:
     cfg: config.Config
     params: dict
     # The checkpoint's metadata.
-    meta: checkpoint.Meta
+    meta: checkpoint_meta.Meta
     mesh: jax.sharding.Mesh
 
     def tokenizer(self) -> tokenizer_lib.Tokenizer:
@@ -79,6 +79,7 @@ def load(
     if mesh is None:
         mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
     params, meta = load_params(workdir, mesh, step)
+    meta.check_model(config.model_options(cfg), workdir)
     # The run's kernel may not be available on this machine.
     model = dataclasses.replace(cfg.model, attention="auto")
     cfg = attention.resolve(dataclasses.replace(cfg, model=model), mesh)
@@ -87,7 +88,7 @@ def load(
 
 def load_params(
     workdir: epath.PathLike, mesh: jax.sharding.Mesh, step: int | None = None
-) -> tuple[dict, checkpoint.Meta]:
+) -> tuple[dict, checkpoint_meta.Meta]:
     """The weights of the run, or the trial, in `workdir`, sharded over `mesh`.
 
     Raises:
@@ -104,6 +105,7 @@ def load_params(
         raise errors.UserError(f"{workdir} holds no checkpoint yet.")
     with checkpoint.Checkpoints(trials.holder(workdir)) as checkpoints:
         params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
+    meta.check_model(config.model_options(cfg), trials.holder(workdir))
     if pointer and pointer.trial >= cfg.num_trials:
         raise errors.UserError(
             f"{workdir}/trial.json names trial {pointer.trial}, but the run in "

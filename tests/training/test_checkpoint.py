@@ -13,7 +13,7 @@ from absl import logging
 from keel_jax import errors
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import files
-from keel_jax.training import checkpoint, manifest, set_aside
+from keel_jax.training import checkpoint, checkpoint_meta, manifest, set_aside
 from keel_jax.training import state as state_lib
 from tests import conftest
 
@@ -37,7 +37,7 @@ def written(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     with checkpoint.Checkpoints(workdir, CFG.train) as checkpoints:
         for step in STEPS:
-            checkpoints.save(_state(step), checkpoint.Meta(step, "data", "tokenizer"))
+            checkpoints.save(_state(step), checkpoint_meta.Meta(step, "data", "tokenizer"))
         checkpoints.wait()
     return workdir
 
@@ -167,7 +167,7 @@ def test_a_checkpoint_without_progress_is_damaged_and_not_one_that_grow_wrote(wo
 
 def test_weights_alone_are_no_run_to_continue(tmp_path):
     with checkpoint.Checkpoints(tmp_path, CFG.train) as checkpoints:
-        checkpoints.save_weights(_state(3).params, checkpoint.Meta(3, "data", "tokenizer"))
+        checkpoints.save_weights(_state(3).params, checkpoint_meta.Meta(3, "data", "tokenizer"))
     with pytest.raises(errors.UserError, match="only holds weights, written by keel_jax.grow"):
         _continue(tmp_path)
 
@@ -250,7 +250,7 @@ def test_permanent_steps_outlive_the_newest(tmp_path):
     train = dataclasses.replace(CFG.train, keep_checkpoints=1, keep_every_steps=8)
     with checkpoint.Checkpoints(tmp_path, train) as checkpoints:
         for step in (4, 8, 12, 16, 20):
-            checkpoints.save(_state(step), checkpoint.Meta(step, "data", "tokenizer"))
+            checkpoints.save(_state(step), checkpoint_meta.Meta(step, "data", "tokenizer"))
     left = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert left == [8, 16, 20]
 
@@ -266,7 +266,7 @@ def test_the_first_save_is_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "write", swallow)
     with pytest.raises(OSError, match=r"step 4 was written, and params/d/\w+ is missing"):
         with checkpoint.Checkpoints(tmp_path, CFG.train) as checkpoints:
-            checkpoints.save(_state(4), checkpoint.Meta(4, "data", "tokenizer"))
+            checkpoints.save(_state(4), checkpoint_meta.Meta(4, "data", "tokenizer"))
             checkpoints.wait()
 
 

@@ -13,7 +13,7 @@ from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import sharding
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import checkpoint, events, programs, repeatability
+from keel_jax.training import events, programs, repeatability, trained
 from tests import conftest, processes
 
 
@@ -107,7 +107,7 @@ def _config(token_dir, cache_dir, every):
 
 def _state_files(workdir):
     mesh = mesh_lib.make(MeshConfig(), jax.devices()[:1])
-    return jax.device_get(checkpoint.load_params(workdir, mesh)[0])
+    return jax.device_get(trained.load_params(workdir, mesh)[0])
 
 
 @pytest.fixture(scope="module")
