@@ -23,7 +23,7 @@ from absl import flags
 from experiments.configs import tiny
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import cli, files, versions
+from keel_jax.runtime import cli, result_file, versions
 from keel_jax.training import checkpoint, checkpoint_meta
 from keel_jax.training import state as state_lib
 
@@ -84,14 +84,14 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def main(_: list[str]) -> None:
+    result_file.check("--json", _JSON.value)
     with tempfile.TemporaryDirectory(dir=_DIRECTORY.value) as directory:
         result = bench(_NUM_BLOCKS.value, _ROUNDS.value, pathlib.Path(directory))
     megabytes = result["num_bytes"] / 1e6
     print(f"{megabytes:.0f} MB of state, median of {result['num_rounds']} rounds")
     for name, seconds in result["seconds"].items():
         print(f"{name:16} {seconds:8.3f} s  {megabytes / seconds:8.0f} MB/s")
-    if _JSON.value:
-        files.write_json(pathlib.Path(_JSON.value), {**result, **versions.describe()})
+    result_file.write_json(_JSON.value, {**result, **versions.describe()})
 
 
 if __name__ == "__main__":

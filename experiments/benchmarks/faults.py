@@ -1,0 +1,394 @@
+"""Kills runs at random moments, starts them again, and compares what they end with.
+
+    JAX_PLATFORMS=cpu python -m experiments.benchmarks.faults --data=DIR --output=runs/faults
+
+A trial starts a run in 1 or 4 processes, with one trial of the model or two, and kills it one to
+three times: SIGKILL or SIGTERM, to one process, at a moment drawn from the time that the whole run
+takes (its start, compilation, steps, saves, validations and its end), sometimes with a second
+signal shortly after; some starts find an empty compilation cache. Then the run is started until it
+is done. Or it does the same to `prepare` and to `grow`. What must hold:
+
+  weights    those of the run that was never disturbed, bit for bit
+  log        its rows, the clock's aside, each once
+  resumed    every start continues from the newest checkpoint that was committed before it
+  codes      exit codes are those that docs/processes.md promises
+  no hang    every process ends within --patience_seconds of the signal
+
+`OUTPUT/trials.jsonl` has a line per trial; the same command goes on where it was stopped.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from keel_jax import config, errors
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.runtime import cli, exit_codes, files
+from keel_jax.training import checkpoint, logs, trained
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_STEPS, SAVE_EVERY = 24, 4
+KINDS = ("train", "prepare", "grow")
+# How often each kind is drawn, and each signal.
+_KIND_WEIGHTS, _SIGNALS = (8, 1, 1), (signal.SIGKILL, signal.SIGTERM)
+# Bound of an undisturbed program's time.
+_FIRST_SECONDS = 600.0
+# What a killed process of a run may end with; a death by signal is negative.
+_CODES = {
+    exit_codes.DONE,
+    exit_codes.PREEMPTED,
+    exit_codes.HUNG,
+    -signal.SIGKILL,
+    -signal.SIGTERM,
+    -signal.SIGABRT,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one trial does."""
+
+    kind: str
+    num_processes: int
+    num_trials: int
+    # (signal, fraction of the undisturbed run's time, seconds to a second SIGKILL or None).
+    kills: tuple[tuple[int, float, float | None], ...]
+    has_cache: bool
+
+
+def draw(seed: int) -> Case:
+    """The case of a seed."""
+    rng = random.Random(seed)
+    [kind] = rng.choices(KINDS, _KIND_WEIGHTS)
+    kills = tuple(
+        (
+            int(rng.choice(_SIGNALS)),
+            rng.uniform(0.0, 1.05),
+            rng.uniform(0.0, 1.0) if rng.random() < 0.3 else None,
+        )
+        for _ in range(rng.randint(1, 3))
+    )
+    return Case(
+        kind=kind,
+        num_processes=rng.choice((1, 1, 1, 4)) if kind == "train" else 1,
+        num_trials=rng.choice((1, 2)) if kind == "train" else 1,
+        kills=kills,
+        has_cache=rng.random() < 0.8,
+    )
+
+
+class Bench:
+    """The undisturbed runs, and the trials that are compared with them."""
+
+    def __init__(self, data: str, output: pathlib.Path, patience_seconds: float):
+        self._data, self._output, self._patience = data, output, patience_seconds
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "text").mkdir(exist_ok=True)
+        for number in range(30):
+            lines = [f"def f_{number}_{i}(x):\n    return x + {i * number}\n" for i in range(40)]
+            (output / "text" / f"{number:02}.txt").write_text("\n".join(lines))
+        # Seconds of each undisturbed program.
+        self._seconds: dict[tuple[str, int, int], float] = {}
+
+    def run(self, seed: int) -> dict:
+        """One trial: its case, the exit codes, and what did not hold."""
+        case, found = draw(seed), []
+        reference = self._undisturbed(case)
+        place = self._output / f"trial-{seed}"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        cache = self._output / "cache" if case.has_cache else place / "cache"
+        codes = []
+        for number, fraction, again in case.kills:
+            before = _committed(place / "run")
+            begin = len(_text(place))
+            delay = fraction * self._seconds[case.kind, case.num_processes, case.num_trials]
+            ended = self._start(case, place, cache, kill=(number, delay, again), seed=seed)
+            codes.append(ended)
+            if None in ended:
+                found.append(f"hang: {ended}")
+            elif not set(ended) <= _CODES:
+                found.append(f"codes: {ended}: {_text(place)[-600:]}")
+            if case.kind == "train":
+                found += _wrong_start(before, _text(place)[begin:])
+            if case.kind == "grow" and not (place / "run" / checkpoint.CONFIG).exists():
+                found += _readable(place / "run")
+                shutil.rmtree(place / "run", ignore_errors=True)
+            if all(code == exit_codes.DONE for code in ended):
+                break
+        if not codes or set(codes[-1]) != {exit_codes.DONE}:
+            before, begin = _committed(place / "run"), len(_text(place))
+            codes.append(self._start(case, place, cache, kill=None, seed=seed))
+            if set(codes[-1]) != {exit_codes.DONE}:
+                found.append(f"end: {codes[-1]}: {_text(place)[-600:]}")
+            elif case.kind == "train":
+                found += _wrong_start(before, _text(place)[begin:])
+        if not any(text.startswith(("hang", "end")) for text in found):
+            found += _differences(case, place / "run", reference)
+        if not found:
+            shutil.rmtree(place)
+        return {"seed": seed, **dataclasses.asdict(case), "codes": codes, "found": found}
+
+    def _undisturbed(self, case: Case) -> pathlib.Path:
+        """The program that is never disturbed; run twice, so that its time is that of a restart."""
+        key = case.kind, case.num_processes, case.num_trials
+        place = self._output / "undisturbed" / "-".join(map(str, key))
+        if key not in self._seconds:
+            for _ in range(2):
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir(parents=True)
+                begin = time.monotonic()
+                codes = self._start(case, place, self._output / "cache", kill=None, seed=0)
+                if set(codes) != {exit_codes.DONE}:
+                    raise errors.UserError(
+                        f"The undisturbed {case.kind} ended with {codes}: {_text(place)[-1000:]}"
+                    )
+            self._seconds[key] = time.monotonic() - begin
+        return place / "run"
+
+    def _start(
+        self, case: Case, place: pathlib.Path, cache: pathlib.Path, kill, seed: int
+    ) -> list[int | None]:
+        """The exit codes of all processes; None for one that had to be ended."""
+        command = self._command(case, place, cache)
+        port, processes = _free_port(), []
+        with contextlib.ExitStack() as opened:
+            for rank in range(case.num_processes):
+                several = (
+                    f"--coordinator_address=127.0.0.1:{port}",
+                    f"--num_processes={case.num_processes}",
+                    f"--process_id={rank}",
+                    "--heartbeat_timeout_seconds=10",
+                )
+                output = opened.enter_context((place / f"output-{rank}.txt").open("a"))
+                processes.append(
+                    subprocess.Popen(
+                        [*command, *(several if case.num_processes > 1 else ())],
+                        cwd=ROOT,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+                    )
+                )
+            try:
+                if kill is not None:
+                    number, delay, again = kill
+                    victim = processes[seed % case.num_processes]
+                    _wait(processes, delay)
+                    victim.send_signal(number)
+                    if again is not None:
+                        _wait(processes, again)
+                        victim.kill()
+                # A program that is not killed takes its time, on a busy machine several times that.
+                key = case.kind, case.num_processes, case.num_trials
+                usual = self._seconds.get(key, _FIRST_SECONDS)
+                deadline = time.monotonic() + self._patience + (0 if kill else 3 * usual)
+                return [_code(process, deadline - time.monotonic()) for process in processes]
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.wait()
+
+    def _command(self, case: Case, place: pathlib.Path, cache: pathlib.Path) -> list[str]:
+        module, run = [sys.executable, "-m"], place / "run"
+        if case.kind == "prepare":
+            text = self._output / "text" / "*.txt"
+            options = ["--vocab_size=300", "--validation_fraction=0.1", "--unit_bytes=4000"]
+            return [*module, "keel_jax.prepare", f"--input={text}", f"--output={run}", *options]
+        if case.kind == "grow":
+            source = self._undisturbed(Case("train", 1, 1, (), True))
+            flags_ = [f"--workdir={source}", f"--output={run}", "--num_blocks=5"]
+            return [*module, "keel_jax.grow", *flags_]
+        path = place / "config.py"
+        cfg = _config(self._data, case, cache)
+        path.write_text(
+            "import ml_collections\n\n\ndef get_config():\n"
+            f"    return ml_collections.ConfigDict({config.to_dict(cfg)!r})\n"
+        )
+        return [*module, "keel_jax.train", f"--config={path}", f"--workdir={run}"]
+
+
+def _config(data: str, case: Case, cache: pathlib.Path) -> config.Config:
+    raw = config.default().to_dict()
+    raw["model"] |= dict(num_blocks=3, d_model=16, d_ffn=24, num_heads=2, num_kv_heads=2)
+    raw["model"] |= dict(compute_dtype="float32")
+    raw["data"]["path"] = data
+    raw["optim"]["warmup_steps"] = 2
+    raw["train"] |= dict(
+        num_steps=NUM_STEPS,
+        batch_size=8,
+        seq_len=16,
+        loss_chunk=0,
+        log_every_steps=1,
+        eval_every_steps=6,
+        eval_num_batches=2,
+        checkpoint_every_steps=SAVE_EVERY,
+    )
+    raw["telemetry"]["every_steps"] = 8
+    raw["runtime"]["compilation_cache_dir"] = str(cache)
+    if case.num_trials > 1:
+        raw["trials"] |= dict(peak_lr=(1e-3, 3e-3), seed=(1, 2))
+    return config.from_dict(raw)
+
+
+# --- What must hold ------------------------------------------------------------------------------
+
+
+def _committed(run: pathlib.Path) -> int:
+    """The newest committed checkpoint; 0 if there is none."""
+    steps = [path.name for path in (run / checkpoint.DIRECTORY).glob("*") if path.name.isdecimal()]
+    return max(map(int, steps), default=0)
+
+
+def _wrong_start(newest: int, output: str) -> list[str]:
+    """Whether a start continued from another step than the newest that was committed before."""
+    for line in output.splitlines():
+        if "; steps " in line:
+            step = int(line.split("; steps ")[1].split()[0])
+            return [] if step == newest else [f"resumed: from {step}, not from {newest}"]
+    return []
+
+
+def _readable(run: pathlib.Path) -> list[str]:
+    """A directory that `grow` did not finish must not be taken for a model."""
+    try:
+        trained.load(run, trained.one_device())
+    except errors.UserError:
+        return []
+    return ["grow: what was not finished can be read"]
+
+
+def _differences(case: Case, run: pathlib.Path, reference: pathlib.Path) -> list[str]:
+    if case.kind == "prepare":
+        mine, theirs = (
+            {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+            for place in (run, reference)
+        )
+        wrong = [
+            name
+            for name in sorted({*mine, *theirs})
+            if name.endswith((".bin", ".model", "index.json"))
+            and mine.get(name) != theirs.get(name)
+        ]
+        return [f"prepare: {name} differs" for name in wrong]
+    suffixes = [""] if case.num_trials == 1 else [f"trials/{i:03}" for i in range(case.num_trials)]
+    found = []
+    for suffix in suffixes:
+        mine, theirs = (_weights(place / suffix) for place in (run, reference))
+        if any(not np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True)):
+            found.append(f"weights: those of {suffix or 'the run'} differ")
+        if case.kind == "train" and _rows(run / suffix) != _rows(reference / suffix):
+            found.append(f"log: the rows of {suffix or 'the run'} differ")
+    return found
+
+
+def _weights(workdir: pathlib.Path) -> list[np.ndarray]:
+    mesh = mesh_lib.make(config.MeshConfig(fsdp=1), jax.local_devices()[:1])
+    params, _ = trained.load_params(epath.Path(workdir), mesh)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+
+
+def _rows(workdir: pathlib.Path) -> list[dict]:
+    return [
+        {name: value for name, value in row.items() if not name.startswith("time/")}
+        for row in logs.read(workdir)
+    ]
+
+
+# --- Processes -----------------------------------------------------------------------------------
+
+
+def _wait(processes: Sequence[subprocess.Popen], seconds: float) -> None:
+    """Waits, or until all have ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+        time.sleep(0.01)
+
+
+def _code(process: subprocess.Popen, seconds: float) -> int | None:
+    try:
+        return process.wait(max(seconds, 0.1))
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _text(place: pathlib.Path) -> str:
+    path = place / "output-0.txt"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+def measure(data: str, output: pathlib.Path, seeds: Sequence[int], patience: float) -> list[dict]:
+    """The results of `seeds`; those that `output` already holds are not run again."""
+    log = output / "trials.jsonl"
+    results = {row["seed"]: row for row in _read(log)}
+    bench = Bench(data, output, patience)
+    for number, seed in enumerate(seeds):
+        if seed not in results:
+            results[seed] = bench.run(seed)
+            files.append_text(epath.Path(log), json.dumps(results[seed]) + "\n")
+        row = results[seed]
+        verdict = "; ".join(row["found"]) or "held"
+        print(f"{number + 1}/{len(seeds)} seed {seed} {row['kind']}: {verdict}", file=sys.stderr)
+    return [results[seed] for seed in seeds]
+
+
+def _read(log: pathlib.Path) -> list[dict]:
+    if not log.exists():
+        return []
+    rows = []
+    for line in log.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # this command, too, can be killed
+            rows.append(json.loads(line))
+    return rows
+
+
+def main(_: list[str]) -> int:
+    seeds = range(_SEED.value, _SEED.value + _TRIALS.value)
+    rows = measure(_DATA.value, pathlib.Path(_OUTPUT.value), seeds, _PATIENCE.value)
+    counts = collections.Counter()
+    for row in rows:
+        name = f"{row['kind']}, {row['num_processes']} processes, {row['num_trials']} trials"
+        counts[name, "trials"] += 1
+        counts[name, "kills"] += sum(code != [exit_codes.DONE] for code in row["codes"])
+        counts[name, "failed"] += bool(row["found"])
+    for name in sorted({name for name, _ in counts}):
+        numbers = (counts[name, what] for what in ("trials", "kills", "failed"))
+        print("{:<32} {:>5} trials {:>5} kills {:>5} failed".format(name, *numbers))
+    failed = [row for row in rows if row["found"]]
+    for row in failed:
+        print(f"seed {row['seed']}: {row['found']}")
+    return exit_codes.ERROR if failed else exit_codes.DONE
+
+
+if __name__ == "__main__":
+    _DATA = flags.DEFINE_string("data", None, "Token shards to train on.", required=True)
+    _OUTPUT = flags.DEFINE_string("output", None, "Of trials.jsonl and the runs.", required=True)
+    _TRIALS = flags.DEFINE_integer("trials", 200, "Runs to kill.", lower_bound=1)
+    _SEED = flags.DEFINE_integer("seed", 0, "Of the first trial.")
+    _PATIENCE = flags.DEFINE_float("patience_seconds", 180.0, "After which a process hangs.")
+    cli.run(main)

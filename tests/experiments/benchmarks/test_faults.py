@@ -1,0 +1,49 @@
+"""A few random kills, as the benchmark makes them by the hundred; and that it would notice."""
+
+import json
+
+import pytest
+
+from experiments.benchmarks import faults
+from keel_jax.runtime import exit_codes
+
+
+def test_cases_are_those_of_their_seed_and_of_every_kind():
+    cases = [faults.draw(seed) for seed in range(200)]
+    assert cases == [faults.draw(seed) for seed in range(200)]
+    assert {case.kind for case in cases} == set(faults.KINDS)
+    assert {(case.num_processes, case.num_trials) for case in cases} == {
+        (processes, trials) for processes in (1, 4) for trials in (1, 2)
+    }
+    kills = [kill for case in cases for kill in case.kills]
+    assert {number for number, _, _ in kills} == {9, 15}
+    assert any(again is not None for _, _, again in kills)
+
+
+def test_a_start_from_another_step_is_noticed():
+    line = "keel: 3 blocks, 5,000 parameters; steps 4 to 24 of 8 x 16 tokens on 1 x cpu"
+    assert faults._wrong_start(4, line) == []
+    assert faults._wrong_start(8, line) == ["resumed: from 4, not from 8"]
+    assert faults._wrong_start(8, "") == []
+
+
+def test_finished_trials_are_not_run_again(tmp_path, capsys):
+    row = {"seed": 5, "kind": "train", "found": [], "codes": [[exit_codes.DONE]]}
+    (tmp_path / "trials.jsonl").write_text(json.dumps(row) + '\n{"seed": 6, "ki')
+    assert faults.measure("nowhere", tmp_path, [5], 1.0) == [row]
+    assert "seed 5 train: held" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_programs_end_as_if_nothing_had_been(token_dir, tmp_path):
+    # One of each kind, in one process.
+    seeds = [
+        next(
+            s
+            for s in range(100)
+            if faults.draw(s).kind == kind and faults.draw(s).num_processes == 1
+        )
+        for kind in faults.KINDS
+    ]
+    rows = faults.measure(str(token_dir), tmp_path, seeds, 240.0)
+    assert [row["found"] for row in rows] == [[]] * len(rows)
