@@ -76,8 +76,11 @@ def test_the_cache_is_not_where_the_work_directory_says(copy, tmp_path):
         ("[]", r"is not a JSON object but '\[\]'; restore it"),
         ("3", "is not a JSON object but '3'; restore it"),
         ("null", "is not a work directory of a run: it has no config.json|not a JSON object"),
-        ('{"model": null}', "model=None: expected a section of options.*restore it"),
-        ('{"model": {"recompute": 3}}', "model.recompute=3: expected a section of options"),
+        ('{"model": null}', "model=None: expected a mapping of options to values.*restore it"),
+        (
+            '{"model": {"recompute": 3}}',
+            "model.recompute=3: expected a mapping of options to values",
+        ),
         ('{"model": {"num_blocks": "many"}}', "model.num_blocks='many': expected int"),
         ('{"trials": {"seed": 3}}', "trials.seed=3: expected a tuple"),
         ('{"lanes": 3}', "Unknown config key lanes"),
