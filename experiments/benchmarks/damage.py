@@ -103,6 +103,7 @@ ARTEFACTS: Mapping[str, tuple[Reader, ...]] = {
     "status.json": (_resume,),
     f"{GOOD}/status.json": (_inspect_good, _resume),
     "versions.json": (_resume,),
+    "events.jsonl": (_resume,),
     "ancestry.json": (_resume,),
     f"{GOOD}/telemetry/0000000001.npz": (_inspect_good, _resume),
     f"{DIVERGED}/divergence.json": (_inspect_diverged, _resume),

@@ -82,13 +82,13 @@ def _flip(path):
 
 
 def _replace(path):
-    """By the same file of the checkpoint before, or by one of its arrays."""
+    """By the same file of the checkpoint before, or by one of its arrays where that is the same."""
     root = path.parents[[parent.name for parent in path.parents].index("12")]
     older = root.with_name("8")
     same = older / path.relative_to(root)
-    path.write_bytes(
-        (same if same.exists() else max((older / "params" / "d").iterdir())).read_bytes()
-    )
+    if not same.exists() or same.read_bytes() == path.read_bytes():
+        same = max((older / "params" / "d").iterdir())
+    path.write_bytes(same.read_bytes())
 
 
 DAMAGES = {
