@@ -9,6 +9,7 @@ what is read comes from memory, for all contenders alike.
 
 import collections
 import dataclasses
+import functools
 import os
 import pathlib
 import statistics
@@ -66,7 +67,7 @@ def _round(cfg, state, abstract, leaves, directory: pathlib.Path) -> Iterator[tu
         train = dataclasses.replace(cfg.train, verify_checkpoints=verification)
         with checkpoint.Checkpoints(directory, train) as checkpoints:
             yield f"verify: {verification}", _seconds(checkpoints.set_damaged_aside)
-            yield "restore", _seconds(lambda: checkpoints.restore(abstract))  # noqa: B023
+            yield "restore", _seconds(functools.partial(checkpoints.restore, abstract))
 
 
 def _write(path: pathlib.Path, leaves: list[np.ndarray]) -> None:

@@ -41,8 +41,8 @@ class TrainConfig:
     keep_checkpoints: int = option(2, Change.NOTHING)
     # Of checkpoints whose step is a multiple of this, all are kept; 0: none beyond the newest.
     keep_every_steps: int = option(0, Change.NOTHING)
-    # What of a checkpoint is compared with its manifest before it is used: "contents" (every byte
-    # is read) or "sizes" (of all files).
+    # What of a checkpoint is compared with its manifest before the run continues from it:
+    # "contents" (every byte is read) or "sizes" (of all files).
     verify_checkpoints: str = option("contents", Change.NOTHING)
     # Work directory or checkpoint whose weights start this run, with a new optimizer.
     init_from: str = option("", Change.RUN)

@@ -22,14 +22,17 @@ def move_all(checkpoints: epath.Path, damaged: dict[int, list[str]]) -> None:
     Args:
       damaged: what is wrong with each.
     """
+    # A directory that somebody made is not a step that was taken.
+    taken = [step for step in damaged if any((checkpoints / str(step)).iterdir())]
     for step, damage in damaged.items():
         place = _move(checkpoints / str(step), damage)
         found = verification.summary(damage)
         print(f"{checkpoints / str(step)} is damaged: {found}. Moved to {place}.")
-    older = [int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()]
+    newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
+    num_lost = max(taken, default=newest) - newest
     print(
-        f"Continuing from step {max(older)}, the newest checkpoint that is whole: up to "
-        f"{max(damaged) - max(older)} steps are computed again.",
+        f"Continuing from step {newest}, the newest checkpoint that is whole: up to {num_lost} "
+        "steps are computed again.",
         flush=True,
     )
 

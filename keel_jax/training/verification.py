@@ -39,6 +39,13 @@ def damage(directory: epath.Path, items: Sequence[str], *, contents: bool) -> li
     else:
         found = [f"{item}/ is missing" for item in items if not (directory / item).is_dir()]
         found = found or _contradictions_of_meta(directory)
+        if not found:
+            logging.warning(
+                "%s has no %s, as checkpoints of earlier versions: only its parts and its step "
+                "were checked.",
+                directory,
+                manifest.FILE,
+            )
     found = found or _missing_handlers(directory, items)
     # Of each process the first finding.
     return found if jax.process_count() == 1 else _from_all(found)

@@ -145,7 +145,9 @@ def test_an_empty_directory_with_a_number_is_no_checkpoint(workdir, capsys):
     for step in (13, 999):
         (workdir / "checkpoints" / str(step)).mkdir()
     assert _continue(workdir) == 12
-    assert "checkpoints/999 is damaged: meta/ is missing" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "checkpoints/999 is damaged: meta/ is missing" in output
+    assert "up to 0 steps are computed again" in output, "nobody has taken 999 steps"
 
 
 def test_the_parts_of_a_checkpoint_belong_together(workdir, capsys):
@@ -172,7 +174,11 @@ def test_weights_alone_are_no_run_to_continue(tmp_path):
         _continue(tmp_path)
 
 
-def test_checkpoints_of_versions_without_manifests_are_checked_for_their_step(workdir, capsys):
+def test_checkpoints_of_versions_without_manifests_are_checked_for_their_step(
+    workdir, capsys, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
     for step in STEPS:
         (workdir / "checkpoints" / str(step) / manifest.FILE).unlink()
     path = workdir / "checkpoints" / "12" / "meta" / "metadata"
@@ -181,6 +187,7 @@ def test_checkpoints_of_versions_without_manifests_are_checked_for_their_step(wo
     assert _continue(workdir) == 4
     output = capsys.readouterr().out
     assert "meta/metadata is that of step 8" in output and "meta/ is missing" in output
+    assert "checkpoints/4 has no manifest.json" in said[0]
 
 
 def test_sizes_are_the_quick_check(workdir):
