@@ -2,7 +2,9 @@
 
 import sys
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from keel_jax import errors
 from keel_jax.data.preparing import corpus, documents, formats
@@ -77,9 +79,7 @@ def test_a_dotted_name_reaches_nested_fields(tmp_path):
 
 
 def _table(path, columns):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
-    return pyarrow
 
 
 def test_a_dotted_name_reaches_structs_of_parquet(tmp_path):
@@ -132,7 +132,6 @@ def test_a_column_that_is_not_of_strings_is_an_error_that_says_so(values, kind, 
 
 
 def test_a_row_that_is_not_utf8_is_one_bad_document(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
     path = tmp_path / "a.parquet"
     strings = pyarrow.array([b"one", b"\xff", b"two"]).cast(pyarrow.binary())
     strings = pyarrow.Array.from_buffers(pyarrow.string(), 3, strings.buffers())
