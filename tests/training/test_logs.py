@@ -126,6 +126,7 @@ def test_events_that_cannot_be_written_stop_nothing(tmp_path, capsys, monkeypatc
     log = logs.Log(tmp_path, 0)
     log.write(_row(1))
     log._events.flush()
+    worker = log._events._async_writer._worker
 
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -134,6 +135,8 @@ def test_events_that_cannot_be_written_stop_nothing(tmp_path, capsys, monkeypatc
     for step in range(2, 50):
         log.write(_row(step))
     log.close()
+    # The thread of the writer dies of the error: here, and not in the middle of a later test.
+    worker.join(timeout=60)
     assert _steps(tmp_path) == list(range(1, 50))
     assert f"{tmp_path}/tensorboard cannot be written" in capsys.readouterr().err
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
