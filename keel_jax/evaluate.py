@@ -8,7 +8,7 @@ from absl import flags
 from etils import epath
 
 from keel_jax.runtime import agreement, cli, distributed, result_file
-from keel_jax.training import evaluation, metrics, trained
+from keel_jax.training import checkpoint, evaluation, metrics, trained
 
 # Flags that must be the same in several processes.
 _SAME = ("workdir", "step", "batch_size", "seq_len")
@@ -17,7 +17,7 @@ _SAME = ("workdir", "step", "batch_size", "seq_len")
 def evaluate(
     workdir: epath.PathLike,
     *,
-    step: int | None = None,
+    step: checkpoint.Step = None,
     data_path: str | None = None,
     batch_size: int | None = None,
     seq_len: int | None = None,
@@ -103,7 +103,7 @@ def _evaluate():
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
+    _STEP = cli.define_step()
     _DATA_PATH = flags.DEFINE_string("data_path", None, "Token shards; default: the run's own.")
     _BATCH_SIZE = flags.DEFINE_integer(
         "batch_size", None, "Rows at a time; default: the run's.", lower_bound=1

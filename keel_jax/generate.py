@@ -10,7 +10,7 @@ from etils import epath
 from keel_jax import errors
 from keel_jax.model import lm, sampling
 from keel_jax.runtime import cli, result_file
-from keel_jax.training import trained
+from keel_jax.training import checkpoint, trained
 
 
 def generate(
@@ -20,7 +20,7 @@ def generate(
     num_tokens: int,
     how: sampling.Sampling,
     seed: int = 0,
-    step: int | None = None,
+    step: checkpoint.Step = None,
 ) -> list[str]:
     """What the model of `workdir` writes after each prompt, at most `num_tokens` tokens.
 
@@ -102,6 +102,6 @@ if __name__ == "__main__":
     _TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most likely tokens; 0: all.")
     _TOP_P = flags.DEFINE_float("top_p", 0.95, "Nucleus: total probability that is kept.")
     _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
-    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
+    _STEP = cli.define_step()
     _JSON = flags.DEFINE_string("json", None, "Also write the samples to this file.")
     cli.run(main)

@@ -38,7 +38,7 @@ def grow(
     method: str,
     position: str = "spread",
     keep_alpha: bool = False,
-    step: int | None = None,
+    step: checkpoint.Step = None,
 ) -> dict:
     """Grows the model of `workdir` and writes it to the new or empty directory `output`.
 
@@ -47,7 +47,7 @@ def grow(
     Args:
       workdir: of a run, of one of its trials, or an earlier `output`.
       method, position, keep_alpha: see `growth.plan`.
-      step: the checkpoint; None: the newest.
+      step: of the checkpoint.
 
     Returns:
       The entry that `ancestry.json` gets for it.
@@ -170,7 +170,7 @@ if __name__ == "__main__":
     _ALPHA = flags.DEFINE_enum(
         "alpha", "new", ["new", "keep"], "The stream's weight: the new depth's, or the old one."
     )
-    _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
+    _STEP = cli.define_step()
     _JSON = flags.DEFINE_string("json", None, "Also write what was done to this file.")
     distributed.define_flags()
     cli.run(main)

@@ -74,12 +74,8 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         logs = resources.enter_context(logs_lib.Logs(directories, step))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
 
-        def save(step: int, state, diverged: bool):
-            checkpoints.save(state, dataclasses.replace(meta, step=step, diverged=diverged))
-
-        def on_logged(step: int):
-            checkpoints.check()
-            status.update(step)
+        def save(state, **now):
+            checkpoints.save(state, dataclasses.replace(meta, **now))
 
         training = loop.Loop(
             cfg=cfg,
@@ -87,8 +83,9 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
             batches=inputs.train_batches(cfg, tokens, mesh, step),
             is_evaluated=logs_lib.are_evaluated(directories, step),
             save=save,
+            check_saved=checkpoints.check,
             write=logs.write,
-            on_logged=on_logged,
+            on_logged=status.update,
             telemetry=telemetry,
             progress=resources.enter_context(progress_lib.Progress(cfg.train.num_steps, step)),
             stop_asked=session.stop_request.asked,

@@ -16,7 +16,7 @@ from keel_jax.config import effects, topologies
 from keel_jax.model import lm, residual
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import resolve
-from keel_jax.training import optim, schedule
+from keel_jax.training import init_from, inputs, optim, schedule
 from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 from tests import conftest
@@ -146,6 +146,12 @@ def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
     )
     train.train(cfg, tmp_path)
     evaluate.evaluate(tmp_path)
+    # Weights of another run, without the run.
+    begun = dict(config.to_dict(cfg), train=dict(num_steps=3, init_from=str(tmp_path)))
+    begun_cfg = inputs.complete(config.from_dict(begun), tokens := inputs.open_inputs(cfg.data))
+    begun_cfg = resolve.resolve(begun_cfg, mesh := mesh_lib.make(cfg.mesh))
+    meta = inputs.meta(begun_cfg, tokens)
+    init_from.load(begun_cfg, mesh, meta, state_lib.create(begun_cfg, mesh).params)
     topologies = ("mix_ln", "keel_scaled_input", "mhc", "attention_residuals", "ngpt")
     variants = [dict(model=dict(topology=name)) for name in topologies]
     variants += [dict(optim=dict(schedule="wsd", wsd_decay_fraction=0.5))]

@@ -81,6 +81,8 @@ READERS = (
         lambda path: len(data.split_paths(path)) > 1,
         "a mixture of several directories",
     ),
+    Reader("train.init_partially", "train.init_from", bool, "a run with train.init_from"),
+    Reader("train.keep_best", "train.eval_every_steps", bool, "a run with validations"),
     Reader(
         "data.prefetch_batches",
         "data.num_threads",

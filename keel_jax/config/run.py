@@ -46,6 +46,13 @@ class Config:
                 "trials.seed a multiple of that many entries."
             )
 
+        if self.train.keep_best and trials > 1:
+            raise errors.UserError(
+                f"train.keep_best={self.train.keep_best} cannot choose between {trials} trials, "
+                "which share their checkpoints: set it to 0, and keep all of some steps with "
+                "train.keep_every_steps."
+            )
+
     def _check_segments(self):
         """A segment must be smaller than a stage's number of blocks."""
         largest = max(self.model.recompute.segment_blocks)

@@ -33,6 +33,8 @@ class TrainConfig:
     eval_num_batches: int = option(0, Change.RESULTS)
     # Steps between two checkpoints; 0: only at the end and on a stop request.
     checkpoint_every_steps: int = option(1000, Change.NOTHING)
+    # Minutes after which the next logged step also writes one; 0: only by steps.
+    checkpoint_every_minutes: float = option(0.0, Change.NOTHING)
     # Steps between two that are computed twice and compared bit for bit, and after which replicas
     # are compared, to find silent corruption; 0: never. The device then holds the state twice
     # (docs/goodput.md).
@@ -41,11 +43,19 @@ class TrainConfig:
     keep_checkpoints: int = option(2, Change.NOTHING)
     # Of checkpoints whose step is a multiple of this, all are kept; 0: none beyond the newest.
     keep_every_steps: int = option(0, Change.NOTHING)
+    # Number of checkpoints with the lowest validation losses that are kept too; each validation
+    # then writes one. 0: none beyond the newest.
+    keep_best: int = option(0, Change.NOTHING)
     # What of a checkpoint is compared with its manifest before the run continues from it:
     # "contents" (every byte is read) or "sizes" (of all files).
     verify_checkpoints: str = option("contents", Change.NOTHING)
     # Work directory or checkpoint whose weights start this run, with a new optimizer.
     init_from: str = option("", Change.RUN)
+    # Whether init_from may hold another model: of its weights those that fit are taken, all others
+    # keep their random values and are named.
+    init_partially: bool = option(False, Change.RUN)
+    # When the run continues from the checkpoint of this step, its optimizer begins anew; 0: never.
+    reset_optimizer_at_step: int = option(0, Change.RESULTS)
     # "first:last", the steps, counted from 1, that are traced for TensorBoard's profiler.
     profile_steps: str = option("", Change.NOTHING)
 
@@ -58,9 +68,12 @@ class TrainConfig:
             "eval_num_batches",
             "checkpoint_every_steps",
             "keep_every_steps",
+            "keep_best",
             "check_every_steps",
+            "reset_optimizer_at_step",
         ):
             limits.at_least(f"train.{name}", getattr(self, name), 0)
+        limits.not_negative("train.checkpoint_every_minutes", self.checkpoint_every_minutes)
         limits.at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
         limits.one_of("train.verify_checkpoints", self.verify_checkpoints, ("contents", "sizes"))
         limits.not_negative("train.z_loss", self.z_loss)

@@ -46,6 +46,32 @@ def define_config() -> flags.FlagHolder:
     return holder
 
 
+def define_step() -> flags.FlagHolder:
+    """The flag --step, which chooses a checkpoint: an int, "best", or None (the newest)."""
+    return flags.DEFINE(
+        _StepParser(),
+        "step",
+        None,
+        "Checkpoint to read: its step, or best, the one with the lowest validation loss; default: "
+        "the newest.",
+        flags.FLAGS,
+        flags.ArgumentSerializer(),
+    )
+
+
+class _StepParser(flags.ArgumentParser):
+    """Parses `define_step`'s values."""
+
+    syntactic_help = "a step, or best"
+    _steps = flags.IntegerParser(lower_bound=0)
+
+    def parse(self, argument: str | int) -> str | int:
+        return argument if argument == "best" else self._steps.parse(argument)
+
+    def flag_type(self) -> str:
+        return "step"
+
+
 def _print_any_text() -> None:
     """Lets stdout print every string: what its encoding lacks (ASCII, as under LC_ALL=C, or a name
     that is not UTF-8) is written as an escape, as stderr does by itself."""

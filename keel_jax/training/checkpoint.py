@@ -12,19 +12,28 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 from keel_jax import config, errors
 from keel_jax.config import renamed
 from keel_jax.runtime import distributed, files
-from keel_jax.training import checkpoint_meta, manifest, set_aside, transfer, verification
+from keel_jax.training import (
+    checkpoint_meta,
+    manifest,
+    retention,
+    set_aside,
+    transfer,
+    verification,
+)
 from keel_jax.training import state as state_lib
+
+# Which checkpoint: that of a step, the one with the lowest validation loss, or (None) the newest.
+Step = int | Literal["best"] | None
 
 DIRECTORY = "checkpoints"
 CONFIG = "config.json"
@@ -69,12 +78,10 @@ class Checkpoints:
         self._save_failed = threading.Event()
         # Whether a save of this process has been read back.
         self._is_read_back = False
-        kept: list[checkpoint_managers.PreservationPolicy]
-        kept = [checkpoint_managers.LatestN(writes and writes.keep_checkpoints)]
-        if writes and writes.keep_every_steps:
-            kept.append(checkpoint_managers.EveryNSteps(writes.keep_every_steps))
+        # Whether nobody knows yet how the last save ended.
+        self._is_unchecked = False
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            preservation_policy=retention.policy(self.directory, writes),
             create=writes is not None,
             cleanup_tmp_directories=writes is not None,
             # All processes use the steps that the first one sees.
@@ -181,7 +188,7 @@ class Checkpoints:
 
     def _start_save(self, step: int, args: ocp.args.Composite, arrays: dict[str, str]) -> None:
         self.wait()  # `_saving` is that of one save
-        self._saving = (step, arrays)
+        self._saving, self._is_unchecked = (step, arrays), True
         # Orbax copies from the device implicitly, which the loop's transfer guard would refuse.
         with jax.transfer_guard("allow"), self._as_os_error():
             self._manager.save(step, args=args)
@@ -212,8 +219,12 @@ class Checkpoints:
         """Raises the error of a failed background write; never waits for a running one.
 
         Orbax itself does not report it until the next save, and counts the failed step as written.
+
+        Raises:
+          OSError: as `wait`.
         """
-        if not self._manager.is_saving_in_progress():
+        is_digesting = self._digesting is not None and self._digesting.is_alive()
+        if self._is_unchecked and not is_digesting and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
@@ -222,6 +233,7 @@ class Checkpoints:
         Raises:
           OSError: it could not be written or read; earlier checkpoints are unchanged.
         """
+        self._is_unchecked = False
         with self._as_os_error():
             self._manager.wait_until_finished()
             if self._digesting is not None:
@@ -280,15 +292,17 @@ class Checkpoints:
         return state, meta
 
     def restore_params(
-        self, abstract_params: Any, step: int | None = None
+        self, abstract_params: Any, step: Step = None
     ) -> tuple[dict, checkpoint_meta.Meta]:
-        """Only the weights, of `step` or of the newest checkpoint that is whole.
+        """Only the weights, of `step`; None is the newest checkpoint that is whole.
 
         Raises:
           UserError: there is no such checkpoint, and those that exist are named; it is damaged, or
             one of another model.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        if step == "best":
+            step = retention.best_step(self.directory, steps)
         if not steps or (step is not None and step not in steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             choice = f"the steps there: {steps[::-1]}" if steps else "there is none yet"

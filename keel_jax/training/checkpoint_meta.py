@@ -21,6 +21,8 @@ class Meta:
     diverged: bool = False
     # `config.model_options` of the run; None in checkpoints of versions that did not record it.
     model: dict[str, object] | None = None
+    # Validation loss of this state, nats per token; None if it was not validated before.
+    eval_loss: float | None = None
 
     @classmethod
     def from_json(cls, values: dict) -> "Meta":
@@ -30,7 +32,7 @@ class Meta:
           KeyError: one is missing that has always been there.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        wanted = names if "model" in values else names - {"model"}
+        wanted = names - ({"model", "eval_loss"} - values.keys())
         return cls(**{name: values[name] for name in wanted})
 
     def check_model(self, model: dict[str, object], workdir: epath.PathLike) -> None:

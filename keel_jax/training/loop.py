@@ -7,9 +7,11 @@ they return.
 import collections.abc
 import dataclasses
 
+import jax
+
 from keel_jax import config
 from keel_jax.runtime import clock as clock_lib
-from keel_jax.runtime import exit_codes
+from keel_jax.runtime import distributed, exit_codes
 from keel_jax.training import metrics, profiling, repeatability, telemetry_records, transfer
 from keel_jax.training import programs as programs_lib
 from keel_jax.training import progress as progress_lib
@@ -38,8 +40,10 @@ class Loop:
     batches: collections.abc.Iterator[dict]
     # Per trial, whether a validation of the first step is in its log already.
     is_evaluated: collections.abc.Sequence[bool]
-    # (step, state, diverged): writes a checkpoint in the background.
+    # (state, step=, diverged=, eval_loss=): writes a checkpoint in the background.
     save: collections.abc.Callable
+    # Called before every step: raises the error of a save that failed.
+    check_saved: collections.abc.Callable[[], None]
     # Writes one row of metrics for a trial.
     write: collections.abc.Callable[[int, dict], None]
     # Called with each step whose metrics were logged.
@@ -70,11 +74,13 @@ class Loop:
         # The state after the last dispatched step.
         self._state = state
         self._first_step = step
+        self._saved_at = self.clock.total
         if self._is_due(step, self.cfg.train.eval_every_steps):
             # The previous run was stopped during this validation.
             self._evaluate(step, state)
         with self.trace:
             while step < self.cfg.train.num_steps and any(self._alive) and not self.stops(step):
+                self.check_saved()
                 if self.trace.begins_before(step + 1):
                     self._read_last()
                     self.trace.start()
@@ -111,10 +117,10 @@ class Loop:
         diverged = not any(self._alive)
         step = int(transfer.fetch(state.step).max()) if diverged else step
         with self.clock.measure("checkpoint_wait"):
-            self.save(step, state, diverged)
+            self.save(state, step=step, diverged=diverged)
         if diverged:
             return exit_codes.DIVERGED, step, state
-        if step < self.cfg.train.num_steps or not self._evaluate(step, state):
+        if step < self.cfg.train.num_steps or self._evaluate(step, state) is None:
             return exit_codes.PREEMPTED, step, state
         return exit_codes.DONE, step, state
 
@@ -122,16 +128,28 @@ class Loop:
         """Validates and copies the state for a checkpoint, if these are due."""
         train = self.cfg.train
         evaluates = self._is_due(step, train.eval_every_steps)
-        saves = self._is_due(step, train.checkpoint_every_steps)
+        saves = self._is_due(step, train.checkpoint_every_steps) or self._is_time_to_save(step)
         if not (evaluates or saves):
             return
         self._read_last()
-        if evaluates:
-            self._evaluate(step, state)
-        if saves and any(self._alive):
+        losses = self._evaluate(step, state) if evaluates else None
+        if (saves or (losses and train.keep_best)) and any(self._alive):
+            # Of several trials none is the best.
+            eval_loss = losses[0] if losses and self.cfg.num_trials == 1 else None
             with self.clock.measure("checkpoint_wait"):
-                self.save(step, state, False)
+                self.save(state, step=step, diverged=False, eval_loss=eval_loss)
+            self._saved_at = self.clock.total
         self._interval = _Interval(self.clock, step)
+
+    def _is_time_to_save(self, step: int) -> bool:
+        """Whether `checkpoint_every_minutes` have passed; all processes ask at the same steps."""
+        seconds = 60 * self.cfg.train.checkpoint_every_minutes
+        if not (seconds and self._is_due(step, self.cfg.train.log_every_steps)):
+            return False
+        # Clocks differ. The answer is read implicitly, which the transfer guard would refuse.
+        with jax.transfer_guard("allow"):
+            [is_time] = distributed.from_lead(self.clock.total - self._saved_at >= seconds)
+        return bool(is_time)
 
     def _is_due(self, step: int, every: int) -> bool:
         return bool(every) and 0 < step < self.cfg.train.num_steps and step % every == 0
@@ -195,14 +213,18 @@ class Loop:
             **speed,
         }
 
-    def _evaluate(self, step: int, state) -> bool:
-        """Validates, unless that is logged; returns whether it finished before a stop request."""
+    def _evaluate(self, step: int, state) -> list[float] | None:
+        """Validates, unless that is logged.
+
+        Returns:
+          The loss of every trial, or [] if they were logged; None if a stop request came first.
+        """
         logged = self.is_evaluated if step == self._first_step else [False] * self.cfg.num_trials
         due = [
             alive and not is_logged for alive, is_logged in zip(self._alive, logged, strict=True)
         ]
         if not any(due):
-            return True  # the previous run was stopped after this validation
+            return []  # the previous run was stopped after this validation
         # The same batches each time, so that the points of the curve are comparable.
         with self.clock.measure("evaluation"):
             trials = self.programs.evaluator.run(
@@ -211,7 +233,7 @@ class Loop:
                 stop_asked=lambda: self.stops(step),
             )
         if trials is None:
-            return False
+            return None
         rows = [metrics.loss_metrics("eval", sums, self.bytes_per_token[1]) for sums in trials]
         for trial, row in enumerate(rows):
             if due[trial]:
@@ -219,7 +241,7 @@ class Loop:
         losses = self._for_people(rows, "eval/loss_nats_per_token")
         per_byte = self._for_people(rows, "eval/bits_per_byte")
         self.progress.step(step, f"validation {losses} nats/token, {per_byte} bits/byte")
-        return True
+        return [row["eval/loss_nats_per_token"] for row in rows]
 
     def _for_people(self, rows: list[dict], name: str) -> str:
         """One number per trial, as text."""

@@ -1,18 +1,15 @@
 """Where a run begins: its own newest checkpoint, another run's weights, or random weights."""
 
 import dataclasses
-import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from keel_jax import config, errors
-from keel_jax.config import options
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import distributed, exit_codes
-from keel_jax.training import ancestry, checkpoint, checkpoint_meta, trained, transfer
+from keel_jax.training import ancestry, checkpoint, checkpoint_meta, init_from, transfer
 from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
 
@@ -78,13 +75,23 @@ def begin(
       clock: measures restoring.
 
     Raises:
-      UserError: the checkpoint was trained on other data or with another tokenizer, or the
-        weights of `train.init_from` do not fit the model.
+      UserError: the checkpoint was trained on other data or with another tokenizer, the weights
+        of `train.init_from` do not fit the model, or the step at which the optimizer should begin
+        anew has not been reached.
     """
-    if checkpoints.latest_step() is None:
+    latest, reset_at = checkpoints.latest_step(), cfg.train.reset_optimizer_at_step
+    if reset_at > (latest or 0):
+        raise errors.UserError(
+            f"train.reset_optimizer_at_step={reset_at} is later than step {latest}, from which the "
+            f"run continues: set it to {latest}, or to 0 to keep the optimizer's state."
+            if latest
+            else f"train.reset_optimizer_at_step={reset_at}, but {checkpoints.directory} holds no "
+            "checkpoint from which the run could continue: set it to 0."
+        )
+    if latest is None:
         state, ancestors = state_lib.create(cfg, mesh), []
         if cfg.train.init_from:
-            params, ancestors = _initial_params(cfg, mesh, meta, state.params)
+            params, ancestors = init_from.load(cfg, mesh, meta, state.params)
             state = dataclasses.replace(state, params=params)
         ancestry.record(checkpoints.directory.parent, ancestors)
         return state, 0
@@ -92,51 +99,18 @@ def begin(
         state, restored = checkpoints.restore(state_lib.abstract(cfg, mesh))
     _check_same_data(checkpoints.directory, restored, meta)
     restored.check_model(meta.model or {}, checkpoints.directory.parent)
+    if restored.step == reset_at:
+        if distributed.is_lead():
+            print(
+                f"The optimizer begins anew: its moments and counts after step {reset_at} are not "
+                f"used (train.reset_optimizer_at_step={reset_at}).",
+                flush=True,
+            )
+        state = state_lib.with_new_optimizer(cfg, mesh, state)
     rates = np.asarray([rate for rate, _ in cfg.trial_settings], np.float32)
     rates = rates.reshape(state.peak_lr.shape)
     rates = transfer.put_everywhere(rates, state.peak_lr.sharding)
     return dataclasses.replace(state, peak_lr=rates), restored.step
-
-
-def _initial_params(cfg, mesh, meta, like):
-    """The weights of `train.init_from` for every trial, sharded as `like`; and their ancestry."""
-    workdir, step = parse_checkpoint(cfg.train.init_from)
-    their_model = checkpoint.load_config(workdir).model
-    changed = {
-        name: (getattr(their_model, name), getattr(cfg.model, name))
-        for name, field in options.fields(config.ModelConfig).items()
-        if options.change_of(field) is options.Change.MODEL
-        and getattr(their_model, name) != getattr(cfg.model, name)
-    }
-    if changed:
-        lines = "; ".join(f"model.{k}: {a!r} there, {b!r} here" for k, (a, b) in changed.items())
-        raise errors.UserError(
-            f"train.init_from={cfg.train.init_from} holds another model ({lines})."
-        )
-    params, their_meta = trained.load_params(workdir, mesh, step)
-    if their_meta.tokenizer_fingerprint != meta.tokenizer_fingerprint:
-        raise errors.UserError(
-            f"train.init_from={cfg.train.init_from} was trained with tokenizer "
-            f"{their_meta.tokenizer_fingerprint[:12]}, data.path was made with "
-            f"{meta.tokenizer_fingerprint[:12]}: prepare the data with that run's tokenizer.model."
-        )
-    ancestor = ancestry.entry("init_from", workdir, their_meta.step, their_model)
-    ancestors = [*ancestry.read(workdir), ancestor]
-    if cfg.num_trials > 1:
-        spread = jax.jit(
-            lambda tree: jax.tree.map(
-                lambda p: jnp.broadcast_to(p, (cfg.num_trials, *p.shape)), tree
-            ),
-            out_shardings=jax.tree.map(lambda p: p.sharding, like),
-        )
-        params = spread(params)
-    return params, ancestors
-
-
-def parse_checkpoint(path: str) -> tuple[epath.Path, int | None]:
-    """(work directory, step) of "DIR" (step None: the newest) or of "DIR/checkpoints/STEP"."""
-    match = re.fullmatch(rf"(.+)/{checkpoint.DIRECTORY}/(\d+)/?", path)
-    return (epath.Path(match[1]), int(match[2])) if match else (epath.Path(path), None)
 
 
 def _check_same_data(directory: epath.Path, saved: checkpoint_meta.Meta, now: checkpoint_meta.Meta):

@@ -101,6 +101,17 @@ def create(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
         return jax.jit(initializer(cfg), out_shardings=shardings(cfg, mesh))()
 
 
+def with_new_optimizer(
+    cfg: config.Config, mesh: jax.sharding.Mesh, state: TrainState
+) -> TrainState:
+    """The state with the optimizer's state of a run that begins with its parameters."""
+    initialize = over_trials(optim.make(cfg.optim).init, cfg.num_trials)
+    with jax.set_mesh(mesh):
+        places = shardings(cfg, mesh).opt_state
+        opt_state = jax.jit(initialize, out_shardings=places)(state.params)
+    return dataclasses.replace(state, opt_state=opt_state)
+
+
 def abstract(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, with nothing computed."""
     return jax.tree.map(

@@ -59,13 +59,13 @@ class Trained:
 
 
 def load(
-    workdir: epath.PathLike, mesh: jax.sharding.Mesh | None = None, step: int | None = None
+    workdir: epath.PathLike, mesh: jax.sharding.Mesh | None = None, step: checkpoint.Step = None
 ) -> Trained:
     """The model of `workdir`, the directory of a run or of one of its trials.
 
     Args:
       mesh: where to load it; default: all local devices, independent of the training mesh.
-      step: of the checkpoint; default: the newest.
+      step: of the checkpoint.
 
     Raises:
       UserError: no run, no such checkpoint, or a directory of several trials.
@@ -87,7 +87,7 @@ def load(
 
 
 def load_params(
-    workdir: epath.PathLike, mesh: jax.sharding.Mesh, step: int | None = None
+    workdir: epath.PathLike, mesh: jax.sharding.Mesh, step: checkpoint.Step = None
 ) -> tuple[dict, checkpoint_meta.Meta]:
     """The weights of the run, or the trial, in `workdir`, sharded over `mesh`.
 

@@ -204,6 +204,8 @@ _EFFECTS = {
     "optim.lr_multiplier.output": (2.0, dict(tie_embeddings=False), dict(tie_embeddings=True)),
     "optim.decay_multiplier.output": (0.0, dict(tie_embeddings=False), dict(tie_embeddings=True)),
     "data.weights": ((1.0,), None, dict(path="a")),
+    "train.init_partially": (True, dict(init_from="runs/a"), dict(init_from="")),
+    "train.keep_best": (1, dict(eval_every_steps=1), dict(eval_every_steps=0)),
     "data.prefetch_batches": (2, dict(num_threads=1), dict(num_threads=0)),
 }
 
