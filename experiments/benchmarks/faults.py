@@ -3,10 +3,10 @@
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.faults --data=DIR --output=runs/faults
 
 A trial starts a run in 1 or 4 processes, with one trial of the model or two, and kills it one to
-three times: SIGKILL or SIGTERM, to one process, at a moment drawn from the time that the whole run
-takes (its start, compilation, steps, saves, validations and its end), sometimes with a second
-signal shortly after; some starts find an empty compilation cache. Then the run is started until it
-is done. Or it does the same to `prepare` and to `grow`. What must hold:
+three times: SIGKILL or SIGTERM, to one process, at a random moment (`moments`: its start, while it
+restores, compiles, steps, saves, validates, and its end), sometimes with a second signal shortly
+after; some starts find an empty compilation cache. Then the run is started once more, and must end.
+Or it does the same to `prepare` and to `grow`, by the clock. What must hold:
 
   weights    those of the run that was never disturbed, bit for bit
   log        its rows, the clock's aside, each once
@@ -19,6 +19,7 @@ is done. Or it does the same to `prepare` and to `grow`. What must hold:
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import random
 import shutil
@@ -29,12 +30,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments.benchmarks import small_runs
+from experiments.benchmarks import moments, small_runs
 from keel_jax import config, errors
 from keel_jax.runtime import cli, exit_codes
 from keel_jax.training import checkpoint, trained
 
-NUM_STEPS, SAVE_EVERY = 24, 4
+NUM_STEPS, SAVE_EVERY, EVAL_EVERY = 24, 4, 6
 KINDS = ("train", "prepare", "grow")
 # How often each kind is drawn, and each signal.
 _KIND_WEIGHTS, _SIGNALS = (8, 1, 1), (signal.SIGKILL, signal.SIGTERM)
@@ -52,14 +53,26 @@ _CODES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Kill:
+    """A signal, when it comes, and what follows it."""
+
+    number: int
+    # Of a run.
+    moment: moments.Moment
+    # Of `prepare` and `grow`: the fraction of the undisturbed program's time.
+    fraction: float
+    # Seconds to a SIGKILL after it; None: there is none.
+    again_seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
     """What one trial does."""
 
     kind: str
     num_processes: int
     num_trials: int
-    # (signal, fraction of the undisturbed run's time, seconds to a second SIGKILL or None).
-    kills: tuple[tuple[int, float, float | None], ...]
+    kills: tuple[Kill, ...]
     has_cache: bool
 
 
@@ -68,16 +81,18 @@ def draw(seed: int) -> Case:
     rng = random.Random(seed)
     [kind] = rng.choices(KINDS, _KIND_WEIGHTS)
     kills = tuple(
-        (
-            int(rng.choice(_SIGNALS)),
-            rng.uniform(0.0, 1.05),
-            rng.uniform(0.0, 1.0) if rng.random() < 0.3 else None,
+        Kill(
+            number=int(rng.choice(_SIGNALS)),
+            moment=moments.draw(rng, NUM_STEPS, SAVE_EVERY, EVAL_EVERY),
+            fraction=rng.uniform(0.0, 1.0),
+            again_seconds=rng.uniform(0.0, 1.0) if rng.random() < 0.3 else None,
         )
         for _ in range(rng.randint(1, 3))
     )
     return Case(
         kind=kind,
-        num_processes=rng.choice((1, 1, 1, 4)) if kind == "train" else 1,
+        # Four processes on two cores take four times as long to start.
+        num_processes=rng.choices((1, 4), (9, 1))[0] if kind == "train" else 1,
         num_trials=rng.choice((1, 2)) if kind == "train" else 1,
         kills=kills,
         has_cache=rng.random() < 0.8,
@@ -103,18 +118,17 @@ class Bench:
         place.mkdir()
         cache = self._output / "cache" if case.has_cache else place / "cache"
         codes = []
-        for number, fraction, again in case.kills:
+        for kill in case.kills:
             before = small_runs.newest_step(place / "run")
             begin = len(_text(place))
-            delay = fraction * self._seconds[case.kind, case.num_processes, case.num_trials]
-            ended = self._start(case, place, cache, kill=(number, delay, again), seed=seed)
+            ended = self._start(case, place, cache, kill=kill, seed=seed)
             codes.append(ended)
             if None in ended:
                 found.append(f"hang: {ended}")
             elif not set(ended) <= _CODES:
                 found.append(f"codes: {ended}: {_text(place)[-600:]}")
             if case.kind == "train":
-                found += _wrong_start(before, _text(place)[begin:])
+                found += _wrong_start(before, _text(place, begin))
             if case.kind == "grow" and not (place / "run" / checkpoint.CONFIG).exists():
                 found += _readable(place / "run")
                 shutil.rmtree(place / "run", ignore_errors=True)
@@ -126,7 +140,7 @@ class Bench:
             if set(codes[-1]) != {exit_codes.DONE}:
                 found.append(f"end: {codes[-1]}: {_text(place)[-600:]}")
             elif case.kind == "train":
-                found += _wrong_start(before, _text(place)[begin:])
+                found += _wrong_start(before, _text(place, begin))
         if not any(text.startswith(("hang", "end")) for text in found):
             found += _differences(case, place / "run", reference)
         if not found:
@@ -134,28 +148,27 @@ class Bench:
         return {"seed": seed, **dataclasses.asdict(case), "codes": codes, "found": found}
 
     def _undisturbed(self, case: Case) -> pathlib.Path:
-        """The program that is never disturbed; run twice, so that its time is that of a restart."""
+        """The program that is never disturbed."""
         key = case.kind, case.num_processes, case.num_trials
         place = self._output / "undisturbed" / "-".join(map(str, key))
         if key not in self._seconds:
-            for _ in range(2):
-                shutil.rmtree(place, ignore_errors=True)
-                place.mkdir(parents=True)
-                begin = time.monotonic()
-                codes = self._start(case, place, self._output / "cache", kill=None, seed=0)
-                if set(codes) != {exit_codes.DONE}:
-                    raise errors.UserError(
-                        f"The undisturbed {case.kind} ended with {codes}: {_text(place)[-1000:]}"
-                    )
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            begin = time.monotonic()
+            codes = self._start(case, place, self._output / "cache", kill=None, seed=0)
+            if set(codes) != {exit_codes.DONE}:
+                raise errors.UserError(
+                    f"The undisturbed {case.kind} ended with {codes}: {_text(place)[-1000:]}"
+                )
             self._seconds[key] = time.monotonic() - begin
         return place / "run"
 
     def _start(
-        self, case: Case, place: pathlib.Path, cache: pathlib.Path, kill, seed: int
+        self, case: Case, place: pathlib.Path, cache: pathlib.Path, kill: Kill | None, seed: int
     ) -> list[int | None]:
         """The exit codes of all processes; None for one that had to be ended."""
         module, arguments = self._command(case, place, cache)
-        port, processes = small_runs.free_port(), []
+        port, processes, begin = small_runs.free_port(), [], len(_text(place))
         try:
             for rank in range(case.num_processes):
                 several = (
@@ -167,17 +180,20 @@ class Bench:
                 arguments_of_rank = [*arguments, *(several if case.num_processes > 1 else ())]
                 output = place / f"output-{rank}.txt"
                 processes.append(small_runs.start(module, *arguments_of_rank, output=output))
-            if kill is not None:
-                number, delay, again = kill
-                victim = processes[seed % case.num_processes]
-                small_runs.wait(processes, delay)
-                victim.send_signal(number)
-                if again is not None:
-                    small_runs.wait(processes, again)
-                    victim.kill()
             # A program that is not killed takes its time, on a busy machine several times that.
             key = case.kind, case.num_processes, case.num_trials
             usual = self._seconds.get(key, _FIRST_SECONDS)
+            if kill is not None:
+                victim = processes[seed % case.num_processes]
+                if case.kind == "train":
+                    output = functools.partial(_text, place, begin)
+                    moments.wait(kill.moment, victim, place / "run", output, NUM_STEPS)
+                else:
+                    small_runs.wait(processes, kill.fraction * usual)
+                victim.send_signal(kill.number)
+                if kill.again_seconds is not None:
+                    small_runs.wait(processes, kill.again_seconds)
+                    victim.kill()
             deadline = time.monotonic() + self._patience + (0 if kill else 3 * usual)
             return [
                 small_runs.exit_code(process, deadline - time.monotonic()) for process in processes
@@ -206,7 +222,7 @@ class Bench:
 
 def _config(data: str, case: Case, cache: pathlib.Path) -> config.Config:
     train = dict(num_steps=NUM_STEPS, checkpoint_every_steps=SAVE_EVERY)
-    train |= dict(eval_every_steps=6, eval_num_batches=2)
+    train |= dict(eval_every_steps=EVAL_EVERY, eval_num_batches=2)
     trials = dict(peak_lr=(1e-3, 3e-3), seed=(1, 2)) if case.num_trials > 1 else {}
     telemetry = dict(every_steps=8)
     return small_runs.options(data, str(cache), train=train, trials=trials, telemetry=telemetry)
@@ -258,9 +274,10 @@ def _differences(case: Case, run: pathlib.Path, reference: pathlib.Path) -> list
     return found
 
 
-def _text(place: pathlib.Path) -> str:
+def _text(place: pathlib.Path, begin: int = 0) -> str:
+    """What the first process has printed, from one character on."""
     path = place / "output-0.txt"
-    return path.read_text(errors="replace") if path.exists() else ""
+    return path.read_text(errors="replace")[begin:] if path.exists() else ""
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -294,6 +311,14 @@ def main(_: list[str]) -> int:
     for name in sorted({name for name, _ in counts}):
         numbers = (counts[name, what] for what in ("trials", "kills", "failed"))
         print("{:<32} {:>5} trials {:>5} kills {:>5} failed".format(name, *numbers))
+    by_moment = collections.Counter(
+        kill["moment"]["name"]
+        for row in rows
+        if row["kind"] == "train"
+        for kill, ended in zip(row["kills"], row["codes"], strict=False)
+        if set(ended) != {exit_codes.DONE}
+    )
+    print("kills of runs by moment: " + ", ".join(f"{m} {by_moment[m]}" for m in moments.MOMENTS))
     failed = [row for row in rows if row["found"]]
     for row in failed:
         print(f"seed {row['seed']}: {row['found']}")

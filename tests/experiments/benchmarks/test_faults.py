@@ -2,7 +2,7 @@
 
 import json
 
-from experiments.benchmarks import faults
+from experiments.benchmarks import faults, moments
 from keel_jax.runtime import exit_codes
 
 
@@ -14,8 +14,9 @@ def test_cases_are_those_of_their_seed_and_of_every_kind():
         (processes, trials) for processes in (1, 4) for trials in (1, 2)
     }
     kills = [kill for case in cases for kill in case.kills]
-    assert {number for number, _, _ in kills} == {9, 15}
-    assert any(again is not None for _, _, again in kills)
+    assert {kill.number for kill in kills} == {9, 15}
+    assert any(kill.again_seconds is not None for kill in kills)
+    assert {kill.moment.name for kill in kills} == set(moments.MOMENTS)
 
 
 def test_a_start_from_another_step_is_noticed():
