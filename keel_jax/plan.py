@@ -72,7 +72,9 @@ def _write_json(reports: list[report.Report], cfg: config.Config, path: str) -> 
 if __name__ == "__main__":
     _CONFIG = cli.define_config()
     _TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x4, cpu:8, …", required=True)
-    _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology, over DCN.")
+    _NUM_SLICES = flags.DEFINE_integer(
+        "num_slices", 1, "Slices of that topology, over DCN.", lower_bound=1
+    )
     _SEARCH = flags.DEFINE_boolean(
         "search", False, "Try meshes, microbatches and recomputation; fastest first."
     )

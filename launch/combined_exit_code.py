@@ -57,9 +57,16 @@ def combine_exit_codes(codes: collections.abc.Iterable[int | None]) -> int:
 
 
 def read_exit_codes(directory: pathlib.Path, num_processes: int) -> list[int | None]:
-    """The codes in the files 0, 1, … of a directory; None for each file that does not exist."""
-    paths = [directory / str(process) for process in range(num_processes)]
-    return [int(path.read_text()) if path.exists() else None for path in paths]
+    """The codes in the files 0, 1, … of a directory; None for a file that has none.
+
+    It may not exist, or be empty, as a full disk or a killed shell leaves it.
+    """
+    texts = [_text(directory / str(process)) for process in range(num_processes)]
+    return [int(text) if text.isdecimal() else None for text in texts]
+
+
+def _text(path: pathlib.Path) -> str:
+    return path.read_text(errors="replace").strip() if path.exists() else ""
 
 
 if __name__ == "__main__":

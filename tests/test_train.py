@@ -25,7 +25,7 @@ from keel_jax import config, evaluate, generate, train
 from keel_jax.model import sampling
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files, ownership, stop
-from keel_jax.training import inputs, logs, loop, trained
+from keel_jax.training import inputs, logs, loop, profiling, trained
 from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -438,6 +438,19 @@ def test_a_trace_is_written(token_dir, cache_dir, tmp_path):
     cfg = _config(token_dir, cache_dir, train=dict(profile_steps="2:3"))
     assert train.train(cfg, tmp_path) == exit_codes.DONE
     assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
+
+
+def test_a_trace_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, capsys):
+    """The profiler raises this where it cannot make its directory, and stays on: none is real."""
+
+    def fail():
+        raise jax.errors.JaxRuntimeError("FAILED_PRECONDITION: runs/file is not a directory")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", fail)
+    with profiling.StepTrace((1, 1), str(tmp_path)) as trace:
+        trace.start()
+    assert f"{tmp_path} cannot be written (FAILED_PRECONDITION" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

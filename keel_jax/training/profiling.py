@@ -1,6 +1,10 @@
 """The device trace of a range of steps, for TensorBoard's profiler."""
 
+import contextlib
+
 import jax
+
+from keel_jax.runtime import best_effort
 
 
 class StepTrace:
@@ -32,7 +36,21 @@ class StepTrace:
         self._is_on = True
 
     def stop(self) -> None:
-        """Writes the trace; the last step must have finished on the device."""
-        if self._is_on:
+        """Writes the trace; the last step must have finished on the device.
+
+        It is only a log: if it cannot be written, that is said, and the run goes on without.
+        """
+        if not self._is_on:
+            return
+        self._is_on = False
+        with best_effort.writing(f"The trace in {self._directory}"), _as_os_error():
             jax.profiler.stop_trace()
-            self._is_on = False
+
+
+@contextlib.contextmanager
+def _as_os_error():
+    """The profiler has its own error for a file that it cannot write."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise OSError(str(error)) from error

@@ -53,4 +53,6 @@ def test_the_supervisor_starts_again_exactly_what_is_retryable():
 def test_codes_are_read_from_files(tmp_path):
     (tmp_path / "0").write_text("76\n")
     (tmp_path / "2").write_text("137\n")
-    assert combined_exit_code.read_exit_codes(tmp_path, 3) == [76, None, 137]
+    (tmp_path / "3").write_text("")
+    (tmp_path / "4").write_bytes(b"\xff\n")
+    assert combined_exit_code.read_exit_codes(tmp_path, 5) == [76, None, 137, None, None]
