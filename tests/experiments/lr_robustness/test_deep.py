@@ -1,4 +1,4 @@
-"""The preset `deep`: one grid a depth, seeds in common, predictions of numbers that there are."""
+"""Presets at depth: one grid a depth, seeds in common, predictions of numbers that there are."""
 
 import pytest
 
@@ -7,17 +7,21 @@ from experiments.lr_robustness import analysis, points
 from experiments.sweeps import experiment, registration, results, sweep
 from keel_jax.runtime import exit_codes
 
+# Millions of steps of a sub-layer in a trial, as docs/experiments.md says.
+_COSTS = {"deep": 22.2, "controls": 49.4}
 
-def _series():
+
+def _series(preset):
     members = {}
-    for point in points.deep().points:
+    for point in points.PRESETS[preset]().points:
         members.setdefault(points.parse_series(point.series), []).append(point)
     return members
 
 
-def test_all_topologies_of_a_depth_have_its_grid_and_its_first_seeds():
+@pytest.mark.parametrize("preset", _COSTS)
+def test_all_topologies_of_a_depth_have_its_grid_and_its_first_seeds(preset):
     """So that every comparison is on one grid and paired."""
-    for (topology, depth, protocol), members in _series().items():
+    for (topology, depth, protocol), members in _series(preset).items():
         rates = {point.peak_lr for point in members}
         seeds = {point.seed for point in members}
         if protocol == points.FIXED:
@@ -25,23 +29,31 @@ def test_all_topologies_of_a_depth_have_its_grid_and_its_first_seeds():
         assert seeds >= {10, 11, 12} and len(members) == len(rates) * len(seeds)
 
 
-def test_table_1_and_the_controls_are_run_at_64_and_256():
+def test_the_controls_are_all_of_table_1_and_begin_with_the_runs_of_deep():
     for depth in (64, 256):
-        run = {key[0] for key in _series() if key[1:] == (depth, points.FIXED)}
+        run = {key[0] for key in _series("controls") if key[1:] == (depth, points.FIXED)}
         assert run == {*points.TABLE_1, *points.CONTROLS}
-    assert {key[0] for key in _series() if key[1] == 1024} == {"keel", "pre_ln", "complete_p"}
+        run = {key[0] for key in _series("deep") if key[1:] == (depth, points.FIXED)}
+        assert run == {"keel", "pre_ln", "complete_p"}
+    at_1024 = {key[0] for key in _series("controls") if key[1] == 1024}
+    assert at_1024 == {"keel", "pre_ln", "complete_p"}
+    deep, controls = points.deep().points, points.controls().points
+    assert list(controls[: len(deep)]) == list(deep)
+    assert len({point.name for point in controls}) == len(controls)
 
 
-def test_its_cost_is_that_of_the_design():
-    """50.5 million steps of a sub-layer in a trial, as docs/experiments.md says."""
+@pytest.mark.parametrize(("preset", "millions"), _COSTS.items())
+def test_its_cost_is_that_of_the_docs(preset, millions):
     num_steps = deep_config.get_config().train.num_steps
-    lanes = sum(2 * p.overrides["model.num_blocks"] * num_steps for p in points.deep().points)
-    assert lanes == 50_496_000
+    members = points.PRESETS[preset]().points
+    cost = sum(2 * point.overrides["model.num_blocks"] * num_steps for point in members)
+    assert cost / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 @pytest.mark.slow
-def test_every_prediction_is_of_a_number_that_there_is(token_dir, tmp_path, monkeypatch):
-    preset = points.deep()
+@pytest.mark.parametrize("name", _COSTS)
+def test_every_prediction_is_of_a_number_that_there_is(name, token_dir, tmp_path, monkeypatch):
+    preset = points.PRESETS[name]()
     faked = sweep.Sweep(
         runs=tmp_path / "runs",
         data=str(token_dir),
@@ -49,10 +61,10 @@ def test_every_prediction_is_of_a_number_that_there_is(token_dir, tmp_path, monk
         max_trials=preset.max_trials,
     )
     assert faked.run(preset.points) == exit_codes.DONE
-    request = experiment.Request(name="lr_robustness", preset="deep", out=tmp_path / "out")
+    request = experiment.Request(name="lr_robustness", preset=name, out=tmp_path / "out")
     monkeypatch.setattr(registration, "verify", lambda registered, commits: {})
     assert experiment.analyse_sweep(request, faked, preset, analysis.analyse) == exit_codes.DONE
     checks = results.load(tmp_path / "out")["numbers"]["checks"]
-    assert len(checks) == len(registration.load("lr_robustness", "deep").predictions)
+    assert len(checks) == len(registration.load("lr_robustness", name).predictions)
     for claim, check in checks.items():
         assert check["mean"] is not None, f"{claim}: there is no {check['number']}"
