@@ -219,10 +219,16 @@ def project(params: Params, model: config.ModelConfig) -> Params:
 
 def logical_axes(model: LanguageModel) -> Params:
     """A tree like the parameters whose leaves are tuples of logical axis names."""
-    boxed = jax.eval_shape(lambda: _init_boxed(model, jax.random.key(0)))
     return jax.tree.map(
-        lambda box: tuple(box.names), boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
+        lambda box: tuple(box.names),
+        _boxed_shapes(_for_shapes(model.model)),
+        is_leaf=lambda x: isinstance(x, nn.Partitioned),
     )
+
+
+def shapes(model: config.ModelConfig) -> Params:
+    """Shapes and dtypes of the tree that `init` makes."""
+    return nn.unbox(_boxed_shapes(_for_shapes(model)))
 
 
 def empty_cache(model: config.ModelConfig, batch_size: int, length: int) -> layers.Cache:
@@ -239,8 +245,7 @@ def count_params(model: config.ModelConfig) -> int:
     A norm that only some blocks have is stored for all N; the gains that nothing reads (Keel's
     block 0: one vector) are not counted.
     """
-    shapes = jax.eval_shape(lambda: init(LanguageModel(model), jax.random.key(0)))
-    stored = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    stored = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(model)))
     topology = residual.topology(model)
     unused = 0
     for norm in ("inner_norm", "outer_norm"):
@@ -248,6 +253,16 @@ def count_params(model: config.ModelConfig) -> int:
             if topology.has(norm, sublayer):
                 unused += int((~getattr(topology, norm)[:, sublayer]).sum()) * model.d_model
     return stored - unused
+
+
+def _for_shapes(model: config.ModelConfig) -> config.ModelConfig:
+    """The model without the options that change no parameter."""
+    return dataclasses.replace(model, attention="reference", recompute=config.RecomputeConfig())
+
+
+@functools.cache  # a start asks for them a dozen times, and each answer is a trace of the model
+def _boxed_shapes(model: config.ModelConfig):
+    return jax.eval_shape(lambda: _init_boxed(LanguageModel(model), jax.random.key(0)))
 
 
 def _init_boxed(model: LanguageModel, key: Array):

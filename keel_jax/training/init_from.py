@@ -10,9 +10,9 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.config import options
+from keel_jax.model import lm
 from keel_jax.runtime import distributed
 from keel_jax.training import ancestry, checkpoint, checkpoint_meta, trained
-from keel_jax.training import state as state_lib
 
 # The parameters that have a row or a column per token of the vocabulary.
 _OF_TOKENS = ("embedding", "output")
@@ -51,7 +51,7 @@ def load(
             "or train new rows for the tokens, with train.init_partially=True."
         )
     leave_out = () if has_same_tokens else _OF_TOKENS
-    taken = _fitting(theirs, _one_trial(cfg), leave_out)
+    taken = _fitting(theirs, lm.shapes(cfg.model), leave_out)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
     random = [name for name in names if name not in taken]
     assert cfg.train.init_partially or not random, random
@@ -81,12 +81,6 @@ def _check_same_model(cfg: config.Config, theirs: config.Config) -> None:
             f"train.init_from={cfg.train.init_from} holds another model ({lines}). With "
             "train.init_partially=True the weights that fit would be taken."
         )
-
-
-def _one_trial(cfg: config.Config) -> Any:
-    """Shapes and dtypes of the parameters of one trial."""
-    one = state_lib.initializer(cfg.for_trial(0))
-    return jax.eval_shape(one).params
 
 
 def _fitting(theirs: Any, like: Any, leave_out: Sequence[str]) -> dict[str, jax.Array]:

@@ -6,11 +6,13 @@ run of one trial there is no such axis. `over_trials` is the only function that 
 
 import collections.abc
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 from keel_jax import config
 from keel_jax.model import depth, lm
@@ -49,14 +51,7 @@ def initializer(cfg: config.Config) -> collections.abc.Callable[[], TrainState]:
     optimizer = optim.make(cfg.optim)
 
     def make_trial(peak_lr, seed):
-        params = lm.init(model, jax.random.key(seed))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            peak_lr=peak_lr,
-            diverged=jnp.zeros((), bool),
-            params=params,
-            opt_state=optimizer.init(params),
-        )
+        return _begin(optimizer, peak_lr, lm.init(model, jax.random.key(seed)))
 
     def make():
         rates, seeds = zip(*cfg.trial_settings, strict=True)
@@ -68,6 +63,28 @@ def initializer(cfg: config.Config) -> collections.abc.Callable[[], TrainState]:
     return make
 
 
+def _begin(optimizer: optax.GradientTransformation, peak_lr: jax.Array, params: Any) -> TrainState:
+    """The state of a trial before its first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        peak_lr=peak_lr,
+        diverged=jnp.zeros((), bool),
+        params=params,
+        opt_state=optimizer.init(params),
+    )
+
+
+def shapes(cfg: config.Config) -> TrainState:
+    """Shapes and dtypes of what `initializer` makes, without a trace of the model."""
+    trials = (cfg.num_trials,) if cfg.num_trials > 1 else ()
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((*trials, *leaf.shape), leaf.dtype), lm.shapes(cfg.model)
+    )
+    peak_lr = jax.ShapeDtypeStruct(trials, jnp.float32)
+    begin = functools.partial(_begin, optim.make(cfg.optim))
+    return jax.eval_shape(over_trials(begin, cfg.num_trials), peak_lr, params)
+
+
 def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     """The sharding of the state: a NamedSharding in the place of each array.
 
@@ -77,7 +94,7 @@ def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
       UserError: a dimension is not a multiple of its number of shards.
     """
     depth.check_stages(cfg.model, mesh)
-    shapes = jax.eval_shape(initializer(cfg))
+    leaves = shapes(cfg)
     trial = ("trial",) if cfg.num_trials > 1 else ()
 
     def place(path, leaf, axes):
@@ -88,10 +105,10 @@ def shardings(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
         return sharding.sharding(mesh, trial + ("scalar",) * (leaf.ndim - len(trial)), leaf.shape)
 
     params = jax.tree_util.tree_map_with_path(
-        place, shapes.params, lm.logical_axes(lm.LanguageModel(cfg.model))
+        place, leaves.params, lm.logical_axes(lm.LanguageModel(cfg.model))
     )
-    opt_state = optim.match_params(shapes.opt_state, shapes.params, params, everywhere)
-    rest = jax.tree.map(everywhere, dataclasses.replace(shapes, params=None, opt_state=None))
+    opt_state = optim.match_params(leaves.opt_state, leaves.params, params, everywhere)
+    rest = jax.tree.map(everywhere, dataclasses.replace(leaves, params=None, opt_state=None))
     return dataclasses.replace(rest, params=params, opt_state=opt_state)
 
 
@@ -116,7 +133,7 @@ def abstract(cfg: config.Config, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, with nothing computed."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(initializer(cfg)),
+        shapes(cfg),
         shardings(cfg, mesh),
     )
 
