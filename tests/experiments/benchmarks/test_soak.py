@@ -23,8 +23,8 @@ def test_what_fluctuates_is_flat():
     ("sample", "message"),
     [
         (lambda i: soak.Sample(500.0 + 2 * i, 20, 30), "memory grew from 559 to 599 MB"),
-        (lambda i: soak.Sample(500.0, 20 + i // 10, 30), "open files grew from 22 to 24"),
-        (lambda i: soak.Sample(500.0, 20, 30 + i // 10), "threads grew from 32 to 34"),
+        (lambda i: soak.Sample(500.0, 20 + i // 5, 30), "open files grew from 26 to 30"),
+        (lambda i: soak.Sample(500.0, 20, 30 + i // 5), "threads grew from 36 to 40"),
     ],
 )
 def test_growth_is_found(sample, message):
