@@ -13,7 +13,7 @@ Dimension letters: N blocks, B batch, T time, D model.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -74,7 +74,8 @@ def observe(before: Any, f_BTD: Array, after: Any, sub: residual.SublayerContext
     Returns:
       "stream_square" and "branch_square", mean squares over all entries, the branch after its norm
       and before its scale b; "rotation_radians", the mean over tokens of the angle between the
-      stream before and after.
+      stream before and after; "position_cosine", the mean cosine between the stream before at two
+      different positions of a row.
     """
     if sub.inputs.probe is None:
         return None
@@ -82,10 +83,12 @@ def observe(before: Any, f_BTD: Array, after: Any, sub: residual.SublayerContext
     branch_BTD = equation.branch_output(
         f_BTD, params, sub.topology, sub.sublayer, epsilon=sub.model.norm_epsilon
     )
+    units = _units(before)
     return {
         "stream_square": _mean_square(before),
         "branch_square": _mean_square(branch_BTD),
-        "rotation_radians": _angles(before, after).mean(),
+        "rotation_radians": _angles(units, _units(after)).mean(),
+        "position_cosine": _position_cosine(units),
     }
 
 
@@ -142,13 +145,19 @@ def _mean_square(tree) -> Array:
     return square / sum(leaf.size for leaf in leaves)
 
 
-def _angles(before, after) -> Array:
-    """The angle between two streams at each token, [B, T], in radians.
+def _position_cosine(units: Sequence[Array]) -> Array:
+    """Mean over rows and pairs of positions t != s of u_t . u_s, from |sum_t u_t|^2; a scalar."""
+    length = units[0].shape[1]
+    square_B = sum(jnp.sum(jnp.square(leaf.sum(axis=1)), axis=-1) for leaf in units)
+    return jnp.mean((square_B - length) / max(1, length * (length - 1)))
+
+
+def _angles(u: Sequence[Array], v: Sequence[Array]) -> Array:
+    """The angle between two streams at each token, [B, T], in radians, from their `_units`.
 
     2 atan2(|u - v|, |u + v|) of the unit vectors is accurate at the small angles (1/alpha) of a
     deep stack, where the arc cosine in float32 resolves nothing below 3e-4.
     """
-    u, v = _units(before), _units(after)
 
     def norm(sign):
         squares = [jnp.sum(jnp.square(a + sign * b), -1) for a, b in zip(u, v, strict=True)]

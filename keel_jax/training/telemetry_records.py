@@ -22,7 +22,7 @@ from etils import epath
 from keel_jax import config, errors
 from keel_jax.runtime import best_effort, distributed, files
 from keel_jax.runtime import clock as clock_lib
-from keel_jax.training import divergence, plots
+from keel_jax.training import divergence, gradient_path, plots
 from keel_jax.training import logs as logs_lib
 from keel_jax.training import state as state_lib
 
@@ -174,6 +174,7 @@ class Recorder:
         self._logs, self._clock = logs, clock
         self._drawn, self._draw_seconds = clock.total, _DRAW_SECONDS
         self._stores = []
+        self._watches = [gradient_path.Watch() for _ in directories]
         if distributed.is_lead():
             self._stores = [Store(directory, start_step) for directory in directories]
             for directory in directories:
@@ -205,8 +206,19 @@ class Recorder:
             for trial in trials:
                 record = state_lib.trial_of(host, trial, self._cfg.num_trials)
                 self._stores[trial].append(step, record)
+                self._watch(trial, step, record)
             if self._clock.total - self._drawn > _DRAW_AFTER * self._draw_seconds:
                 self.draw()
+
+    def _watch(self, trial: int, step: int, record: dict[str, np.ndarray]):
+        """Logs how much of the gradient reaches the bottom, and says when that is lost."""
+        ratio = gradient_path.cotangent_ratio(record)
+        self._logs.write(trial, {"step": step, "telemetry/cotangent_ratio": ratio})
+        if warning := self._watches[trial].look(step, ratio):
+            print(self._name(trial) + warning, flush=True)
+
+    def _name(self, trial: int) -> str:
+        return f"trial {trial}: " if self._cfg.num_trials > 1 else ""
 
     def explain(self, trial: int, step: int, sums: dict[str, float]) -> None:
         """Writes and prints where `step`, already recorded, went wrong in a diverged trial.
@@ -222,8 +234,7 @@ class Recorder:
         assert report["step"] == step, (report["step"], step)
         with best_effort.writing(directory / DIVERGENCE):
             files.write_checked_json(directory / DIVERGENCE, report)
-        name = f"trial {trial}: " if self._cfg.num_trials > 1 else ""
-        print(name + report["text"], flush=True)
+        print(self._name(trial) + report["text"], flush=True)
 
     def draw(self) -> None:
         """Writes every trial's heat maps and profiles to TensorBoard, as far as time allows."""

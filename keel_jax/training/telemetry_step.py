@@ -78,6 +78,7 @@ def _sublayers(stats, model: config.ModelConfig, params) -> dict:
         "branch_rms": branch_N2,
         "branch_ratio": scale_N2 * branch_N2 / stream_N2,
         "rotation_radians": stats["rotation_radians"],
+        "position_cosine": stats["position_cosine"],
         "cotangent_rms": jnp.sqrt(stats["cotangent_square"]),
         "effective_alpha": telemetry.effective_alpha(topology, params),
     }

@@ -122,6 +122,14 @@ def _unrolled(model: config.ModelConfig, params, tokens_BT):
             x = y
 
 
+def _mean_cosine(x_BTD) -> float:
+    """Over rows and all pairs of different positions."""
+    units = x_BTD / np.linalg.norm(x_BTD, axis=-1, keepdims=True)
+    cosines = units @ units.swapaxes(1, 2)
+    different = ~np.eye(x_BTD.shape[1], dtype=bool)
+    return np.mean([row[different].mean() for row in cosines])
+
+
 @pytest.mark.parametrize("topology", ["keel", "sandwich", "complete_p"])
 def test_forward_statistics_equal_an_unrolled_loop(topology):
     """Float32 against float64: some roundoffs a sub-layer."""
@@ -147,6 +155,7 @@ def test_forward_statistics_equal_an_unrolled_loop(topology):
             ).mean()
             for x, _, y, _ in rows
         ],
+        "position_cosine": [_mean_cosine(x) for x, *_ in rows],
     }
     assert set(told) == set(expected)
     for name, values in expected.items():
@@ -165,13 +174,11 @@ def test_small_angles_are_exact():
     y -= x * (x * y).sum(-1, keepdims=True) / (x * x).sum(-1, keepdims=True)
     y *= np.linalg.norm(x, axis=-1, keepdims=True) / np.linalg.norm(y, axis=-1, keepdims=True)
     turned = np.cos(1 / 4096) * x + np.sin(1 / 4096) * y
-    found = telemetry._angles(
-        {"a": jnp.asarray(x[..., :16]), "b": jnp.asarray(x[..., 16:])},
-        {
-            "a": jnp.asarray(3 * turned[..., :16], jnp.float32),
-            "b": jnp.asarray(3 * turned[..., 16:], jnp.float32),
-        },
+    streams = (
+        {"a": jnp.asarray(y[..., :16], jnp.float32), "b": jnp.asarray(y[..., 16:], jnp.float32)}
+        for y in (x, 3 * turned)
     )
+    found = telemetry._angles(*map(telemetry._units, streams))
     np.testing.assert_allclose(found, 1 / 4096, rtol=2e-3)  # float32 holds x to 6e-8
 
 
