@@ -18,31 +18,22 @@ is done. Or it does the same to `prepare` and to `grow`. What must hold:
 """
 
 import collections
-import contextlib
 import dataclasses
-import json
-import os
 import pathlib
 import random
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 
-import jax
-import numpy as np
 from absl import flags
-from etils import epath
 
+from experiments.benchmarks import small_runs
 from keel_jax import config, errors
-from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import cli, exit_codes, files
-from keel_jax.training import checkpoint, logs, trained
+from keel_jax.runtime import cli, exit_codes
+from keel_jax.training import checkpoint, trained
 
-ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS, SAVE_EVERY = 24, 4
 KINDS = ("train", "prepare", "grow")
 # How often each kind is drawn, and each signal.
@@ -99,10 +90,7 @@ class Bench:
     def __init__(self, data: str, output: pathlib.Path, patience_seconds: float):
         self._data, self._output, self._patience = data, output, patience_seconds
         output.mkdir(parents=True, exist_ok=True)
-        (output / "text").mkdir(exist_ok=True)
-        for number in range(30):
-            lines = [f"def f_{number}_{i}(x):\n    return x + {i * number}\n" for i in range(40)]
-            (output / "text" / f"{number:02}.txt").write_text("\n".join(lines))
+        self._text = small_runs.write_texts(output / "text")
         # Seconds of each undisturbed program.
         self._seconds: dict[tuple[str, int, int], float] = {}
 
@@ -116,7 +104,7 @@ class Bench:
         cache = self._output / "cache" if case.has_cache else place / "cache"
         codes = []
         for number, fraction, again in case.kills:
-            before = _committed(place / "run")
+            before = small_runs.newest_step(place / "run")
             begin = len(_text(place))
             delay = fraction * self._seconds[case.kind, case.num_processes, case.num_trials]
             ended = self._start(case, place, cache, kill=(number, delay, again), seed=seed)
@@ -133,7 +121,7 @@ class Bench:
             if all(code == exit_codes.DONE for code in ended):
                 break
         if not codes or set(codes[-1]) != {exit_codes.DONE}:
-            before, begin = _committed(place / "run"), len(_text(place))
+            before, begin = small_runs.newest_step(place / "run"), len(_text(place))
             codes.append(self._start(case, place, cache, kill=None, seed=seed))
             if set(codes[-1]) != {exit_codes.DONE}:
                 found.append(f"end: {codes[-1]}: {_text(place)[-600:]}")
@@ -166,9 +154,9 @@ class Bench:
         self, case: Case, place: pathlib.Path, cache: pathlib.Path, kill, seed: int
     ) -> list[int | None]:
         """The exit codes of all processes; None for one that had to be ended."""
-        command = self._command(case, place, cache)
-        port, processes = _free_port(), []
-        with contextlib.ExitStack() as opened:
+        module, arguments = self._command(case, place, cache)
+        port, processes = small_runs.free_port(), []
+        try:
             for rank in range(case.num_processes):
                 several = (
                     f"--coordinator_address=127.0.0.1:{port}",
@@ -176,84 +164,55 @@ class Bench:
                     f"--process_id={rank}",
                     "--heartbeat_timeout_seconds=10",
                 )
-                output = opened.enter_context((place / f"output-{rank}.txt").open("a"))
-                processes.append(
-                    subprocess.Popen(
-                        [*command, *(several if case.num_processes > 1 else ())],
-                        cwd=ROOT,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
-                    )
-                )
-            try:
-                if kill is not None:
-                    number, delay, again = kill
-                    victim = processes[seed % case.num_processes]
-                    _wait(processes, delay)
-                    victim.send_signal(number)
-                    if again is not None:
-                        _wait(processes, again)
-                        victim.kill()
-                # A program that is not killed takes its time, on a busy machine several times that.
-                key = case.kind, case.num_processes, case.num_trials
-                usual = self._seconds.get(key, _FIRST_SECONDS)
-                deadline = time.monotonic() + self._patience + (0 if kill else 3 * usual)
-                return [_code(process, deadline - time.monotonic()) for process in processes]
-            finally:
-                for process in processes:
-                    process.kill()
-                    process.wait()
+                arguments_of_rank = [*arguments, *(several if case.num_processes > 1 else ())]
+                output = place / f"output-{rank}.txt"
+                processes.append(small_runs.start(module, *arguments_of_rank, output=output))
+            if kill is not None:
+                number, delay, again = kill
+                victim = processes[seed % case.num_processes]
+                small_runs.wait(processes, delay)
+                victim.send_signal(number)
+                if again is not None:
+                    small_runs.wait(processes, again)
+                    victim.kill()
+            # A program that is not killed takes its time, on a busy machine several times that.
+            key = case.kind, case.num_processes, case.num_trials
+            usual = self._seconds.get(key, _FIRST_SECONDS)
+            deadline = time.monotonic() + self._patience + (0 if kill else 3 * usual)
+            return [
+                small_runs.exit_code(process, deadline - time.monotonic()) for process in processes
+            ]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
 
-    def _command(self, case: Case, place: pathlib.Path, cache: pathlib.Path) -> list[str]:
-        module, run = [sys.executable, "-m"], place / "run"
+    def _command(
+        self, case: Case, place: pathlib.Path, cache: pathlib.Path
+    ) -> tuple[str, list[str]]:
+        """The program's module and its arguments."""
+        run = place / "run"
         if case.kind == "prepare":
-            text = self._output / "text" / "*.txt"
             options = ["--vocab_size=300", "--validation_fraction=0.1", "--unit_bytes=4000"]
-            return [*module, "keel_jax.prepare", f"--input={text}", f"--output={run}", *options]
+            return "keel_jax.prepare", [f"--input={self._text}", f"--output={run}", *options]
         if case.kind == "grow":
             source = self._undisturbed(Case("train", 1, 1, (), True))
-            flags_ = [f"--workdir={source}", f"--output={run}", "--num_blocks=5"]
-            return [*module, "keel_jax.grow", *flags_]
+            arguments = [f"--workdir={source}", f"--output={run}", "--num_blocks=5"]
+            return "keel_jax.grow", arguments
         path = place / "config.py"
-        cfg = _config(self._data, case, cache)
-        path.write_text(
-            "import ml_collections\n\n\ndef get_config():\n"
-            f"    return ml_collections.ConfigDict({config.to_dict(cfg)!r})\n"
-        )
-        return [*module, "keel_jax.train", f"--config={path}", f"--workdir={run}"]
+        small_runs.write_config(path, _config(self._data, case, cache))
+        return "keel_jax.train", [f"--config={path}", f"--workdir={run}"]
 
 
 def _config(data: str, case: Case, cache: pathlib.Path) -> config.Config:
-    raw = config.default().to_dict()
-    raw["model"] |= dict(num_blocks=3, d_model=16, d_ffn=24, num_heads=2, num_kv_heads=2)
-    raw["model"] |= dict(compute_dtype="float32")
-    raw["data"]["path"] = data
-    raw["optim"]["warmup_steps"] = 2
-    raw["train"] |= dict(
-        num_steps=NUM_STEPS,
-        batch_size=8,
-        seq_len=16,
-        loss_chunk=0,
-        log_every_steps=1,
-        eval_every_steps=6,
-        eval_num_batches=2,
-        checkpoint_every_steps=SAVE_EVERY,
-    )
-    raw["telemetry"]["every_steps"] = 8
-    raw["runtime"]["compilation_cache_dir"] = str(cache)
-    if case.num_trials > 1:
-        raw["trials"] |= dict(peak_lr=(1e-3, 3e-3), seed=(1, 2))
-    return config.from_dict(raw)
+    train = dict(num_steps=NUM_STEPS, checkpoint_every_steps=SAVE_EVERY)
+    train |= dict(eval_every_steps=6, eval_num_batches=2)
+    trials = dict(peak_lr=(1e-3, 3e-3), seed=(1, 2)) if case.num_trials > 1 else {}
+    telemetry = dict(every_steps=8)
+    return small_runs.options(data, str(cache), train=train, trials=trials, telemetry=telemetry)
 
 
 # --- What must hold ------------------------------------------------------------------------------
-
-
-def _committed(run: pathlib.Path) -> int:
-    """The newest committed checkpoint; 0 if there is none."""
-    steps = [path.name for path in (run / checkpoint.DIRECTORY).glob("*") if path.name.isdecimal()]
-    return max(map(int, steps), default=0)
 
 
 def _wrong_start(newest: int, output: str) -> list[str]:
@@ -290,42 +249,13 @@ def _differences(case: Case, run: pathlib.Path, reference: pathlib.Path) -> list
     suffixes = [""] if case.num_trials == 1 else [f"trials/{i:03}" for i in range(case.num_trials)]
     found = []
     for suffix in suffixes:
-        mine, theirs = (_weights(place / suffix) for place in (run, reference))
-        if any(not np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True)):
-            found.append(f"weights: those of {suffix or 'the run'} differ")
-        if case.kind == "train" and _rows(run / suffix) != _rows(reference / suffix):
-            found.append(f"log: the rows of {suffix or 'the run'} differ")
+        what = suffix or "the run"
+        if case.kind == "train":
+            different = small_runs.differences(run / suffix, reference / suffix)
+        else:
+            different = small_runs.different_weights(run, reference)
+        found += [f"{text} ({what})" for text in different]
     return found
-
-
-def _weights(workdir: pathlib.Path) -> list[np.ndarray]:
-    mesh = mesh_lib.make(config.MeshConfig(fsdp=1), jax.local_devices()[:1])
-    params, _ = trained.load_params(epath.Path(workdir), mesh)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-
-
-def _rows(workdir: pathlib.Path) -> list[dict]:
-    return [
-        {name: value for name, value in row.items() if not name.startswith("time/")}
-        for row in logs.read(workdir)
-    ]
-
-
-# --- Processes -----------------------------------------------------------------------------------
-
-
-def _wait(processes: Sequence[subprocess.Popen], seconds: float) -> None:
-    """Waits, or until all have ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-        time.sleep(0.01)
-
-
-def _code(process: subprocess.Popen, seconds: float) -> int | None:
-    try:
-        return process.wait(max(seconds, 0.1))
-    except subprocess.TimeoutExpired:
-        return None
 
 
 def _text(place: pathlib.Path) -> str:
@@ -333,38 +263,23 @@ def _text(place: pathlib.Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 # --- The command ---------------------------------------------------------------------------------
 
 
 def measure(data: str, output: pathlib.Path, seeds: Sequence[int], patience: float) -> list[dict]:
     """The results of `seeds`; those that `output` already holds are not run again."""
-    log = output / "trials.jsonl"
-    results = {row["seed"]: row for row in _read(log)}
-    bench = Bench(data, output, patience)
-    for number, seed in enumerate(seeds):
-        if seed not in results:
-            results[seed] = bench.run(seed)
-            files.append_text(epath.Path(log), json.dumps(results[seed]) + "\n")
-        row = results[seed]
+    bench, found = Bench(data, output, patience), []
+    for row in small_runs.resumed(output / "trials.jsonl", seeds, bench.run):
+        found.append(row)
         verdict = "; ".join(row["found"]) or "held"
-        print(f"{number + 1}/{len(seeds)} seed {seed} {row['kind']}: {verdict}", file=sys.stderr)
-    return [results[seed] for seed in seeds]
+        position = f"{len(found)}/{len(seeds)}"
+        print(f"{position} seed {row['seed']} {row['kind']}: {verdict}", file=sys.stderr)
+    return found
 
 
-def _read(log: pathlib.Path) -> list[dict]:
-    if not log.exists():
-        return []
-    rows = []
-    for line in log.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # this command, too, can be killed
-            rows.append(json.loads(line))
-    return rows
+def _num_kills(codes: Sequence[Sequence[int | None]]) -> int:
+    """The starts of which a process did not come to its end."""
+    return sum(set(ended) != {exit_codes.DONE} for ended in codes)
 
 
 def main(_: list[str]) -> int:
@@ -374,7 +289,7 @@ def main(_: list[str]) -> int:
     for row in rows:
         name = f"{row['kind']}, {row['num_processes']} processes, {row['num_trials']} trials"
         counts[name, "trials"] += 1
-        counts[name, "kills"] += sum(code != [exit_codes.DONE] for code in row["codes"])
+        counts[name, "kills"] += _num_kills(row["codes"])
         counts[name, "failed"] += bool(row["found"])
     for name in sorted({name for name, _ in counts}):
         numbers = (counts[name, what] for what in ("trials", "kills", "failed"))

@@ -30,3 +30,9 @@ def test_finished_trials_are_not_run_again(tmp_path, capsys):
     (tmp_path / "trials.jsonl").write_text(json.dumps(row) + '\n{"seed": 6, "ki')
     assert faults.measure("nowhere", tmp_path, [5], 1.0) == [row]
     assert "seed 5 train: held" in capsys.readouterr().err
+
+
+def test_a_start_that_comes_to_its_end_is_no_kill():
+    done, killed = [exit_codes.DONE] * 4, [exit_codes.HUNG] * 3 + [-9]
+    assert faults._num_kills([killed, done]) == 1
+    assert faults._num_kills([[-9], [None], [exit_codes.DONE]]) == 2
