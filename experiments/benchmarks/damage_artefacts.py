@@ -85,13 +85,16 @@ def _start_from_grown(world: damage_world.World) -> Result:
 
 
 def _cached(world: damage_world.World) -> Result:
-    """What the cache would give the runtime to load."""
+    """Whether the runtime would load what was written, or nothing and compile again."""
     suffix = "-sha256-cache"
     keys = [path.name.removesuffix(suffix) for path in (world.whole / "cache").glob(f"*{suffix}")]
     verified_cache.install()
-    opened = compilation_cache.get_file_cache(str(world.here / "cache"))
-    assert opened is not None
-    return Result(told={key: opened[0].get(key) for key in keys})
+    opened, whole = (
+        compilation_cache.get_file_cache(str(place / "cache"))
+        for place in (world.here, world.whole)
+    )
+    assert opened is not None and whole is not None
+    return Result({key: opened[0].get(key) in (None, whole[0].get(key)) for key in keys})
 
 
 def _prepare(world: damage_world.World) -> Result:
@@ -204,6 +207,8 @@ ARTEFACTS: Mapping[str, tuple[Reader, ...]] = {
     # Compiled programs.
     "cache/*": (_cached, _resume_process),
 }
+# Nothing in a row of a log says of which run it is, so that the whole log of another one is read.
+UNMARKED = (("run/trials/000/metrics.jsonl", "foreign"), ("lean/metrics.jsonl", "foreign"))
 # A process takes ten times as long as a reader in this one, and the other damages are the same to
 # the cache: a digest that does not match.
 _ONLY = {_resume_process: ("bit flipped", "truncated")}

@@ -358,9 +358,12 @@ def load_config(workdir: epath.PathLike) -> config.Config:
     if old_names := renamed.names_in(saved):
         _say_renamed(str(path), tuple(old_names.items()))
     try:
-        return config.from_dict(saved)
+        cfg = config.from_dict(saved)
+        if not cfg.model.vocab_size:
+            raise errors.UserError("model.vocab_size is missing, as in no completed config.")
     except errors.UserError as error:
         raise errors.UserError(f"{path}: {error} If it is damaged, {_CONFIG_REMEDY}.") from error
+    return cfg
 
 
 @functools.cache  # once per file
