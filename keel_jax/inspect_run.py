@@ -12,7 +12,7 @@ from etils import epath
 from keel_jax import config, errors
 from keel_jax.model import lm
 from keel_jax.runtime import best_effort, cli, exit_codes, files, result_file
-from keel_jax.training import checkpoint, logs, plots, telemetry_records, trained
+from keel_jax.training import checkpoint, divergence, logs, plots, telemetry_records, trained
 from keel_jax.training import status as status_lib
 
 _CURVES = {
@@ -53,7 +53,7 @@ def page(workdir: epath.PathLike) -> str:
             else f"{workdir} holds no telemetry: the run had telemetry.every_steps=0. Train with "
             "--config.telemetry.every_steps=100 (a started run can be continued with this option)."
         )
-    if (num_blocks := telemetry_records.num_blocks(records)) != cfg.model.num_blocks:
+    if (num_blocks := divergence.num_blocks(records)) != cfg.model.num_blocks:
         raise errors.UserError(
             f"{workdir / telemetry_records.DIRECTORY} holds records of {num_blocks} blocks, but "
             f"the model of {workdir} has {cfg.model.num_blocks}: put the run's own files back."
@@ -64,12 +64,8 @@ def page(workdir: epath.PathLike) -> str:
         f"{cfg.model.num_sublayers} sub-layers</h1>",
         _head(status, cfg, records),
     ]
-    divergence = workdir / telemetry_records.DIVERGENCE
-    report = best_effort.read_object(divergence)
-    if "text" in report:
-        parts.append(f"<h2>Divergence</h2><pre>{_text(report['text'])}</pre>")
-    elif divergence.exists() or status.get("state") == exit_codes.STATES[exit_codes.DIVERGED]:
-        best_effort.warn(f"{divergence} holds no report: the page does not explain the divergence.")
+    if text := _divergence(workdir, cfg, status):
+        parts.append(f"<h2>Divergence</h2><pre>{_text(text)}</pre>")
     rows = logs.read(workdir)
     if not rows:
         best_effort.warn(f"{workdir / logs.JSONL} holds no row: the page has no curves.")
@@ -104,6 +100,19 @@ def _status(workdir: epath.Path, cfg: config.Config) -> dict:
     else:
         return status
     return {}
+
+
+def _divergence(workdir: epath.Path, cfg: config.Config, status: dict) -> str:
+    """The report of a run that diverged; what is missing of it is said."""
+    path = workdir / telemetry_records.DIVERGENCE
+    report = best_effort.read_object(path)
+    if report.get("num_blocks", cfg.model.num_blocks) != cfg.model.num_blocks:
+        best_effort.warn(f"{path} is that of another model: it is left out.")
+    elif "text" in report:
+        return report["text"]
+    elif path.exists() or status.get("state") == exit_codes.STATES[exit_codes.DIVERGED]:
+        best_effort.warn(f"{path} holds no report: the page does not explain the divergence.")
+    return ""
 
 
 def _head(status: dict, cfg: config.Config, records) -> str:

@@ -190,7 +190,8 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 
 
 def test_files_of_another_run_are_no_page(run, tmp_path, capsys):
-    workdir = shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run[1], tmp_path / "run")
+    workdir = tmp_path / "run/trials/000"
     log = (workdir / "metrics.jsonl").read_text()
     (workdir / "metrics.jsonl").write_text(log[:-5])
     (workdir / "divergence.json").write_text("{}")
@@ -208,9 +209,13 @@ def test_files_of_another_run_are_no_page(run, tmp_path, capsys):
     (workdir / "status.json").write_text('{"step": null}')
     assert "not known" in inspect_run.page(workdir)
     assert f"{workdir}/status.json does not say what became" in capsys.readouterr().err
-    values = files.read_json(workdir / "config.json")
-    values["model"]["num_blocks"] += 1
-    files.write_checked_json(workdir / "config.json", values)
+    (workdir / "divergence.json").write_text('{"num_blocks": 99, "text": "It diverged."}')
+    assert "It diverged." not in inspect_run.page(workdir)
+    assert f"{workdir}/divergence.json is that of another model" in capsys.readouterr().err
+    for path in (tmp_path / "run/config.json", workdir / "config.json"):
+        values = files.read_json(path)
+        values["model"]["num_blocks"] += 1
+        files.write_checked_json(path, values)
     with pytest.raises(
         errors.UserError, match="holds records of . blocks, but the model of .* has"
     ):

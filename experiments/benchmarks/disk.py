@@ -89,8 +89,10 @@ class Bench:
         if ended != exit_codes.DONE:  # what is not read back may fit on less
             found = _not_an_error(ended, place, "error: ") + broken(disk / "run")
         _mount_tmpfs(disk, 1 << 28, "remount,")
-        again = program(disk / "run", place)
-        return found + _ends(again, place, lambda: differences(disk / "run", reference))
+        again = place / "again"
+        again.mkdir()
+        process = program(disk / "run", again)
+        return found + _ends(process, again, lambda: differences(disk / "run", reference))
 
     def full_while_logging(self, until_end: bool, place: pathlib.Path) -> list[str]:
         """Fills the disk of the logs, not that of the checkpoints, while a run goes on."""

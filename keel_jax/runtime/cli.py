@@ -111,9 +111,10 @@ def _is_told_here_only(record: standard_logging.LogRecord) -> bool:
     """Whether nobody but this record tells of an error.
 
     Orbax logs an exception of a background write in each of its layers, with its traceback, and
-    then raises it: `training.checkpoint` reports it once.
+    then raises it: `training.checkpoint` reports it once. Nothing else uses asyncio, which logs the
+    further writes of the same save that failed.
     """
-    is_of_orbax = "orbax" in pathlib.Path(record.pathname).parts
+    is_of_orbax = "orbax" in pathlib.Path(record.pathname).parts or record.name == "asyncio"
     return not (is_of_orbax and record.exc_info) or logging.get_verbosity() >= logging.INFO
 
 

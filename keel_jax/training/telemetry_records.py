@@ -54,11 +54,6 @@ def load(workdir: epath.PathLike) -> dict[str, np.ndarray]:
     return _joined(_intact(_files(workdir)))
 
 
-def num_blocks(records: dict[str, np.ndarray]) -> int:
-    """The number of blocks N of the model that the records of `load` are of."""
-    return next(values.shape[1] for name, values in records.items() if name != "step")
-
-
 _Chunk = tuple[epath.Path, dict[str, np.ndarray]]
 
 
