@@ -11,8 +11,8 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.model import lm
-from keel_jax.runtime import best_effort, cli, files, result_file
-from keel_jax.training import checkpoint, logs, plots, telemetry_records
+from keel_jax.runtime import best_effort, cli, exit_codes, files, result_file
+from keel_jax.training import checkpoint, divergence, logs, plots, telemetry_records, trained
 from keel_jax.training import status as status_lib
 
 _CURVES = {
@@ -38,7 +38,7 @@ def page(workdir: epath.PathLike) -> str:
         says what to do.
     """
     workdir = epath.Path(workdir)
-    cfg = checkpoint.load_config(workdir)
+    cfg = trained.load_trial_config(workdir)
     if cfg.num_trials > 1:
         raise errors.UserError(
             f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
@@ -53,15 +53,27 @@ def page(workdir: epath.PathLike) -> str:
             else f"{workdir} holds no telemetry: the run had telemetry.every_steps=0. Train with "
             "--config.telemetry.every_steps=100 (a started run can be continued with this option)."
         )
+    if (num_blocks := divergence.num_blocks(records)) != cfg.model.num_blocks:
+        raise errors.UserError(
+            f"{workdir / telemetry_records.DIRECTORY} holds records of {num_blocks} blocks, but "
+            f"the model of {workdir} has {cfg.model.num_blocks}: put the run's own files back."
+        )
+    status = _status(workdir, cfg)
     parts = [
         f"<h1>{_text(workdir.name)}: {_text(cfg.model.topology)}, "
         f"{cfg.model.num_sublayers} sub-layers</h1>",
-        _head(workdir, cfg, records),
+        _head(status, cfg, records),
     ]
-    report = best_effort.read_object(workdir / telemetry_records.DIVERGENCE)
-    if "text" in report:
-        parts.append(f"<h2>Divergence</h2><pre>{_text(report['text'])}</pre>")
+    if text := _divergence(workdir, cfg, status):
+        parts.append(f"<h2>Divergence</h2><pre>{_text(text)}</pre>")
     rows = logs.read(workdir)
+    if not rows:
+        best_effort.warn(f"{workdir / logs.JSONL} holds no row: the page has no curves.")
+    elif logs.is_unfinished(workdir):
+        best_effort.warn(
+            f"{workdir / logs.JSONL} ends within a row, which is being written or was cut off: "
+            "left out."
+        )
     parts.append("<h2>Curves</h2>")
     parts.append(_image("curves", plots.curves(rows, list(_CURVES), list(_CURVES.values()))))
     for family in plots.families(records):
@@ -76,9 +88,35 @@ def page(workdir: epath.PathLike) -> str:
     )
 
 
-def _head(workdir: epath.Path, cfg: config.Config, records) -> str:
+def _status(workdir: epath.Path, cfg: config.Config) -> dict:
+    """What status.json says of a run of this model; otherwise that is said, and it is {}."""
+    path = workdir / status_lib.FILE
+    status = best_effort.read_object(path)
+    model = cfg.model.topology, cfg.model.num_blocks
+    if "state" not in status:
+        best_effort.warn(f"{path} does not say what became of the run: the page does not, either.")
+    elif (status.get("topology"), status.get("num_blocks")) != model:
+        best_effort.warn(f"{path} is that of another model: it is left out.")
+    else:
+        return status
+    return {}
+
+
+def _divergence(workdir: epath.Path, cfg: config.Config, status: dict) -> str:
+    """The report of a run that diverged; what is missing of it is said."""
+    path = workdir / telemetry_records.DIVERGENCE
+    report = best_effort.read_object(path)
+    if report.get("num_blocks", cfg.model.num_blocks) != cfg.model.num_blocks:
+        best_effort.warn(f"{path} is that of another model: it is left out.")
+    elif "text" in report:
+        return report["text"]
+    elif path.exists() or status.get("state") == exit_codes.STATES[exit_codes.DIVERGED]:
+        best_effort.warn(f"{path} holds no report: the page does not explain the divergence.")
+    return ""
+
+
+def _head(status: dict, cfg: config.Config, records) -> str:
     """A table that describes the run."""
-    status = best_effort.read_object(workdir / status_lib.FILE)
     m, steps = cfg.model, records["step"]
     lines = {
         "topology": f"{m.topology}, N = {m.num_blocks} blocks, L = {m.num_sublayers} sub-layers",

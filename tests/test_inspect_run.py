@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from keel_jax import inspect_run, train
+from keel_jax import config, errors, inspect_run, train
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import plots, telemetry_records, trained
+from keel_jax.training import plots, telemetry_records, trained, trials
 from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -187,3 +187,52 @@ def test_the_verb_writes_the_page_and_hides_no_module_of_pythons(run, tmp_path):
 def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a work directory of a run"):
         inspect_run.page(tmp_path)
+
+
+def test_files_of_another_run_are_no_page(run, tmp_path, capsys):
+    shutil.copytree(run[1], tmp_path / "run")
+    workdir = tmp_path / "run/trials/000"
+    log = (workdir / "metrics.jsonl").read_text()
+    (workdir / "metrics.jsonl").write_text(log[:-5])
+    (workdir / "divergence.json").write_text("{}")
+    inspect_run.page(workdir)
+    said = capsys.readouterr().err
+    assert f"{workdir}/metrics.jsonl ends within a row" in said
+    assert f"{workdir}/divergence.json holds no report" in said
+    (workdir / "metrics.jsonl").unlink()
+    status = files.read_json(workdir / "status.json")
+    files.write_checked_json(workdir / "status.json", status | {"num_blocks": 99})
+    assert "<h2>Curves</h2>" in inspect_run.page(workdir)
+    said = capsys.readouterr().err
+    assert f"{workdir}/metrics.jsonl holds no row" in said
+    assert f"{workdir}/status.json is that of another model" in said
+    (workdir / "status.json").write_text('{"step": null}')
+    assert "not known" in inspect_run.page(workdir)
+    assert f"{workdir}/status.json does not say what became" in capsys.readouterr().err
+    (workdir / "divergence.json").write_text('{"num_blocks": 99, "text": "It diverged."}')
+    assert "It diverged." not in inspect_run.page(workdir)
+    assert f"{workdir}/divergence.json is that of another model" in capsys.readouterr().err
+    for path in (tmp_path / "run/config.json", workdir / "config.json"):
+        values = files.read_json(path)
+        values["model"]["num_blocks"] += 1
+        files.write_checked_json(path, values)
+    with pytest.raises(
+        errors.UserError, match="holds records of . blocks, but the model of .* has"
+    ):
+        inspect_run.page(workdir)
+
+
+def test_the_config_of_another_runs_trial_is_refused(tmp_path):
+    cfg = conftest.tiny_config(trials=dict(peak_lr=(1e-2, 1e-3)))
+    (tmp_path / "trials/001").mkdir(parents=True)
+    files.write_checked_json(tmp_path / "config.json", config.to_dict(cfg))
+    trials.write_pointer(tmp_path / "trials/001", 1)
+    own = config.to_dict(cfg.for_trial(1))
+    files.write_checked_json(tmp_path / "trials/001/config.json", own)
+    assert trained.load_trial_config(tmp_path / "trials/001") == cfg.for_trial(1)
+    own["model"]["d_ffn"] += 1
+    files.write_checked_json(tmp_path / "trials/001/config.json", own)
+    with pytest.raises(
+        errors.UserError, match=f"001/config.json is not that of trial 1 of .*{tmp_path}"
+    ):
+        inspect_run.page(tmp_path / "trials/001")

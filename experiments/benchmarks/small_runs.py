@@ -34,7 +34,7 @@ def options(data: str, cache: str, **sections: Mapping[str, Any]) -> config.Conf
     raw["model"] |= dict(compute_dtype="float32")
     raw["data"]["path"] = data
     raw["optim"]["warmup_steps"] = 2
-    raw["train"] |= dict(batch_size=8, seq_len=16, loss_chunk=0, log_every_steps=1)
+    raw["train"] |= dict(num_steps=6, batch_size=8, seq_len=16, loss_chunk=0, log_every_steps=1)
     raw["runtime"]["compilation_cache_dir"] = cache
     for name, section in sections.items():
         raw[name] |= section

@@ -3,6 +3,7 @@
 import ast
 import collections.abc
 import io
+import logging as standard_logging
 import math
 import pathlib
 import re
@@ -31,8 +32,10 @@ def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
     _print_any_text()
     # Orbax logs every save at INFO; --verbosity=0 shows these messages.
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(_is_told_here_only)
     # In a thread as well: TensorBoard's writes events, and disks are full there, too.
     threading.excepthook = _in_thread
+    sys.unraisablehook = _in_callback
     platforms.choose()
     app.run(lambda argv: _exit(_guarded(main, argv)), flags_parser=_parse)
 
@@ -117,6 +120,28 @@ def _exit(exit_code: int) -> NoReturn:
 def _in_thread(failed: threading.ExceptHookArgs) -> None:
     if isinstance(failed.exc_value, Exception):
         print_error(failed.exc_value)
+
+
+def _in_callback(failed: "sys.UnraisableHookArgs") -> None:
+    """Where an error cannot be raised, as in a callback of a library that is not Python's.
+
+    The storage library tells an event loop the end of each write; after one has failed, the loop of
+    the others is closed, which is no news.
+    """
+    error = failed.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(failed)
+
+
+def _is_told_here_only(record: standard_logging.LogRecord) -> bool:
+    """Whether nobody but this record tells of an error.
+
+    Orbax logs an exception of a background write in each of its layers, with its traceback, and
+    then raises it: `training.checkpoint` reports it once. Nothing else uses asyncio, which logs the
+    further writes of the same save that failed.
+    """
+    is_of_orbax = "orbax" in pathlib.Path(record.pathname).parts or record.name == "asyncio"
+    return not (is_of_orbax and record.exc_info) or logging.get_verbosity() >= logging.INFO
 
 
 def _parse(argv):

@@ -46,14 +46,17 @@ _ALL_ITEMS = (*_WEIGHTS, "progress")
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, without its own check for preemption.
-
-    That check would set the preemption service's counter, which belongs to `stop.StopRequest`, to
-    the step.
-    """
+    """Orbax's manager, without two things that it does by itself."""
 
     def reached_preemption(self, step: int) -> bool:
+        # Its check would set the preemption service's counter, which belongs to
+        # `stop.StopRequest`, to the step.
         return False
+
+    def _load_checkpoint_infos(self, skip_metadata_read: bool = True):
+        # It would read times and metrics, which nobody asks for, from files that have not been
+        # verified yet: a damaged one of any step would be a traceback.
+        return super()._load_checkpoint_infos(skip_metadata_read=True)
 
 
 class Checkpoints:
@@ -369,9 +372,12 @@ def load_config(workdir: epath.PathLike) -> config.Config:
     if old_names := renamed.names_in(saved):
         _say_renamed(str(path), tuple(old_names.items()))
     try:
-        return config.from_dict(saved)
+        cfg = config.from_dict(saved)
+        if not cfg.model.vocab_size:
+            raise errors.UserError("model.vocab_size is missing, as in no completed config.")
     except errors.UserError as error:
         raise errors.UserError(f"{path}: {error} If it is damaged, {_CONFIG_REMEDY}.") from error
+    return cfg
 
 
 @functools.cache  # once per file

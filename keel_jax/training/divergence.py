@@ -38,13 +38,14 @@ def make_report(records: Mapping[str, np.ndarray], loss: float, grad_norm: float
       grad_norm: the step's gradient norm.
 
     Returns:
-      "step"; "loss_is_finite", "grad_norm_is_finite"; "forward" and "backward", the first bad
-      place (None: none is bad): "block" (from 0), "sublayer", "what", "value" (None: not finite)
-      and "message"; "grew": a list of "statistic", "block", "sublayer", "from_step", "from", "to",
-      "factor", largest factor first; "text", the report in sentences.
+      "step"; "num_blocks", N; "loss_is_finite", "grad_norm_is_finite"; "forward" and "backward",
+      the first bad place (None: none is bad): "block" (from 0), "sublayer", "what", "value" (None:
+      not finite) and "message"; "grew": a list of "statistic", "block", "sublayer", "from_step",
+      "from", "to", "factor", largest factor first; "text", the report in sentences.
     """
     report = {
         "step": int(records["step"][-1]),
+        "num_blocks": num_blocks(records),
         "loss_is_finite": math.isfinite(loss),
         "grad_norm_is_finite": math.isfinite(grad_norm),
         "forward": _first_bad(_forward(records), _leaving(records)),

@@ -151,6 +151,12 @@ def read(workdir: epath.PathLike) -> list[dict]:
     return scanned.rows
 
 
+def is_unfinished(workdir: epath.PathLike) -> bool:
+    """Whether the last line of metrics.jsonl is not whole, as while it is written."""
+    path = epath.Path(workdir) / JSONL
+    return bool(metric_rows.scan(path.read_bytes() if path.exists() else b"").unfinished)
+
+
 def read_whole(workdir: epath.PathLike) -> list[dict]:
     """The rows of a run that has ended, for results that are computed from all of them.
 

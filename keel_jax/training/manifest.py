@@ -13,7 +13,7 @@ files whose digests are missing because the run was killed before are checked by
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -88,12 +88,29 @@ def read(directory: epath.Path) -> Manifest:
       FileNotFoundError: it has none.
       UserError: it is damaged; the message begins with the name of the file.
     """
-    values: dict[str, Any] = _read_checked(directory / FILE)
+    match _read_checked(directory / FILE):
+        case {
+            "step": int(step),
+            "items": list(items),
+            "arrays": dict(arrays),
+            "num_bytes": dict(num_bytes),
+            "sha256": dict(sha256),
+        } if (
+            _are(str, items)
+            and _are(str, arrays.values())
+            and _are(int, num_bytes.values())
+            and _are(str, sha256.values())
+        ):
+            pass
+        case _:
+            raise _not_what_was_written(directory / FILE)
     for path in sorted(directory.iterdir()):
         if path.name.startswith(_DIGESTS) and path.name.endswith(".json"):
-            values["sha256"] |= _read_checked(path)["sha256"]
-    values["items"] = tuple(values["items"])
-    return Manifest(**values)
+            more = _read_checked(path).get("sha256")
+            if not isinstance(more, dict) or not _are(str, more.values()):
+                raise _not_what_was_written(path)
+            sha256 = sha256 | more
+    return Manifest(step, tuple(items), arrays, num_bytes, sha256)
 
 
 def damage(
@@ -149,7 +166,15 @@ def _read_checked(path: epath.Path) -> dict[str, Any]:
     try:
         values = files.read_json(path, needs_checksum=True)
     except errors.UserError as error:
-        raise errors.UserError(f"{path.name} is not what was written") from error
+        raise _not_what_was_written(path) from error
     if values is None:
         raise FileNotFoundError(path)
     return values
+
+
+def _not_what_was_written(path: epath.Path) -> errors.UserError:
+    return errors.UserError(f"{path.name} is not what was written")
+
+
+def _are(kind: type, values: Iterable[Any]) -> bool:
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)

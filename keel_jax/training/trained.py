@@ -6,6 +6,7 @@ import jax
 from etils import epath
 
 from keel_jax import config, errors
+from keel_jax.config import options
 from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
@@ -115,6 +116,32 @@ def load_params(
     if pointer:
         params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
     return params, meta
+
+
+def load_trial_config(workdir: epath.PathLike) -> config.Config:
+    """The config in `workdir`; of a trial, compared with that of the run, if that is there.
+
+    Only options that never change in a run's life are: a start that was killed may have written
+    others to one of the two.
+
+    Raises:
+      UserError: no run, a damaged config, or that of another run's trial.
+    """
+    cfg = checkpoint.load_config(workdir)
+    pointer, holder = trials.pointer(workdir), trials.holder(workdir)
+    if pointer and (holder / checkpoint.CONFIG).exists():
+        whole = checkpoint.load_config(holder)
+        fields = options.fields(config.Config)
+        fixed = (options.Change.MODEL, options.Change.RUN)
+        if pointer.trial >= whole.num_trials or any(
+            options.change_of(fields[name]) in fixed
+            for name in config.differences(whole.for_trial(pointer.trial), cfg)
+        ):
+            raise errors.UserError(
+                f"{epath.Path(workdir) / checkpoint.CONFIG} is not that of trial {pointer.trial} "
+                f"of the run in {holder}: put the trial's own file back."
+            )
+    return cfg
 
 
 def one_device() -> jax.sharding.Mesh:

@@ -10,10 +10,10 @@ import re
 
 import pytest
 
+from experiments.benchmarks import fuzzing
 from keel_jax import errors
 from keel_jax.data import index as index_lib
 from keel_jax.data import shards
-from tests import fuzzing
 from tests.data.preparing import corpora
 
 

@@ -267,3 +267,26 @@ def test_an_error_of_the_disk_in_a_thread_has_no_traceback():
     done = _run(body)
     assert done.returncode == exit_codes.DONE
     assert done.stderr == "error: [Errno 2] No such file or directory: '/none/x'\n"
+
+
+def test_what_the_storage_library_logs_and_raises_is_said_once():
+    body = (
+        "import logging, threading, _thread, time, sys\n"
+        "    def log(path):\n"
+        "        record = logging.LogRecord('absl', logging.ERROR, path, 1, 'said', (), None)\n"
+        "        try:\n"
+        "            raise ValueError('full')\n"
+        "        except ValueError:\n"
+        "            record.exc_info = sys.exc_info()\n"
+        "        logging.getLogger().handle(record)\n"
+        "    log('/site-packages/orbax/checkpoint/future.py')\n"
+        "    log('/elsewhere/future.py')\n"
+        "    class Failing:\n"
+        "        def __init__(self, text): self.text = text\n"
+        "        def __del__(self): raise RuntimeError(self.text)\n"
+        "    for text in ('Event loop is closed', 'something else'): Failing(text)\n"
+    )
+    done = _run(body)
+    assert done.returncode == exit_codes.DONE
+    assert done.stderr.count("ValueError: full") == 1
+    assert "Event loop" not in done.stderr and "RuntimeError: something else" in done.stderr

@@ -199,6 +199,35 @@ def test_sizes_are_the_quick_check(workdir):
     assert _continue(workdir, sizes) == 8
 
 
+@pytest.mark.parametrize("content", ["[]", "3", '{"item_handlers": [], "metrics": 3}'])
+def test_orbax_reads_nothing_of_a_step_that_has_not_been_verified(workdir, content, capsys):
+    for step in (4, 12):
+        path = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+        path.write_text(content)
+    assert _continue(workdir) == 8
+    assert "_CHECKPOINT_METADATA is not what was written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(step=None),
+        dict(items="params"),
+        dict(arrays={"params['a']": 3}),
+        dict(num_bytes={"params/_METADATA": "many"}),
+        dict(num_bytes={"params/_METADATA": True}),
+        dict(sha256={"params/_METADATA": 1}),
+        dict(sha256=None),
+    ],
+)
+def test_a_manifest_of_other_kinds_of_values_is_damage(workdir, changes, capsys):
+    """Whoever wrote it, with whatever checksum."""
+    path = workdir / "checkpoints" / "12" / manifest.FILE
+    files.write_checked_json(path, files.read_json(path) | changes)
+    assert _continue(workdir) == 8
+    assert "manifest.json is not what was written" in capsys.readouterr().out
+
+
 def test_a_reader_uses_the_newest_whole_checkpoint_and_moves_nothing(workdir, monkeypatch):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))

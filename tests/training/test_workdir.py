@@ -77,6 +77,11 @@ def test_the_cache_is_not_where_the_work_directory_says(copy, tmp_path):
         ("3", "is not a JSON object but '3'; restore it"),
         ("null", "is not a work directory of a run: it has no config.json|not a JSON object"),
         ('{"model": null}', "model=None: expected a mapping of options to values.*restore it"),
+        ("{}", "The run has no length|model.vocab_size is missing, as in no completed config"),
+        (
+            '{"train": {"num_steps": 6}, "optim": {"warmup_steps": 2}}',
+            "model.vocab_size is missing, as in no completed config.*restore it",
+        ),
         (
             '{"model": {"recompute": 3}}',
             "model.recompute=3: expected a mapping of options to values",

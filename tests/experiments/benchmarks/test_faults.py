@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from experiments.benchmarks import faults, moments
 from keel_jax.runtime import exit_codes
 
@@ -37,3 +39,17 @@ def test_a_start_that_comes_to_its_end_is_no_kill():
     done, killed = [exit_codes.DONE] * 4, [exit_codes.HUNG] * 3 + [-9]
     assert faults._num_kills([killed, done]) == 1
     assert faults._num_kills([[-9], [None], [exit_codes.DONE]]) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_holds(token_dir, tmp_path):
+    """The first seed of a run in one process, of one trial."""
+    simple = (
+        seed
+        for seed in range(1000)
+        if faults.draw(seed).kind == "train"
+        and faults.draw(seed).num_processes == faults.draw(seed).num_trials == 1
+        and len(faults.draw(seed).kills) == 1
+    )
+    [row] = faults.measure(str(token_dir), tmp_path, [next(simple)], 180.0)
+    assert row["found"] == []

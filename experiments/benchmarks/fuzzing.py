@@ -1,7 +1,8 @@
 """Seeded damage to files and configs: `fuzz_NAME(seed, directory) -> Outcome`, one trial each.
 
 A trial that raises something else than a `UserError`, or accepts what is absurd, is a fault of the
-program and raises here. Any number of trials can be run: the tests run a few hundred.
+program and raises here. Any number of trials can be run: the tests run a few hundred,
+`experiments.benchmarks.fuzz` thousands.
 """
 
 import bz2
@@ -16,12 +17,19 @@ import random
 import shutil
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from experiments.benchmarks import small_runs
 from keel_jax import config, errors
 from keel_jax.data import index as index_lib
 from keel_jax.data import shards
 from keel_jax.data.preparing import options as preparation_options
 from keel_jax.data.preparing import preparation
-from tests import conftest
+from keel_jax.runtime import files
+from keel_jax.training import checkpoint, checkpoint_meta, manifest
 
 # What a trial ended as: refused with a message of ours, or accepted although it was changed.
 Outcome = Literal["refused", "accepted"]
@@ -55,11 +63,81 @@ def fuzz_index(seed: int, directory: pathlib.Path) -> Outcome:
         path.write_bytes(content)
 
 
+# The directories of `write_checkpoints`: the digests in the manifest, and in a file per process.
+_CHECKPOINTS = ("digests-inside", "digests-beside")
+_STEP = 7
+
+
+def write_checkpoints(directory: pathlib.Path) -> None:
+    """Writes the checkpoints that `fuzz_manifest` damages."""
+    meta = checkpoint_meta.Meta(_STEP, "data", "tokenizer", model={"num_blocks": 3})
+    for name in _CHECKPOINTS:
+        # Only the options of saving matter.
+        options = small_runs.options("data", "").train
+        with checkpoint.Checkpoints(directory / name, options) as checkpoints:
+            checkpoints.save_weights(_weights(), meta)
+    step = epath.Path(directory / name / checkpoint.DIRECTORY / str(_STEP))
+    manifest.write(step, _STEP, manifest.describe_arrays(params=_weights()), digests=False)
+    for rank in range(2):
+        manifest.write_digests(step, rank, 2)
+
+
+def _weights() -> dict[str, jax.Array]:
+    return {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(4, dtype=jnp.int32)}
+
+
+def fuzz_manifest(seed: int, directory: pathlib.Path) -> Outcome:
+    """Damages what a checkpoint of `write_checkpoints` says of itself, and reads its weights.
+
+    Accepted are only the weights and the metadata that were written. Some damages have a valid
+    checksum, as what another version or another program would write.
+    """
+    generator = random.Random(seed)
+    work = directory / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(directory / generator.choice(_CHECKPOINTS), work)
+    step = work / checkpoint.DIRECTORY / str(_STEP)
+    own = sorted(path for path in step.iterdir() if path.suffix == ".json")
+    path = generator.choice([*own * 3, step / "meta/metadata", step / "_CHECKPOINT_METADATA"])
+    content = path.read_bytes()
+    kind = generator.randrange(3)
+    if kind == 0:
+        path.write_bytes(damaged_bytes(generator, content))
+    else:
+        values = json.loads(content)
+        is_sealed = "content_sha256" in values
+        changed = damaged_value(generator, values)
+        if kind == 1 or not is_sealed or not isinstance(changed, dict):
+            path.write_text(json.dumps(changed))
+        else:
+            changed.pop("content_sha256", None)
+            files.write_checked_json(path, changed)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _weights())
+    like = jax.tree.map(lambda leaf: leaf.update(sharding=_one_device()), like)
+    try:
+        with checkpoint.Checkpoints(work) as checkpoints:
+            params, meta = checkpoints.restore_params(like)
+    except errors.UserError as error:
+        assert str(work) in str(error), f"seed {seed}: {error} does not say where"
+        return "refused"
+    np.testing.assert_equal(jax.device_get(params), jax.device_get(_weights()))
+    assert (meta.step, meta.data_fingerprint, meta.tokenizer_fingerprint, meta.model) == (
+        *(_STEP, "data", "tokenizer"),
+        {"num_blocks": 3},
+    ), f"seed {seed}: {meta} is accepted"
+    assert meta.diverged is False, f"seed {seed}: {meta} is accepted"
+    return "accepted"
+
+
+def _one_device() -> jax.sharding.SingleDeviceSharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
 def fuzz_config(seed: int, directory: pathlib.Path) -> Outcome:
     """Changes some values of a config as a run saves it, and checks it."""
     del directory
     generator = random.Random(seed)
-    values: Any = config.to_dict(conftest.tiny_config())
+    values: Any = config.to_dict(small_runs.options("data", ""))
     for _ in range(generator.randrange(1, 4)):
         values = damaged_value(generator, values)
     try:
