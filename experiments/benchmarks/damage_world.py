@@ -122,7 +122,10 @@ def _make_one(place: pathlib.Path, seed: int, world: World) -> None:
             file.write(json.dumps(value) + "\n")
     prepare(place)
     num_blocks = 2 if is_foreign else 3
-    train_in_process(place, lean_options(place, str(place / "cache"), num_blocks), "lean")
+    train.train(lean_options(place, world.compiled, num_blocks), place / "lean")
+    # Its programs, as a process of its own compiles them.
+    train_in_process(place, lean_options(place, str(place / "cache"), num_blocks), "compiled")
+    shutil.rmtree(place / "compiled")
     peak_lr = (2e-3, 1e30) if is_foreign else (1e-3, 1e30)
     model: dict[str, Any] = dict(topology="pre_ln", num_blocks=2) if is_foreign else {}
     train.train(_run(place, world.compiled, peak_lr, **model), place / "run")

@@ -11,7 +11,8 @@ starts are tried, which is said.
   prepare   the same, while token shards are written
   log       a disk that is full for a part of a run, or to its end, while only logs are written
   read-only a work directory, token shards and a compilation cache that may only be read
-  two       a second start of a run, at 20 random moments of the first
+  two       a second start of a run, at 20 random moments of the first; those that come
+            while it holds the directory are refused, and how many did is printed
 
 What must hold: no traceback; every committed checkpoint stays whole; with room again, the same
 command comes to its end, and all weights and rows are those of a run that was never disturbed, bit
@@ -19,8 +20,6 @@ for bit. Of two starts exactly one trains, and the other is told by whom the dir
 """
 
 import collections
-import contextlib
-import os
 import pathlib
 import random
 import shutil
@@ -33,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from absl import flags
 from etils import epath
 
-from experiments.benchmarks import small_runs
+from experiments.benchmarks import mounts, small_runs
 from keel_jax import config, errors
 from keel_jax.runtime import cli, exit_codes, files, ownership, result_file, versions
 from keel_jax.training import checkpoint, verification
@@ -41,8 +40,6 @@ from keel_jax.training import checkpoint, verification
 NUM_STEPS, SAVE_EVERY = 24, 4
 KINDS = ("save", "prepare", "log", "read-only", "two")
 _PATIENCE_SECONDS = 300.0
-# Set in the process that has a mount namespace of its own.
-_IS_INSIDE = "KEEL_DISK_NAMESPACE"
 _IN_USE = "is in use by process "
 
 
@@ -55,14 +52,19 @@ class Bench:
         (output / "trials").mkdir(parents=True)
         self._text = small_runs.write_texts(output / "text")
         self._data, self._run = output / "set", output / "undisturbed"
-        self._train_seconds = 0.0
+        # How long an undisturbed run holds its directory.
+        self._held_seconds = 0.0
+        # Of the last trial of two starts: whether one was refused, or came after the other.
+        self.outcome = ""
         for _ in range(2):  # the second one finds the programs compiled, as trials do
             for place in (self._data, self._run):
                 shutil.rmtree(place, ignore_errors=True)
             self._must_end(self._prepare(self._data, output))
+            process = self._train(self._run, output)
+            _wait_for((self._run / ownership.FILE).exists, process)
             begin = time.monotonic()
-            self._must_end(self._train(self._run, output))
-            self._train_seconds = time.monotonic() - begin
+            self._must_end(process)
+            self._held_seconds = time.monotonic() - begin
 
     def full_while_saving(self, fraction: float, place: pathlib.Path) -> list[str]:
         """Trains on a disk of that fraction of what the run needs, then on a large one."""
@@ -83,12 +85,12 @@ class Bench:
         broken: Callable[[pathlib.Path], list[str]] = lambda _: [],
     ) -> list[str]:
         disk = place / "disk"
-        _mount_tmpfs(disk, max(int(fraction * _num_bytes(reference)), 1 << 15))
+        mounts.mount_tmpfs(disk, max(int(fraction * mounts.num_bytes(reference)), 1 << 15))
         ended = _end(program(disk / "run", place))
         found = []
         if ended != exit_codes.DONE:  # what is not read back may fit on less
             found = _not_an_error(ended, place, "error: ") + broken(disk / "run")
-        _mount_tmpfs(disk, 1 << 28, "remount,")
+        mounts.mount_tmpfs(disk, 1 << 28, "remount,")
         again = place / "again"
         again.mkdir()
         process = program(disk / "run", again)
@@ -97,12 +99,12 @@ class Bench:
     def full_while_logging(self, until_end: bool, place: pathlib.Path) -> list[str]:
         """Fills the disk of the logs, not that of the checkpoints, while a run goes on."""
         disk, run = place / "disk", place / "disk/run"
-        _mount_tmpfs(disk, 1 << 22)
-        _mount_tmpfs(run / checkpoint.DIRECTORY, 1 << 28)
+        mounts.mount_tmpfs(disk, 1 << 22)
+        mounts.mount_tmpfs(run / checkpoint.DIRECTORY, 1 << 28)
         process = self._train(run, place)
         _wait_for(lambda: "step 2/" in _text(place), process)
         process.send_signal(signal.SIGSTOP)
-        _fill(disk / "ballast")
+        mounts.fill(disk / "ballast")
         process.send_signal(signal.SIGCONT)
         if not until_end:
             _wait_for(lambda: "cannot be written" in _text(place), process)
@@ -134,41 +136,46 @@ class Bench:
 
         if what == "work directory":
             before = _contents(run)
-            with _read_only(run):
+            with mounts.read_only(run):
                 found += _not_an_error(_end(self._train(run, place)), place, str(run))
                 found += _ends(self._evaluate(run, place), place)
             found += _unless(_contents(run) == before, "a file has changed", place)
         elif what == "output of prepare":
             (shards / "index.json").unlink()
             before = _contents(shards)
-            with _read_only(shards):
+            with mounts.read_only(shards):
                 found += _not_an_error(_end(self._prepare(shards, place)), place, str(shards))
             found += _unless(_contents(shards) == before, "a file has changed", place)
             again = self._prepare(shards, place)
             found += _ends(again, place, lambda: _different_files(shards, self._data))
         else:
-            with _read_only(shards), _read_only(cache):
+            with mounts.read_only(shards), mounts.read_only(cache):
                 process = self._train(run, place, data=shards, cache=cache)
                 found += _ends(process, place, differences)
             found += _unless(f"{cache}" in _text(place), "nobody was told of the cache", place)
         return found + _ends(self._train(run, place), place, differences)
 
     def two_starts(self, fraction: float, place: pathlib.Path) -> list[str]:
-        """Starts a run, and after that fraction of its time again."""
+        """Starts a run, and after that fraction of the time for which it holds its directory again.
+
+        Both take as long until they ask for the directory, so that the second one mostly does while
+        the first one holds it.
+        """
         places = [place / name for name in ("first", "second")]
         for each in places:
             each.mkdir()
         first = self._train(place / "run", places[0])
-        small_runs.wait([first], fraction * self._train_seconds)
+        small_runs.wait([first], fraction * self._held_seconds)
         processes = [first, self._train(place / "run", places[1])]
         ended = [_end(process) for process in processes]
         said = [_text(each) for each in places]
         found = [text for each in places for text in _tracebacks(each)]
         if sorted(ended, key=str) == [exit_codes.DONE, exit_codes.ERROR]:
-            refused = ended.index(exit_codes.ERROR)
+            self.outcome, refused = "refused", ended.index(exit_codes.ERROR)
             holder = processes[1 - refused].pid
             found += _unless(f"{_IN_USE}{holder} " in said[refused], "not told by whom", place)
         elif ended == [exit_codes.DONE] * 2:  # the second one came after the first
+            self.outcome = "after"
             done = ["this run is done" in text for text in said]
             found += _unless(sum(done) == 1, "both trained", place)
         else:
@@ -209,56 +216,6 @@ def _config(data: pathlib.Path, cache: pathlib.Path) -> config.Config:
     return small_runs.options(
         str(data), str(cache), train=train, telemetry=dict(every_steps=0), optim=dict(peak_lr=1e-2)
     )
-
-
-# --- Disks ---------------------------------------------------------------------------------------
-
-
-def enter_namespace() -> bool:
-    """Starts this command again in a mount namespace of its own; False if that is not allowed."""
-    if os.environ.get(_IS_INSIDE):
-        return True
-    for prefix in (["unshare", "-m"], ["unshare", "-r", "-m"]):
-        probe = [*prefix, "mount", "-t", "tmpfs", "none", "/mnt"]
-        if shutil.which("unshare") and not subprocess.run(probe, capture_output=True).returncode:
-            os.environ[_IS_INSIDE] = "1"
-            arguments = [sys.executable, "-m", "experiments.benchmarks.disk", *sys.argv[1:]]
-            os.execvp("unshare", [*prefix, *arguments])
-    return False
-
-
-def _mount_tmpfs(place: pathlib.Path, num_bytes: int, options: str = "") -> None:
-    place.mkdir(parents=True, exist_ok=True)
-    size = f"{options}size={num_bytes}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", str(place)], check=True)
-
-
-@contextlib.contextmanager
-def _read_only(place: pathlib.Path) -> Iterator[None]:
-    """Within it a directory may only be read."""
-    subprocess.run(["mount", "--bind", place, place], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", place], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
-def _fill(path: pathlib.Path) -> None:
-    """Writes zeros until there is no room for one more byte."""
-    with path.open("wb", buffering=0) as file:
-        for size in (1 << 16, 1 << 10, 1):
-            try:
-                while file.write(bytes(size)):
-                    pass
-            except OSError:
-                continue
-
-
-def _num_bytes(directory: pathlib.Path) -> int:
-    """What the files of a directory take, in pages, as a tmpfs counts."""
-    paths = (path for path in directory.rglob("*") if path.is_file())
-    return sum(-(-path.stat().st_size // 4096) * 4096 for path in paths)
 
 
 # --- What must hold ------------------------------------------------------------------------------
@@ -356,30 +313,31 @@ def cases(bench: Bench, num_sizes: int, num_starts: int) -> Iterator[tuple[str, 
     rng = random.Random(0)
     for _ in range(num_starts):
         fraction = rng.uniform(0.0, 0.9)
-        name = f"after {100 * fraction:.0f} % of the run"
+        name = f"after {100 * fraction:.0f} % of the time that it is held"
         yield "two", name, lambda p, f=fraction: bench.two_starts(f, p)
 
 
 def measure(
     output: pathlib.Path, num_sizes: int, num_starts: int, kinds: Sequence[str] = KINDS
 ) -> list[dict]:
-    """What did not hold in each trial of these kinds; in a namespace of `enter_namespace`."""
+    """What did not hold in each trial of these kinds; within `mounts.enter_namespace`."""
     bench, rows = Bench(output.absolute()), []
     for number, (kind, name, trial) in enumerate(cases(bench, num_sizes, num_starts)):
         if kind not in kinds:
             continue
         place = output.absolute() / "trials" / str(number)
         place.mkdir()
+        bench.outcome = ""
         found = trial(place)
-        rows.append({"kind": kind, "name": name, "found": found})
-        print(f"{kind}, {name}: {'; '.join(found) or 'held'}", file=sys.stderr)
+        rows.append({"kind": kind, "name": name, "outcome": bench.outcome, "found": found})
+        print(f"{kind}, {name}: {'; '.join(found) or 'held'} {bench.outcome}", file=sys.stderr)
     return rows
 
 
 def main(_: list[str]) -> int:
     """Prints how many trials of each kind held; 1 if one did not."""
     result_file.check("--json", _JSON.value)
-    may_mount = enter_namespace()
+    may_mount = mounts.enter_namespace("experiments.benchmarks.disk")
     small_runs.use_fast_compiler()
     kinds = [kind for kind in _KINDS.value if may_mount or kind == "two"]
     if not may_mount:
@@ -389,11 +347,17 @@ def main(_: list[str]) -> int:
     print(f"{'kind':<12}{'held':>8}{'did not':>10}")
     for kind in kinds:
         print(f"{kind:<12}{counts[kind, False]:>8}{counts[kind, True]:>10}")
+    outcomes = collections.Counter(row["outcome"] for row in rows if row["kind"] == "two")
+    if outcomes:
+        told = "{refused} second starts were refused, {after} came after the first had ended"
+        print(told.format(refused=outcomes["refused"], after=outcomes["after"]))
     failed = [row for row in rows if row["found"]]
     for row in failed:
         print(f"{row['kind']}, {row['name']}: {row['found']}")
     result_file.write_json(_JSON.value, {"rows": rows, **versions.describe()})
-    return exit_codes.ERROR if failed else exit_codes.DONE
+    # Without a start that is refused, nothing was shown.
+    is_vacuous = bool(outcomes) and not outcomes["refused"]
+    return exit_codes.ERROR if failed or is_vacuous else exit_codes.DONE
 
 
 if __name__ == "__main__":

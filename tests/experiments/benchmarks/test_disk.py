@@ -1,7 +1,5 @@
 """The benchmark of disks fills them, tells differences, and starts again in a namespace."""
 
-import os
-import resource
 import subprocess
 import sys
 
@@ -33,16 +31,14 @@ def test_what_a_program_said_and_left_is_judged(tmp_path):
 
 def test_a_disk_is_filled_to_its_last_byte(tmp_path):
     """Here one that ends at a limit of the process's own (EFBIG)."""
-    body = "import pathlib, signal, sys; from experiments.benchmarks import disk\n"
-    body += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    body += "disk._fill(pathlib.Path(sys.argv[1]))"
     limit = 123_457
+    body = "import pathlib, resource, signal, sys\n"
+    body += "from experiments.benchmarks import mounts\n"
+    body += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    body += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    body += "mounts.fill(pathlib.Path(sys.argv[1]))"
     subprocess.run(
-        [sys.executable, "-c", body, str(tmp_path / "full")],
-        cwd=small_runs.ROOT,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        check=True,
+        [sys.executable, "-B", "-c", body, str(tmp_path / "full")], cwd=small_runs.ROOT, check=True
     )
     assert (tmp_path / "full").stat().st_size == limit
 
@@ -51,7 +47,7 @@ def test_a_disk_is_filled_to_its_last_byte(tmp_path):
 def test_one_trial_of_some_kinds_holds(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmarks.disk", f"--output={tmp_path}"]
-        + ["--sizes=1", "--starts=1", "--kind=save", "--kind=prepare", "--kind=two"],
+        + ["--sizes=1", "--starts=3", "--kind=save", "--kind=prepare", "--kind=two"],
         cwd=small_runs.ROOT,
         capture_output=True,
         text=True,
