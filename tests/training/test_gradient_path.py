@@ -5,9 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from etils import epath
 
 from keel_jax import train
-from keel_jax.runtime import exit_codes
+from keel_jax.runtime import clock, exit_codes
 from keel_jax.training import gradient_path, logs, telemetry_records
 from tests import conftest
 
@@ -38,6 +39,27 @@ def test_the_first_loss_is_told_with_what_it_was_and_no_other():
     assert watch.look(150, 1e-12) is None
 
 
+def test_a_record_logs_the_ratio_and_says_when_it_is_lost(tmp_path, capsys):
+    cfg = conftest.tiny_config(trials=dict(seed=(0, 1)))
+    directories = [epath.Path(tmp_path) / name for name in "ab"]
+    with logs.Logs(directories, 0) as written:
+        recorder = telemetry_records.Recorder(
+            cfg, lambda *_: None, directories, 0, written, clock.Clock()
+        )
+        for step, bottom in ((1, 0.5), (4, 1e-6), (8, 1e-7)):
+            both = np.asarray(
+                [_record(bottom, 2.0)["cotangent_rms"], _record(3.0, 2.0)["cotangent_rms"]]
+            )
+            recorder.record(step, {"cotangent_rms": both}, (0, 1))
+    assert capsys.readouterr().out.count("does not reach the first sub-layers") == 1
+    ratios = [
+        [row["telemetry/cotangent_ratio"] for row in logs.read(directory)]
+        for directory in directories
+    ]
+    np.testing.assert_allclose(ratios, [[0.25, 5e-7, 5e-8], [1.5] * 3], rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_a_trial_that_dies_says_so_and_a_healthy_one_does_not(
     token_dir, cache_dir, tmp_path, capsys
 ):
