@@ -212,7 +212,7 @@ def main(_: list[str]) -> int:
     output = pathlib.Path(_OUTPUT.value)
     starts = soak(_DATA.value, output, _MINUTES.value, _FAULT_MINUTES.value, _TOLERANCE.value)
     goodput = [sys.executable, "-m", "keel_jax.goodput", f"--workdir={output / 'run'}"]
-    print(subprocess.run(goodput, cwd=small_runs.ROOT, capture_output=True, text=True).stdout)
+    subprocess.run(goodput, cwd=small_runs.ROOT, check=True)
     num_failed = sum(bool(start.found) for start in starts)
     print(f"{len(starts)} starts, {num_failed} with something that did not hold")
     result_file.write_json(_JSON.value, {"starts": [dataclasses.asdict(s) for s in starts]})

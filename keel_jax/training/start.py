@@ -80,13 +80,15 @@ def begin(
         anew has not been reached.
     """
     latest, reset_at = checkpoints.latest_step(), cfg.train.reset_optimizer_at_step
-    if reset_at > (latest or 0):
+    if reset_at and latest is None:
+        raise errors.UserError(
+            f"train.reset_optimizer_at_step={reset_at}, but {checkpoints.directory} holds no "
+            "checkpoint from which the run could continue: set it to 0."
+        )
+    if latest is not None and reset_at > latest:
         raise errors.UserError(
             f"train.reset_optimizer_at_step={reset_at} is later than step {latest}, from which the "
             f"run continues: set it to {latest}, or to 0 to keep the optimizer's state."
-            if latest
-            else f"train.reset_optimizer_at_step={reset_at}, but {checkpoints.directory} holds no "
-            "checkpoint from which the run could continue: set it to 0."
         )
     if latest is None:
         state, ancestors = state_lib.create(cfg, mesh), []
