@@ -1,7 +1,7 @@
 """Stands in for the driver: writes at once what a run of known tolerance would have written.
 
-A topology learns up to its rate in LIMITS and not beyond; on a ramp it spikes there. A rate above 1
-diverges. A sweep with a file FAILURES fails as often as that says; one with a file STOP stops with
+A topology learns up to its rate in LIMITS and not beyond, and at more than 256 sub-layers up to a
+smaller one; on a ramp it spikes there. A rate above 1 diverges. A sweep with a file FAILURES fails as often as that says; one with a file STOP stops with
 the exit code that it holds; with one HANG it runs until it is asked to stop.
 """
 
@@ -48,9 +48,10 @@ def main() -> int:
     return exit_codes.DONE if exit_codes.DONE in codes else exit_codes.DIVERGED
 
 
-def curve(peak_lr: float, seed: int, num_steps: int, topology: str, is_ramp: bool):
+def curve(peak_lr: float, seed: int, num_steps: int, topology: str, num_blocks: int, is_ramp: bool):
     """Rates and losses of a run, [S]."""
-    limit = LIMITS.get(topology, 5e-3)
+    # So that the limits are among the smaller rates that are trained at depth.
+    limit = LIMITS.get(topology, 5e-3) * min(1.0, 128 / num_blocks)
     steps = np.arange(num_steps)
     rate = peak_lr * (steps / num_steps if is_ramp else np.ones(num_steps))
     if is_ramp:
@@ -68,6 +69,7 @@ def _write(directory: pathlib.Path, peak_lr: float, seed: int, given: dict) -> i
         seed,
         num_steps,
         given.get("config.model.topology", "keel"),
+        int(given.get("config.model.num_blocks", 1)),
         given.get("config.optim.schedule") == "linear_ramp",
     )
     code = exit_codes.DIVERGED if peak_lr > 1 else exit_codes.DONE
