@@ -53,13 +53,14 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         if (code := start.ended_before(asked, workdir, checkpoints)) is not None:
             return code
         meta = inputs.meta(asked, tokens)
-        state, step = start.begin(cfg, mesh, checkpoints, meta, clock)
+        state, meta = start.begin(cfg, mesh, checkpoints, meta, clock)
+        step = meta.step
 
         # The programs. From here on status.json records a failure.
         event_log = resources.enter_context(events.EventLog(workdir, clock, step))
         plan, is_chosen = resolve.predict(cfg, mesh), asked.model.recompute.plan == "auto"
         recompute = plan.to_json(is_chosen=is_chosen)
-        status = status_lib.Status(workdir, cfg, recompute, session, event_log)
+        status = status_lib.Status(workdir, cfg, recompute, session, event_log, meta.run_id)
         resources.enter_context(status)
         workdir_lib.describe(workdir, asked, tokens.first.path / "tokenizer.model")
         status.update(step)
@@ -71,7 +72,8 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
 
         # Logs, telemetry and console output.
         directories = trials.directories(workdir, cfg)
-        logs = resources.enter_context(logs_lib.Logs(directories, step))
+        ids = trials.log_ids(meta.run_id, cfg)
+        logs = resources.enter_context(logs_lib.Logs(directories, ids, step))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
 
         def save(state, **now):

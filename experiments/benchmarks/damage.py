@@ -33,9 +33,8 @@ from keel_jax.runtime import best_effort, cli, exit_codes, result_file, versions
 
 # A UserError or an OSError names the file or its directory; a warning does, and the command goes
 # on; the same result without a word; another result without a word, or one that must not differ;
-# and any other exception, or an error that does not say what it is about. "unmarked" would be
-# silent: nothing in the file says of which run it is (`damage_artefacts.UNMARKED`).
-VERDICTS = ("error", "fallback", "harmless", "unmarked", "silent", "traceback")
+# and any other exception, or an error that does not say what it is about.
+VERDICTS = ("error", "fallback", "harmless", "silent", "traceback")
 
 
 class Bench:
@@ -62,8 +61,6 @@ class Bench:
         artefact, damage, reader = order[position]
         rng = random.Random(f"{self._seed}/{number}")
         verdict, said = self._attempt(artefact, damage, reader, rng)
-        if verdict == "silent" and (artefact, damage) in damage_artefacts.UNMARKED:
-            verdict = "unmarked"
         row = {"seed": number, "file": artefact, "damage": damage, "reader": reader.__name__}
         return row | {"verdict": verdict, "said": said[-2000:] if is_fault(verdict) else ""}
 

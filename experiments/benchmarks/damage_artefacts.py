@@ -207,8 +207,6 @@ ARTEFACTS: Mapping[str, tuple[Reader, ...]] = {
     # Compiled programs.
     "cache/*": (_cached, _resume_process),
 }
-# Nothing in a row of a log says of which run it is, so that the whole log of another one is read.
-UNMARKED = (("run/trials/000/metrics.jsonl", "foreign"), ("lean/metrics.jsonl", "foreign"))
 # A process takes ten times as long as a reader in this one, and the other damages are the same to
 # the cache: a digest that does not match.
 _ONLY = {_resume_process: ("bit flipped", "truncated")}

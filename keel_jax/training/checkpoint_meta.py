@@ -23,6 +23,9 @@ class Meta:
     model: dict[str, object] | None = None
     # Validation loss of this state, nats per token; None if it was not validated before.
     eval_loss: float | None = None
+    # Drawn when the run began, by which its log is told from another's; "" in checkpoints of
+    # versions that did not record it.
+    run_id: str = ""
 
     @classmethod
     def from_json(cls, values: dict) -> "Meta":
@@ -32,7 +35,7 @@ class Meta:
           KeyError: one is missing that has always been there.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        wanted = names - ({"model", "eval_loss"} - values.keys())
+        wanted = names - ({"model", "eval_loss", "run_id"} - values.keys())
         return cls(**{name: values[name] for name in wanted})
 
     def check_model(self, model: dict[str, object], workdir: epath.PathLike) -> None:

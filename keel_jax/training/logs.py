@@ -11,7 +11,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from keel_jax import errors
 from keel_jax.runtime import best_effort, distributed, files
-from keel_jax.training import metric_rows
+from keel_jax.training import metric_rows, status
 
 # Classes that protobuf creates at run time.
 Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore
@@ -27,9 +27,10 @@ _MAX_UNWRITTEN = 10_000
 class Logs:
     """One log per trial; as a context manager it closes them. Only the lead process writes."""
 
-    def __init__(self, directories: Sequence[epath.Path], start_step: int):
-        lead = distributed.is_lead()
-        self._logs = [Log(directory, start_step) for directory in directories] if lead else []
+    def __init__(self, directories: Sequence[epath.Path], ids: Sequence[str], start_step: int):
+        """`ids` are those of `trials.log_ids`."""
+        logs = zip(directories, ids if distributed.is_lead() else (), strict=False)
+        self._logs = [Log(directory, run_id, start_step) for directory, run_id in logs]
 
     def __enter__(self) -> "Logs":
         return self
@@ -54,14 +55,14 @@ class Log:
 
     Rows after `start_step`, which a killed run wrote after its last checkpoint, are removed, and
     TensorBoard is told to discard them: a resumed run has the log of one that was never stopped.
-    Damaged lines are kept in metrics.jsonl.damaged.
+    Damaged lines, and those of other runs, are kept in metrics.jsonl.damaged.
 
     What cannot be written is named once. Rows are written later if that becomes possible;
     TensorBoard's events are not.
     """
 
-    def __init__(self, workdir: epath.PathLike, start_step: int):
-        self._path = epath.Path(workdir) / JSONL
+    def __init__(self, workdir: epath.PathLike, run_id: str, start_step: int):
+        self._path, self._run_id = epath.Path(workdir) / JSONL, run_id
         self._start_step, self._is_cut = start_step, False
         # Lines that no disk has taken yet.
         self._unwritten = collections.deque(maxlen=_MAX_UNWRITTEN)
@@ -78,7 +79,7 @@ class Log:
         if self._is_cut:
             return
         content = self._path.read_bytes() if self._path.exists() else b""
-        scanned = metric_rows.scan(content)
+        scanned = metric_rows.scan(content, self._run_id)
         if scanned.damaged:
             lines = [line for _, line, _ in scanned.damaged]
             best_effort.append_damaged(self._path, lines, scanned.describe_damage())
@@ -94,7 +95,7 @@ class Log:
 
     def write(self, row: dict[str, float]) -> None:
         """Writes one line; `row` has "step". Non-finite numbers become null, as JSON has none."""
-        self._unwritten.append(metric_rows.to_line(row))
+        self._unwritten.append(metric_rows.to_line(row, self._run_id))
         self._append_unwritten()
         scalars = [
             Summary.Value(tag=name, simple_value=value)
@@ -142,12 +143,15 @@ class Log:
 def read(workdir: epath.PathLike) -> list[dict]:
     """The rows of a run's metrics.jsonl; [] if there is none.
 
-    Damaged lines are left out and named once, an unfinished last line is left out.
+    Damaged lines are left out and named once, an unfinished last line is left out. Rows of another
+    run than status.json's are named, and not left out: status.json may be what is out of place.
     """
     path = epath.Path(workdir) / JSONL
     scanned = metric_rows.scan(path.read_bytes() if path.exists() else b"")
     if scanned.damaged:
         best_effort.warn(f"{path}, {scanned.describe_damage()}: left out.")
+    if what := _out_of_place(path, scanned):
+        best_effort.warn(f"{path}, {what}.")
     return scanned.rows
 
 
@@ -161,7 +165,7 @@ def read_whole(workdir: epath.PathLike) -> list[dict]:
     """The rows of a run that has ended, for results that are computed from all of them.
 
     Raises:
-      UserError: there is no log, or a part of it is damaged.
+      UserError: there is no log, a part of it is damaged, or it is of another run than status.json.
     """
     path = epath.Path(workdir) / JSONL
     if not path.exists():
@@ -173,7 +177,23 @@ def read_whole(workdir: epath.PathLike) -> list[dict]:
             f"{path}, {what}: results cannot be computed from the rest. Restore it, or remove "
             f"{path.parent} and run it again."
         )
+    if what := _out_of_place(path, scanned):
+        raise errors.UserError(
+            f"{path}, {what}: restore it, or remove {path.parent} and run it again."
+        )
     return scanned.rows
+
+
+def _out_of_place(path: epath.Path, scanned: metric_rows.Scanned) -> str:
+    """How the log contradicts the status.json beside it; "" if it does not."""
+    run_id = status.run_id(path.parent)
+    others = sorted(set(scanned.run_ids) - {run_id})
+    if not run_id or not others:
+        return ""
+    return (
+        f"it has rows of run {', '.join(others[:3])}, and {status.FILE} is of run {run_id}: one of "
+        "the two files is another run's"
+    )
 
 
 def are_evaluated(directories: Sequence[epath.Path], step: int) -> list[bool]:

@@ -1,17 +1,19 @@
-"""The lines of metrics.jsonl: one JSON object each, which ends with a checksum of the rest.
+"""The lines of metrics.jsonl: one JSON object each, which ends with the identity of the run that
+wrote it and with a checksum of the rest.
 
 Experiments compute their results from these rows, so a changed digit must not be read as another
-number. Lines without a checksum, of older runs, are accepted.
+number, nor another run's log as this one's. Lines without either, of older runs, are accepted.
 """
 
 import json
 import math
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-_CHECKSUM = ', "crc32": "'
-_LENGTH = len(_CHECKSUM) + len('00000000"}')
+# The end of a line, and what its checksum covers before it.
+_END = re.compile(r'(?:, "run": "(?P<run>[^"]*)")?(?P<end>, "crc32": ".*"\})\Z')
 
 
 class Scanned(NamedTuple):
@@ -23,6 +25,8 @@ class Scanned(NamedTuple):
     damaged: Sequence[tuple[int, bytes, str]]
     # The begin of a last line that was not finished: the writer was killed, or the file was cut.
     unfinished: bytes
+    # The runs that wrote the intact lines.
+    run_ids: Collection[str]
 
     @property
     def rows(self) -> list[dict]:
@@ -36,47 +40,61 @@ class Scanned(NamedTuple):
         return f"{are} ({self.damaged[0][2]})"
 
 
-def to_line(row: Mapping[str, float]) -> str:
-    """One line, with its newline; non-finite numbers become null, as JSON has none."""
+def to_line(row: Mapping[str, float], run_id: str) -> str:
+    """One line of the run `run_id`, with its newline; non-finite numbers become null, as JSON has
+    none.
+    """
     finite = {
         key: value if not isinstance(value, float) or math.isfinite(value) else None
         for key, value in row.items()
     }
-    text = json.dumps(finite)[:-1]
-    return f'{text}{_CHECKSUM}{zlib.crc32(text.encode()):08x}"}}\n'
+    text = f'{json.dumps(finite)[:-1]}, "run": "{run_id}"'
+    return f"{text}{_checksum(text)}\n"
 
 
-def scan(content: bytes) -> Scanned:
-    """Reads all lines, good and bad."""
+def scan(content: bytes, run_id: str = "") -> Scanned:
+    """Reads all lines, good and bad; with `run_id`, lines that another run wrote are bad."""
     *lines, last = content.split(b"\n")
-    intact, damaged, unfinished = [], [], b""
+    intact, damaged, unfinished, run_ids = [], [], b"", set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            intact.append((line, _parse(line)))
+            row, written_by = _parse(line, run_id)
+            intact.append((line, row))
+            run_ids |= written_by
         except ValueError as error:
             damaged.append((number, line, str(error)))
     if last:
         try:
-            intact.append((last, _parse(last)))
+            row, written_by = _parse(last, run_id)
+            intact.append((last, row))
+            run_ids |= written_by
         except ValueError:
             unfinished = last
-    return Scanned(intact, damaged, unfinished)
+    return Scanned(intact, damaged, unfinished, run_ids)
 
 
-def _parse(line: bytes) -> dict:
-    """The row of a line, without its checksum.
+def _checksum(text: str) -> str:
+    """The end of a line that begins with `text`."""
+    return f', "crc32": "{zlib.crc32(text.encode()):08x}"}}'
+
+
+def _parse(line: bytes, run_id: str) -> tuple[dict, set[str]]:
+    """The numbers of a line, and the run that wrote it if the line says so.
 
     Raises:
       ValueError: what is wrong with it.
     """
-    text = line.decode()
-    body, end = text[:-_LENGTH], text[-_LENGTH:]
-    if end.startswith(_CHECKSUM):
-        if f'{_CHECKSUM}{zlib.crc32(body.encode()):08x}"}}' != end:
+    text, written_by = line.decode(), set()
+    if found := _END.search(text):
+        if _checksum(text[: found.start("end")]) != found["end"]:
             raise ValueError("its checksum is not that of its content")
-        text = body + "}"
+        if found["run"]:
+            written_by.add(found["run"])
+        if run_id and written_by - {run_id}:
+            raise ValueError(f"it is of another run, {found['run']}, and this one is {run_id}")
+        text = text[: found.start()] + "}"
     try:
         row = json.loads(text)
     except RecursionError as error:
@@ -89,4 +107,4 @@ def _parse(line: bytes) -> dict:
     for key, value in row.items():
         if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool)):
             raise ValueError(f"{key}={str(value)[:40]!r} is not a number")
-    return row
+    return row, written_by

@@ -1,6 +1,7 @@
 """Where a run begins: its own newest checkpoint, another run's weights, or random weights."""
 
 import dataclasses
+import secrets
 
 import jax
 import numpy as np
@@ -65,8 +66,8 @@ def begin(
     checkpoints: checkpoint.Checkpoints,
     meta: checkpoint_meta.Meta,
     clock: clock_lib.Clock,
-) -> tuple[state_lib.TrainState, int]:
-    """The state to start from, and the number of steps that it has taken.
+) -> tuple[state_lib.TrainState, checkpoint_meta.Meta]:
+    """The state to start from, and `meta` with its step and the run's identity.
 
     Learning rates are the config's, also for a restored state: they may be changed between runs.
 
@@ -96,7 +97,7 @@ def begin(
             params, ancestors = init_from.load(cfg, mesh, meta, state.params)
             state = dataclasses.replace(state, params=params)
         ancestry.record(checkpoints.directory.parent, ancestors)
-        return state, 0
+        return state, dataclasses.replace(meta, run_id=_new_run_id())
     with clock.measure("restore"):
         state, restored = checkpoints.restore(state_lib.abstract(cfg, mesh))
     _check_same_data(checkpoints.directory, restored, meta)
@@ -112,7 +113,13 @@ def begin(
     rates = np.asarray([rate for rate, _ in cfg.trial_settings], np.float32)
     rates = rates.reshape(state.peak_lr.shape)
     rates = transfer.put_everywhere(rates, state.peak_lr.sharding)
-    return dataclasses.replace(state, peak_lr=rates), restored.step
+    meta = dataclasses.replace(meta, step=restored.step, run_id=restored.run_id or _new_run_id())
+    return dataclasses.replace(state, peak_lr=rates), meta
+
+
+def _new_run_id() -> str:
+    """Eight hexadecimal digits; only the lead's counts, which writes checkpoints and logs."""
+    return secrets.token_hex(4)
 
 
 def _check_same_data(directory: epath.Path, saved: checkpoint_meta.Meta, now: checkpoint_meta.Meta):

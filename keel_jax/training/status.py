@@ -13,6 +13,7 @@ from keel_jax.training import events as events_lib
 from keel_jax.training import state as state_lib
 
 FILE = "status.json"
+_RUN_ID = "run_id"
 # Minimum seconds between two writes during a run.
 _STATUS_SECONDS = 5.0
 
@@ -27,6 +28,7 @@ class Status:
         recompute: dict,
         session: session_lib.Session,
         events: events_lib.EventLog,
+        run_id: str,
     ):
         """Nothing is written yet.
 
@@ -34,8 +36,10 @@ class Status:
           cfg: resolved (`planning.resolve`).
           recompute: the recomputation plan and its expected memory, for users.
           events: gets the end of the run, and knows its goodput.
+          run_id: of the run's log (`training.metric_rows`).
         """
         self._workdir, self._cfg, self._recompute = workdir, cfg, recompute
+        self._run_id = run_id
         self._clock, self._compilations = session.clock, session.compilations
         self._watchdog, self._events = session.watchdog, events
         self._step, self._written = 0, -math.inf
@@ -77,17 +81,19 @@ class Status:
         self._written = self._clock.total
         if exit_code is not None:
             self._events.stop(exit_code, error)
-        self._write_one(self._workdir, exit_code, self._step, error)
+        self._write_one(self._workdir, self._run_id, exit_code, self._step, error)
         if self._cfg.num_trials > 1:
             directories = trials.directories(self._workdir, self._cfg)
+            ids = trials.log_ids(self._run_id, self._cfg)
             codes = trial_codes or [exit_code] * len(directories)
             steps = trial_steps or [self._step] * len(directories)
-            for directory, code, step in zip(directories, codes, steps, strict=True):
-                self._write_one(directory, code, step, error)
+            for each in zip(directories, ids, codes, steps, strict=True):
+                self._write_one(*each, error)
 
-    def _write_one(self, directory, exit_code, step, error):
+    def _write_one(self, directory, run_id, exit_code, step, error):
         cfg = self._cfg
         status = {
+            _RUN_ID: run_id,
             "state": "running" if exit_code is None else exit_codes.STATES[exit_code],
             "exit_code": exit_code,
             "step": step,
@@ -112,3 +118,9 @@ class Status:
             status["error"] = error
         with best_effort.writing(directory / FILE):
             files.write_checked_json(directory / FILE, status)
+
+
+def run_id(directory: epath.PathLike) -> str:
+    """Of the run or trial in `directory`, as its log has it; "" if status.json does not tell."""
+    value = best_effort.read_object(epath.Path(directory) / FILE).get(_RUN_ID)
+    return value if isinstance(value, str) else ""

@@ -32,6 +32,13 @@ def directories(workdir: epath.Path, cfg: config.Config) -> list[epath.Path]:
     return [workdir / _DIRECTORY / f"{trial:03}" for trial in range(cfg.num_trials)]
 
 
+def log_ids(run_id: str, cfg: config.Config) -> list[str]:
+    """What the lines of each trial's log, and its status, call their run."""
+    if cfg.num_trials == 1:
+        return [run_id]
+    return [f"{run_id}-{trial:03}" for trial in range(cfg.num_trials)]
+
+
 def pointer(directory: epath.PathLike) -> Pointer | None:
     """The contents of a directory's `trial.json`; None if it is not the directory of a trial.
 

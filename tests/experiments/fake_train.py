@@ -1,8 +1,9 @@
 """Stands in for the driver: writes at once what a run of known tolerance would have written.
 
 A topology learns up to its rate in LIMITS and not beyond, and at more than 256 sub-layers up to a
-smaller one; on a ramp it spikes there. A rate above 1 diverges. A sweep with a file FAILURES fails as often as that says; one with a file STOP stops with
-the exit code that it holds; with one HANG it runs until it is asked to stop.
+smaller one; on a ramp it spikes there. A rate above 1 diverges. A sweep with a file FAILURES fails
+as often as that says; one with a file STOP stops with the exit code that it holds; with one HANG it
+runs until it is asked to stop.
 """
 
 import ast

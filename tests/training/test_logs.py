@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from keel_jax.runtime import files
-from keel_jax.training import logs, metric_rows
+from keel_jax.training import logs, metric_rows, status
 
 
 def _row(step):
@@ -15,7 +15,7 @@ def _row(step):
 
 
 def _write(workdir, steps, start_step=0):
-    log = logs.Log(workdir, start_step)
+    log = logs.Log(workdir, "run-1", start_step)
     for step in steps:
         log.write(_row(step))
     log.close()
@@ -61,7 +61,7 @@ def test_a_log_that_is_gone_is_named(change, tmp_path, capsys):
 def test_rows_that_a_full_disk_refuses_are_written_once_there_is_room(
     tmp_path, capsys, monkeypatch
 ):
-    log = logs.Log(tmp_path, 0)
+    log = logs.Log(tmp_path, "run-1", 0)
     log.write(_row(1))
     path = str(tmp_path / logs.JSONL)
     whole = builtins.open
@@ -113,7 +113,7 @@ def test_a_log_that_cannot_be_cut_is_cut_later(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_bytes", fail)
-        log = logs.Log(tmp_path, 1)
+        log = logs.Log(tmp_path, "run-1", 1)
         log.write(_row(2))
         assert _steps(tmp_path) == [1, 2, 3]
     log.write(_row(3))
@@ -123,7 +123,7 @@ def test_a_log_that_cannot_be_cut_is_cut_later(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_events_that_cannot_be_written_stop_nothing(tmp_path, capsys, monkeypatch):
-    log = logs.Log(tmp_path, 0)
+    log = logs.Log(tmp_path, "run-1", 0)
     log.write(_row(1))
     log._events.flush()
     worker = log._events._async_writer._worker
@@ -156,3 +156,30 @@ def test_results_need_the_whole_log(tmp_path):
     path.write_bytes(content.replace(b"0.5", b"0.6"))
     with pytest.raises(ValueError, match=r"line 2 is damaged \(its checksum"):
         logs.read_whole(tmp_path)
+
+
+def _say(workdir, run_id):
+    files.write_checked_json(workdir / status.FILE, {"run_id": run_id})
+
+
+def test_the_log_of_another_run_is_no_result(tmp_path, capsys):
+    _write(tmp_path, [1, 2])
+    _say(tmp_path, "run-1")
+    assert len(logs.read_whole(tmp_path)) == 2 and not capsys.readouterr().err
+    _say(tmp_path, "run-2")
+    with pytest.raises(ValueError, match=r"rows of run run-1, and status.json is of run run-2"):
+        logs.read_whole(tmp_path)
+    # To look at, it is shown: either of the two files may be out of place.
+    assert _steps(tmp_path) == [1, 2]
+    assert "one of the two files is another run's" in capsys.readouterr().err
+
+
+def test_a_run_does_not_continue_the_log_of_another(tmp_path, capsys):
+    _write(tmp_path, [1, 2])
+    log = logs.Log(tmp_path, "run-2", 2)
+    log.write(_row(3))
+    log.close()
+    assert _steps(tmp_path) == [3]
+    error = capsys.readouterr().err
+    assert "lines 1, 2 are damaged (it is of another run, run-1, and this one is run-2)" in error
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes().count(b'"run": "run-1"') == 2
