@@ -5,11 +5,15 @@ same bytes in memory; the whole save, beside a plain write of them with fsync; a
 byte verified, with sizes verified, and unverified, beside a plain read. On a shared machine only
 the ratios between the lines of one run mean something. Files just written are in the page cache:
 what is read comes from memory, for all contenders alike.
+
+Then --memory_saves saves of a small state, each of which leaves memory behind
+(docs/checkpoints.md).
 """
 
 import collections
 import dataclasses
 import functools
+import gc
 import os
 import pathlib
 import statistics
@@ -21,6 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.benchmarks import small_runs
 from experiments.configs import tiny
 from keel_jax import config
 from keel_jax.parallel import mesh as mesh_lib
@@ -70,6 +75,27 @@ def _round(cfg, state, abstract, leaves, directory: pathlib.Path) -> Iterator[tu
             yield "restore", _seconds(functools.partial(checkpoints.restore, abstract))
 
 
+def bytes_kept_per_save(num_saves: int, directory: pathlib.Path) -> float:
+    """By how much the process's own memory grows with each save; the first half is not counted."""
+    raw = tiny.get_config()
+    raw.model.vocab_size = 384
+    cfg = config.from_config_dict(raw)
+    state = jax.block_until_ready(state_lib.create(cfg, mesh_lib.make(cfg.mesh)))
+    at_half, half = 0, num_saves // 2
+    with checkpoint.Checkpoints(directory, cfg.train) as checkpoints:
+        for step in range(1, num_saves + 1):
+            checkpoints.save(state, checkpoint_meta.Meta(step, "data", "tokenizer"))
+            checkpoints.wait()
+            if step == half:
+                at_half = _own_bytes()
+    return (_own_bytes() - at_half) / (num_saves - half)
+
+
+def _own_bytes() -> int:
+    gc.collect()
+    return small_runs.own_bytes(os.getpid())
+
+
 def _write(path: pathlib.Path, leaves: list[np.ndarray]) -> None:
     with path.open("wb") as file:
         for leaf in leaves:
@@ -92,12 +118,18 @@ def main(_: list[str]) -> None:
     print(f"{megabytes:.0f} MB of state, median of {result['num_rounds']} rounds")
     for name, seconds in result["seconds"].items():
         print(f"{name:16} {seconds:8.3f} s  {megabytes / seconds:8.0f} MB/s")
+    if _MEMORY_SAVES.value:
+        with tempfile.TemporaryDirectory(dir=_DIRECTORY.value) as directory:
+            kept = bytes_kept_per_save(_MEMORY_SAVES.value, pathlib.Path(directory))
+        print(f"memory kept after a save of a small state: {kept / 1e3:.0f} kB")
+        result["bytes_kept_per_save"] = kept
     result_file.write_json(_JSON.value, {**result, **versions.describe()})
 
 
 if __name__ == "__main__":
     _NUM_BLOCKS = flags.DEFINE_integer("num_blocks", 24, "Size of the state: 10 MB a block.")
     _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds, of which the median is told.")
+    _MEMORY_SAVES = flags.DEFINE_integer("memory_saves", 200, "0: the memory is not measured.")
     _DIRECTORY = flags.DEFINE_string("directory", None, "Where to write; default: the temporary.")
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
     cli.run(main)

@@ -6,9 +6,13 @@ time it is started again. What must hold:
 
   exit codes  of each start the one that its end promises
   resumed     each start continues from the newest whole checkpoint
-  memory      within a start the resident memory is flat: its median of the last third is within
-              --tolerance of that of the second one (in the first third, caches fill)
+  memory      within a start the memory that is the process's own, and in no file, is flat: its
+              median of the last third is within --tolerance of that of the second one (in the
+              first third, caches fill). Pages of files come and go as the kernel likes
   handles     open files and threads likewise, and one more, as a save or a reader may be under way
+
+Each save leaves some memory behind (docs/checkpoints.md), which in the minutes between two faults is
+less than the tolerance.
 
 Printed are a line per start, and what `python -m keel_jax.goodput` says of the whole.
 """
@@ -155,11 +159,11 @@ def _flip_a_bit(checkpoint: pathlib.Path) -> None:
 def _sample(process: subprocess.Popen) -> Sample:
     place = pathlib.Path("/proc") / str(process.pid)
     try:
-        pages = int((place / "statm").read_text().split()[1])
+        megabytes = small_runs.own_bytes(process.pid) / 1e6
         num_files, num_threads = len(os.listdir(place / "fd")), len(os.listdir(place / "task"))
-    except (OSError, IndexError):  # it has just ended
+    except (OSError, KeyError):  # it has just ended
         return Sample(0.0, 0, 0)
-    return Sample(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, num_files, num_threads)
+    return Sample(megabytes, num_files, num_threads)
 
 
 def _median(samples: list[Sample]) -> Sample:

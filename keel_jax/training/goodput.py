@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 # Parts of the total that are no activity of `runtime.clock`.
 PRODUCTIVE = "productive"
@@ -18,6 +18,15 @@ COMPUTED_AGAIN = "computed_again"
 SLOWER_STEPS = "slower_steps"
 OTHER = "other"
 DOWN = "down"
+
+
+class Steps(NamedTuple):
+    """What is kept of an event "steps": a month has tens of thousands of them."""
+
+    num_steps: float
+    seconds: float
+    median_step_seconds: float
+    data_wait_seconds: float
 
 
 @dataclasses.dataclass
@@ -34,8 +43,8 @@ class Run:
     down_seconds: float = 0.0
     # By activity of the clock; data_wait apart, which comes with the steps.
     activities: dict[str, float] = dataclasses.field(default_factory=dict)
-    # Events "steps", by the first step of each.
-    lines: dict[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    # By the first step of each event "steps".
+    steps: dict[int, Steps] = dataclasses.field(default_factory=dict)
     # Its last step, and the last of them that no later run computed again.
     last_step: int = 0
     kept_step: int = 0
@@ -52,14 +61,14 @@ class Run:
 
     def parts(self) -> dict[str, float]:
         """Seconds by cause; they add up to `seconds + down_seconds`."""
-        in_steps = sum(number(line, "seconds") for line in self.lines.values())
+        in_steps = sum(event.seconds for event in self.steps.values())
         each = self._seconds_of_a_step(in_steps)
         again = self.num_computed_again
         parts = {
             PRODUCTIVE: (self.num_steps - again) * each,
             COMPUTED_AGAIN: again * each,
             SLOWER_STEPS: in_steps - self.num_steps * each,
-            "data_wait": sum(number(line, "data_wait_seconds") for line in self.lines.values()),
+            "data_wait": sum(event.data_wait_seconds for event in self.steps.values()),
             **self.activities,
         }
         return {**parts, OTHER: self.seconds - sum(parts.values()), DOWN: self.down_seconds}
@@ -67,14 +76,13 @@ class Run:
     def _seconds_of_a_step(self, in_steps: float) -> float:
         """The median over steps, by the medians of the events; the mean where that is smaller, so
         that no more time is productive than was spent in steps."""
-        if not (self.num_steps and self.lines):
+        if not (self.num_steps and self.steps):
             return 0.0
-        lines = sorted(
-            (number(line, "median_step_seconds"), number(line, "num_steps"))
-            for line in self.lines.values()
+        medians = sorted(
+            (event.median_step_seconds, event.num_steps) for event in self.steps.values()
         )
-        counts = list(itertools.accumulate(count for _, count in lines))
-        median, _ = lines[bisect.bisect_left(counts, counts[-1] / 2)]
+        counts = list(itertools.accumulate(count for _, count in medians))
+        median, _ = medians[bisect.bisect_left(counts, counts[-1] / 2)]
         return min(median, in_steps / self.num_steps)
 
 
@@ -103,7 +111,8 @@ class Tally:
             run.first_step = run.last_step = run.kept_step = step
             self._lose_after(step)
         elif name == "steps":
-            run.lines[int(number(event, "first_step"))] = event
+            steps = Steps(*(number(event, name) for name in Steps._fields))
+            run.steps[int(number(event, "first_step"))] = steps
             if run.first_step is None:
                 run.first_step = int(number(event, "first_step")) - 1
             run.last_step = run.kept_step = max(run.last_step, step)

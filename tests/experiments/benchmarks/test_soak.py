@@ -1,6 +1,9 @@
 """The soak tells growth from fluctuation, and each start what its fault allows."""
 
 import dataclasses
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -30,6 +33,18 @@ def test_what_fluctuates_is_flat():
 def test_growth_is_found(sample, message):
     start = _start(samples=[sample(i) for i in range(60)])
     assert soak._problems(start, None, 0.03) == [message]
+
+
+def test_a_process_has_its_own_memory_and_then_none():
+    program = [sys.executable, "-c", "x = bytearray(2**27); input()"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while soak._sample(process).megabytes < 2**27 / 1e6 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        held = soak._sample(process).megabytes
+        process.kill()
+    assert held >= 2**27 / 1e6
+    assert soak._sample(process) == soak.Sample(0.0, 0, 0)
 
 
 def test_a_short_start_says_nothing_of_memory():
