@@ -11,8 +11,8 @@ time it is started again. What must hold:
               first third, caches fill). Pages of files come and go as the kernel likes
   handles     open files and threads likewise, and one more, as a save or a reader may be under way
 
-Each save leaves some memory behind (docs/checkpoints.md), which in the minutes between two faults is
-less than the tolerance.
+Each save leaves some memory behind (docs/checkpoints.md), which in the minutes between two faults
+is less than the tolerance.
 
 Printed are a line per start, and what `python -m keel_jax.goodput` says of the whole.
 """
