@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
             "Interrupted. Finished shards are kept: run the same command again to continue.",
             file=sys.stderr,
         )
-        return 130
+        return exit_codes.INTERRUPTED
     print(describe(outcome))
     result_file.write_json(values.json, dataclasses.asdict(outcome))
     return 0
@@ -120,8 +120,8 @@ def describe(outcome: summary.Summary) -> str:
     lines.append(
         f"  {outcome.num_bad_documents} bad documents left out, {outcome.num_empty_documents} empty"
     )
-    told = documents.describe_kinds(outcome.bad_kinds) or outcome.bad_examples[:5]
-    lines += [f"    {line}" for line in told]
+    examples = documents.describe_kinds(outcome.bad_kinds) or outcome.bad_examples[:5]
+    lines += [f"    {line}" for line in examples]
     return "\n".join(lines)
 
 

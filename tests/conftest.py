@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import jaxtyping
+import numpy as np
 import pytest
 
 from tests import shape_checks
@@ -126,3 +127,22 @@ def token_dir(corpus_dir, tmp_path_factory):
 def cache_dir(tmp_path_factory):
     """A compilation cache that lasts for the session."""
     return str(tmp_path_factory.mktemp("compiled"))
+
+
+def random_batch(abstract, seed=0):
+    """The same tokens in every layout; documents and loss weights vary."""
+    rng = np.random.default_rng(seed)
+    *trials, rows, seq_len = abstract["inputs"].shape
+    tokens = rng.integers(0, 64, (rows, seq_len + 1))
+    values = {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": np.cumsum(tokens[:, :-1] == 0, axis=1),
+        "loss_weights": rng.integers(0, 2, (rows, seq_len)),
+    }
+    return {
+        key: jax.device_put(
+            np.broadcast_to(values[key], leaf.shape).astype(leaf.dtype), leaf.sharding
+        )
+        for key, leaf in abstract.items()
+    }

@@ -152,8 +152,8 @@ def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
     begun_cfg = resolve.resolve(begun_cfg, mesh := mesh_lib.make(cfg.mesh))
     meta = inputs.meta(begun_cfg, tokens)
     init_from.load(begun_cfg, mesh, meta, state_lib.create(begun_cfg, mesh).params)
-    topologies = ("mix_ln", "keel_scaled_input", "mhc", "attention_residuals", "ngpt")
-    variants = [dict(model=dict(topology=name)) for name in topologies]
+    names = {topologies.readers(option)[0] for option in topologies.OPTIONS} | {"keel_scaled_input"}
+    variants = [dict(model=dict(topology=name)) for name in sorted(names)]
     variants += [dict(optim=dict(schedule="wsd", wsd_decay_fraction=0.5))]
     plans = dict(plan="segments"), dict(plan="reversible", anchor_blocks=2)
     variants += [dict(model=dict(recompute=plan)) for plan in plans]
@@ -263,7 +263,9 @@ def _unannotated(tree: ast.Module) -> set[str]:
         for node in scope.body:
             if not isinstance(node, ast.FunctionDef):
                 continue
-            parameters = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            arguments = node.args
+            parameters = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
+            parameters += [p for p in (arguments.vararg, arguments.kwarg) if p]
             is_method = isinstance(scope, ast.ClassDef) and not any(
                 isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list
             )
@@ -277,7 +279,8 @@ def _unannotated(tree: ast.Module) -> set[str]:
 
 def test_an_unannotated_function_would_be_noticed():
     code = "def f(x: int): ...\nclass A:\n  def g(self, y) -> int: ...\n  def _h(self, z): ..."
-    assert _unannotated(ast.parse(code)) == {"f", "g"}
+    code += "\ndef k(*a, **b: int) -> int: ..."
+    assert _unannotated(ast.parse(code)) == {"f", "g", "k"}
 
 
 @pytest.mark.parametrize("path", _MODULES, ids=lambda p: p.name)

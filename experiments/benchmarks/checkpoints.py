@@ -128,7 +128,7 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     _NUM_BLOCKS = flags.DEFINE_integer("num_blocks", 24, "Size of the state: 10 MB a block.")
-    _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds, of which the median is told.")
+    _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds, of which the median is printed.")
     _MEMORY_SAVES = flags.DEFINE_integer("memory_saves", 200, "0: the memory is not measured.")
     _DIRECTORY = flags.DEFINE_string("directory", None, "Where to write; default: the temporary.")
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")

@@ -141,7 +141,7 @@ def verdict(
         return "silent", said
     if any(_names(path, line) for line in set(said.splitlines()) - set(usual.splitlines())):
         return "fallback", said
-    return ("harmless" if _same(result.told, whole.told) else "silent"), said
+    return ("harmless" if _same(result.output, whole.output) else "silent"), said
 
 
 def is_fault(verdict: str) -> bool:

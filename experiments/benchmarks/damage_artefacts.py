@@ -29,7 +29,7 @@ class Result:
     # Must be that of the whole files, or there is an error.
     kept: Any = None
     # May be another one if that is said.
-    told: Any = None
+    output: Any = None
 
 
 class Crashed(Exception):
@@ -103,20 +103,20 @@ def _prepare(world: damage_world.World) -> Result:
 
 
 def _evaluate(world: damage_world.World) -> Result:
-    return Result(told=evaluate.evaluate(world.here / "lean"))
+    return Result(output=evaluate.evaluate(world.here / "lean"))
 
 
 def _evaluate_grown(world: damage_world.World) -> Result:
-    return Result(told=evaluate.evaluate(world.here / "grown"))
+    return Result(output=evaluate.evaluate(world.here / "grown"))
 
 
 def _evaluate_trial(world: damage_world.World) -> Result:
-    return Result(told=evaluate.evaluate(world.here / GOOD))
+    return Result(output=evaluate.evaluate(world.here / GOOD))
 
 
 def _generate_from(place: pathlib.Path) -> Result:
     how = sampling.Sampling(temperature=0.0)
-    return Result(told=generate.generate(place, ["some"], num_tokens=4, how=how))
+    return Result(output=generate.generate(place, ["some"], num_tokens=4, how=how))
 
 
 def _generate(world: damage_world.World) -> Result:
@@ -128,16 +128,16 @@ def _generate_grown(world: damage_world.World) -> Result:
 
 
 def _inspect_good(world: damage_world.World) -> Result:
-    return Result(told=inspect_run.page(world.here / GOOD))
+    return Result(output=inspect_run.page(world.here / GOOD))
 
 
 def _inspect_diverged(world: damage_world.World) -> Result:
-    return Result(told=inspect_run.page(world.here / DIVERGED))
+    return Result(output=inspect_run.page(world.here / DIVERGED))
 
 
 def _results(world: damage_world.World) -> Result:
     """What an experiment's analysis reads."""
-    return Result(told=logs.read_whole(world.here / GOOD))
+    return Result(output=logs.read_whole(world.here / GOOD))
 
 
 Reader = Callable[[damage_world.World], Result]

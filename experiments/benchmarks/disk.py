@@ -349,8 +349,8 @@ def main(_: list[str]) -> int:
         print(f"{kind:<12}{counts[kind, False]:>8}{counts[kind, True]:>10}")
     outcomes = collections.Counter(row["outcome"] for row in rows if row["kind"] == "two")
     if outcomes:
-        told = "{refused} second starts were refused, {after} came after the first had ended"
-        print(told.format(refused=outcomes["refused"], after=outcomes["after"]))
+        text = "{refused} second starts were refused, {after} came after the first had ended"
+        print(text.format(refused=outcomes["refused"], after=outcomes["after"]))
     failed = [row for row in rows if row["found"]]
     for row in failed:
         print(f"{row['kind']}, {row['name']}: {row['found']}")

@@ -2,9 +2,9 @@
 
 Times the real train step and the telemetry's program, in turns, on this machine. Prints how much
 longer a run with a record every `--every_steps` steps takes than one without. A record costs the
-time of the program ("look") and of its way to the host and to the disk ("keep"); images are drawn
-only so often that they cost 1 % of the run. On a shared machine only the ratios of one run mean
-something.
+time of the program ("compute") and of its way to the host and to the disk ("keep"); images are
+drawn only so often that they cost 1 % of the run. On a shared machine only the ratios of one run
+mean something.
 """
 
 import contextlib
@@ -41,11 +41,11 @@ def measure(cfg: config.Config, num_rounds: int) -> dict:
     compile_seconds = middle - begin, time.monotonic() - middle
     state = state_lib.create(cfg, mesh)
     batch = random_batches.on_mesh(random_batches.random_tokens(cfg), cfg, mesh)
-    seconds: dict[str, list[float]] = {"step": [], "look": [], "keep": []}
+    seconds: dict[str, list[float]] = {"step": [], "compute": [], "keep": []}
     with tempfile.TemporaryDirectory() as directory:
         store = telemetry_records.Store(epath.Path(directory), 0)
         for number in range(num_rounds + 1):
-            with _timed(seconds["look"]):
+            with _timed(seconds["compute"]):
                 stats = jax.block_until_ready(statistics_program(state, batch))
             with _timed(seconds["step"]):
                 state, _ = jax.block_until_ready(train_step(state, batch))
@@ -73,7 +73,7 @@ def main(_: list[str]) -> None:
     compilation.enable_cache("")
     rows, every_steps = [], _EVERY_STEPS.value
     print(
-        f"{'blocks':>7} {'step s':>8} {'look s':>8} {'keep s':>8} {'look/step':>10} "
+        f"{'blocks':>7} {'step s':>8} {'compute s':>8} {'keep s':>8} {'compute/step':>10} "
         f"{'on/off, no images':>18} {'at most, with them':>19}"
     )
     for num_blocks in map(int, _NUM_BLOCKS.value):
@@ -82,11 +82,11 @@ def main(_: list[str]) -> None:
         raw.model.num_blocks = num_blocks
         raw.model.recompute.plan = _PLAN.value
         row = measure(config.from_config_dict(raw), _ROUNDS.value)
-        ratio = 1 + (row["look"] + row["keep"]) / (every_steps * row["step"])
+        ratio = 1 + (row["compute"] + row["keep"]) / (every_steps * row["step"])
         rows.append({"num_blocks": num_blocks, "on_off": ratio, **row})
         print(
-            f"{num_blocks:7} {row['step']:8.3f} {row['look']:8.3f} {row['keep']:8.3f} "
-            f"{row['look'] / row['step']:10.2f} {ratio:18.4f} {ratio + _IMAGES_FRACTION:19.4f}",
+            f"{num_blocks:7} {row['step']:8.3f} {row['compute']:8.3f} {row['keep']:8.3f} "
+            f"{row['compute'] / row['step']:10.2f} {ratio:18.4f} {ratio + _IMAGES_FRACTION:19.4f}",
             flush=True,
         )
     if _JSON.value:

@@ -28,11 +28,6 @@ _QUICK: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
-# The matrix of each branch, by the branch's name, that leads it back to the stream.
-_LAST_MATRIX = {
-    residual.SUBLAYERS[residual.ATTENTION]: "out",
-    residual.SUBLAYERS[residual.FFN]: "down",
-}
 
 Params: TypeAlias = Any
 # (params, tokens [B, T], v [B, T, D], g) -> numbers [N, 2] of each sub-layer, by name.
@@ -69,7 +64,7 @@ def _flow(params, tokens_BT, v_BTD, through_branches, model: config.ModelConfig)
     probes_N2 = telemetry.probes(model.num_blocks)
     gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
     (grads, squares_N2), stats = gradient(params, probes_N2)
-    weights = [grads["block"][branch][name] for branch, name in _LAST_MATRIX.items()]
+    weights = [grads["block"][branch][name] for branch, name in residual.LAST_MATRIX.items()]
     return {
         "stream_rms": jnp.sqrt(stats["stream_square"]),
         "branch_rms": jnp.sqrt(stats["branch_square"]),
@@ -156,7 +151,7 @@ def with_unit_branches(
             return params
         block = dict(params["block"])
         for sublayer, branch in residual.SUBLAYERS.items():
-            name = _LAST_MATRIX[branch]
+            name = residual.LAST_MATRIX[branch]
             scaled = scale_N2[:, sublayer, None, None] * block[branch][name]
             block[branch] = {**block[branch], name: scaled}
         params = {**params, "block": block}

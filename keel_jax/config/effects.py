@@ -41,8 +41,8 @@ READERS = (
     Reader(
         "model.output_init",
         "model.topology",
-        lambda topology: topology != "ngpt",
-        "every other topology; nGPT's matrices have rows of unit length",
+        lambda topology: not topologies.row(topology).has_unit_rows,
+        "every other topology; here the rows of matrices have unit length",
     ),
     _choices("model.recompute.segment_blocks", "model.recompute.plan", "segments"),
     _choices("model.recompute.save", "model.recompute.plan", "block", "segments"),

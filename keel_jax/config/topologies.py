@@ -29,6 +29,8 @@ class Row:
     has_own_qk_norm: bool = False
     # A block whose branches output 0 leaves the stream unchanged, apart from outer norms.
     is_kept_by_zero: bool = True
+    # The rows of its matrices have unit length, so that no scale of an initializer remains.
+    has_unit_rows: bool = False
     # With a large alpha, fixed-point iteration inverts each sub-layer (recompute.plan=reversible).
     is_reversible: bool = False
 
@@ -95,6 +97,7 @@ ROWS = (
         scale_params=("qk_scale", "gate_scale", "up_scale", "logit_scale"),
         has_own_qk_norm=True,
         is_kept_by_zero=False,
+        has_unit_rows=True,
     ),
 )
 TOPOLOGIES = tuple(row.name for row in ROWS)

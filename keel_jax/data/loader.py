@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from keel_jax import errors
 from keel_jax.data import shards, windows
@@ -16,7 +17,8 @@ _MAX_WINDOWS = 2**32  # grain's shuffle counts in 32 bits
 # divides in floats, which are exact up to 2**52.
 _ENDLESS_SAMPLES = 2**52
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Shaped[np.ndarray, "B T"]]
+_Row = dict[str, Shaped[np.ndarray, " T"]]
 
 
 @runtime_checkable  # annotations are executed under pytest
@@ -139,9 +141,13 @@ def validation_batches(
                 )
                 for row in range(first_row, first_row + local_batch_size)
             ]
-            yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            yield _stacked(rows)
 
     return batches()  # a generator of its own, so that errors are raised by the call
+
+
+def _stacked(rows: Sequence[_Row]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def num_validation_batches(
@@ -191,7 +197,7 @@ class _Windows:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> _Row:
         window = int(index) if self._kept is None else int(self._kept[index])
         last_start = self._split.num_tokens - self._seq_len - 1
         start = min(window * self._seq_len, last_start)
@@ -205,8 +211,11 @@ class _Windows:
 
 
 def _example(
-    tokens: np.ndarray, loss_weights: np.ndarray, eos_id: int, mask_documents: bool
-) -> Batch:
+    tokens: Int[np.ndarray, " W"],
+    loss_weights: Float[np.ndarray, " W"],
+    eos_id: int,
+    mask_documents: bool,
+) -> _Row:
     """A window [T + 1] as inputs and targets [T]; each EOS in the inputs begins a new segment."""
     inputs = tokens[:-1]
     if mask_documents:
@@ -223,7 +232,7 @@ def _example(
 
 def _padded_window(
     token_split: shards.TokenSplit, start: int, seq_len: int, eos_id: int, mask_documents: bool
-) -> Batch:
+) -> _Row:
     """The window at `start`, padded after the end of the stream with EOS of weight 0."""
     tokens = np.full(seq_len + 1, eos_id, np.int32)
     loss_weights = np.zeros(seq_len + 1, np.float32)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from keel_jax import config, errors
 from keel_jax.model import (
@@ -128,7 +129,7 @@ def scan_blocks(
     rows: tuple[Any, residual.BlockInputs],
     carry: tuple[residual.Carry, layers.Cache | None],
     context: layers.Context,
-    reversal_A2: Array | None = None,
+    reversal_A2: Float[Array, "A 2"] | None = None,
 ) -> tuple[tuple[residual.Carry, layers.Cache | None], dict | None]:
     """The (stream, cache) after all blocks of `rows`, and each block's telemetry, [blocks, …].
 

@@ -40,8 +40,6 @@ from keel_jax.model.arrays import Array
 
 METHODS = ("stack", "interleave", "identity")
 POSITIONS = ("spread", "end")
-# The matrix that writes to the stream, in each sub-layer.
-_LAST_MATRIX = {"attention": "out", "ffn": "down"}
 _SUBLAYER = {name: sublayer for sublayer, name in residual.SUBLAYERS.items()}
 
 
@@ -151,7 +149,7 @@ def grow(
 def _parts(old: config.ModelConfig, new: config.ModelConfig) -> list[tuple[range, range]]:
     """(old blocks, new slots) of each stack that is grown separately: Mix-LN has two."""
     n, m = old.num_blocks, new.num_blocks
-    if old.topology != "mix_ln":
+    if "mix_ln_post_fraction" not in topologies.row(old.topology).options:
         return [(range(n), range(m))]
     post_n, post_m = (
         int(residual.topology(model).outer_norm[:, residual.FFN].sum()) for model in (old, new)
@@ -241,7 +239,7 @@ def _changes(growth: Growth, kind: str, name: str) -> tuple[np.ndarray, np.ndarr
 
     inserted = growth.inserted
     followed = np.append(inserted[1:], False)
-    if name == _LAST_MATRIX[kind]:
+    if name == residual.LAST_MATRIX[kind]:
         (alpha_was, alpha), (b_was, b) = of("alpha"), of("branch_scale")
         multiply = np.asarray(alpha / alpha_was * b_was / b, np.float32)
         if not new.has("branch_norm", sublayer):

@@ -17,6 +17,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from keel_jax.model.arrays import Array, Leaf
 
@@ -43,7 +44,9 @@ def none(num_blocks: int) -> Intervention:
     )
 
 
-def on_branch(f_BTD: Array, change: Intervention | None, sublayer: int) -> Array:
+def on_branch(
+    f_BTD: Float[Array, "B T D"], change: Intervention | None, sublayer: int
+) -> Float[Array, "B T D"]:
     """The branch's output in the residual sum: s F, whose derivative is g s F'."""
     if change is None:
         return f_BTD

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from keel_jax import config
 from keel_jax.model import recompute
@@ -64,12 +65,12 @@ class Sublayer(NamedTuple):
 
 def scan(
     sublayers: tuple[Sublayer, ...],
-    z_BTD: Array,
+    z_BTD: Float[Array, "B T D"],
     rows: tuple[Any, Any],
     context: Any,
     options: config.RecomputeConfig,
-    probe_A2: Array | None = None,
-) -> Array:
+    probe_A2: Float[Array, "A 2"] | None = None,
+) -> Float[Array, "B T D"]:
     """z after all blocks; the backward pass reconstructs the blocks' inputs.
 
     Args:
@@ -111,12 +112,14 @@ def num_stretches(options: config.RecomputeConfig, num_blocks: int) -> int:
     return -(-num_blocks // options.anchor_blocks)
 
 
-def probe(options: config.RecomputeConfig, num_blocks: int) -> Array:
+def probe(options: config.RecomputeConfig, num_blocks: int) -> Float[Array, "A 2"]:
     """The zeros [A, 2] whose cotangent is each stretch's (error at its anchor, last step)."""
     return jnp.zeros((num_stretches(options, num_blocks), NUM_ERRORS), jnp.float32)
 
 
-def summary(errors_A2: Array, options: config.RecomputeConfig, num_blocks: int) -> dict:
+def summary(
+    errors_A2: Float[Array, "A 2"], options: config.RecomputeConfig, num_blocks: int
+) -> dict:
     """The statistics in `probe`'s cotangent, by name.
 
     Returns:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from keel_jax import errors
 from keel_jax.model import lm
@@ -49,15 +50,15 @@ class Sampling:
 def generate(
     model: lm.LanguageModel,
     params: Any,
-    prompt_BP: Array,
-    length_B: Array,
+    prompt_BP: Int[Array, "B P"],
+    length_B: Int[Array, " B"],
     key: Array,
     *,
     num_tokens: int,
     sampling: Sampling,
     end_id: int,
     num_ids: int,
-) -> Array:
+) -> Int[Array, "B {num_tokens}"]:
     """Draws `num_tokens` tokens after each prompt; int32 [B, num_tokens], `end_id` once ended.
 
     Args:
@@ -94,7 +95,7 @@ def generate(
     return jnp.concatenate([first_B[None], tokens_TB]).T
 
 
-def sample(logits_BV: Array, key: Array, sampling: Sampling) -> Array:
+def sample(logits_BV: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[Array, " B"]:
     """One token id per row; int32 [B]."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from keel_jax.model import residual
 from keel_jax.model.arrays import Array
@@ -62,7 +63,9 @@ def _probe_backward(_, cotangent):
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def observe(before: Any, f_BTD: Array, after: Any, sub: residual.SublayerContext) -> dict | None:
+def observe(
+    before: Any, f_BTD: Float[Array, "B T D"], after: Any, sub: residual.SublayerContext
+) -> dict | None:
     """The means of one sub-layer, float32 scalars; None in a program without probes.
 
     Args:

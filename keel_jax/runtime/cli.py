@@ -32,7 +32,7 @@ def run(main: collections.abc.Callable[[list[str]], int | None]) -> None:
     _print_any_text()
     # Orbax logs every save at INFO; --verbosity=0 shows these messages.
     logging.set_verbosity(logging.WARNING)
-    logging.get_absl_handler().addFilter(_is_told_here_only)
+    logging.get_absl_handler().addFilter(_is_reported_here_only)
     # In a thread as well: TensorBoard's writes events, and disks are full there, too.
     threading.excepthook = _in_thread
     sys.unraisablehook = _in_callback
@@ -133,7 +133,7 @@ def _in_callback(failed: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(failed)
 
 
-def _is_told_here_only(record: standard_logging.LogRecord) -> bool:
+def _is_reported_here_only(record: standard_logging.LogRecord) -> bool:
     """Whether nobody but this record tells of an error.
 
     Orbax logs an exception of a background write in each of its layers, with its traceback, and

@@ -141,13 +141,13 @@ class Claim:
     def _take_over(self) -> None:
         """Takes the directory once its holder has ended, and refuses while it has not."""
         begin = last_change = time.monotonic()
-        last_look, has_said = None, False
+        last_state, has_said = None, False
         while True:
             owner, now = _read(self._path), time.monotonic()
             is_alive = owner.is_alive() if owner is not None else False
-            look = owner, _changed_at(self._path)
-            if look != last_look:
-                last_look, last_change = look, now
+            state = owner, _changed_at(self._path)
+            if state != last_state:
+                last_state, last_change = state, now
             is_abandoned = now - last_change > ABANDONED_SECONDS
             if (is_abandoned or is_alive is False) and self._taken(owner):
                 break

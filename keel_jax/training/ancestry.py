@@ -7,6 +7,7 @@ complete history even if the earlier directories have been deleted.
 """
 
 import os
+from typing import Any
 
 from etils import epath
 
@@ -34,7 +35,7 @@ def read(workdir: epath.PathLike) -> list[dict]:
 
 
 def entry(
-    action: str, source: epath.PathLike, step: int, model: config.ModelConfig, **more
+    action: str, source: epath.PathLike, step: int, model: config.ModelConfig, **more: Any
 ) -> dict:
     """The entry of one ancestor: `model` at `step` in `source`."""
     source = os.fspath(source)

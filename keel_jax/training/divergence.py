@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-SUBLAYERS = ("attention", "ffn")
+from keel_jax.model import residual
+
 # Growth within one interval between records that counts as out of line. Guess: records of healthy
 # runs of this project move by less than 10 after the warm-up.
 _OUT_OF_LINE = 100.0
@@ -33,7 +34,7 @@ def make_report(records: Mapping[str, np.ndarray], loss: float, grad_norm: float
     """The divergence in the last record, as it is written to divergence.json.
 
     Args:
-      records: of `telemetry.load`; the last one is of the diverging step.
+      records: of `telemetry_records.load`; the last one is of the diverging step.
       loss: the step's loss, in nats per token.
       grad_norm: the step's gradient norm.
 
@@ -80,7 +81,7 @@ def _leaving(records) -> Iterator[_Suspect]:
 def _backward(records) -> Iterator[_Suspect]:
     for block in reversed(range(num_blocks(records))):
         for sublayer in (1, 0):
-            prefix = f"gradient_rms/{SUBLAYERS[sublayer]}/"
+            prefix = f"gradient_rms/{residual.SUBLAYERS[sublayer]}/"
             for name in records:
                 if name.startswith(prefix):
                     what = f"gradient of {name.removeprefix(prefix)}"
@@ -117,7 +118,7 @@ def _place(block: int, sublayer: int, what: str, values) -> dict:
         message += f" ({float(values[-2]):.3g} in the record before)"
     return {
         "block": block,
-        "sublayer": SUBLAYERS[sublayer],
+        "sublayer": residual.SUBLAYERS[sublayer],
         "what": what,
         "value": value if math.isfinite(value) else None,
         "message": message,
@@ -153,7 +154,7 @@ def _grown(records) -> list[dict]:
         if factor[tuple(place)] <= 1:
             continue
         block, *of_block = place
-        sublayer = SUBLAYERS[of_block[0]] if of_block else name.split("/")[1]
+        sublayer = residual.SUBLAYERS[of_block[0]] if of_block else name.split("/")[1]
         grown.append(
             {
                 "statistic": name,

@@ -82,9 +82,9 @@ class EventLog:
 
     def stop(self, exit_code: int, error: str | None = None) -> None:
         """Appends the end of the run."""
-        told = {} if error is None else {"error": error}
+        message = {} if error is None else {"error": error}
         state = exit_codes.STATES[exit_code]
-        self.add("stop", exit_code=exit_code, state=state, **told)
+        self.add("stop", exit_code=exit_code, state=state, **message)
 
     def summary(self) -> dict[str, Any]:
         """The goodput up to now, over all runs of the directory (`goodput.Tally.to_json`)."""

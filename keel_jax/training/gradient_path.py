@@ -37,7 +37,7 @@ class Watch:
         self._first: tuple[int, float] | None = None
         self._has_warned = False
 
-    def look(self, step: int, ratio: float) -> str | None:
+    def check(self, step: int, ratio: float) -> str | None:
         """The warning of a step whose `cotangent_ratio` is lost for the first time, or None."""
         before, self._first = self._first, self._first or (step, ratio)
         if self._has_warned or not ratio < LOST:

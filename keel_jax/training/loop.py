@@ -88,7 +88,7 @@ class Loop:
                     batch = next(self.batches)
                 # Before the step, which donates the state.
                 is_due = self.telemetry.is_due(step + 1)
-                statistics = self.telemetry.look(state, batch) if is_due else None
+                statistics = self.telemetry.compute(state, batch) if is_due else None
                 state, sums = self._step(step + 1, state, batch)
                 step, self._state = step + 1, state
                 self._read_last()
@@ -191,7 +191,7 @@ class Loop:
         statistics = last.statistics
         recorded = [trial for trial, is_alive in enumerate(self._alive) if is_alive]
         if statistics is None and newly_dead:
-            statistics, recorded = self.telemetry.look(self._state, last.batch), newly_dead
+            statistics, recorded = self.telemetry.compute(self._state, last.batch), newly_dead
         if statistics is not None:
             # The train step's own block statistics: the telemetry program is differentiated
             # without the plan `reversible`.

@@ -86,7 +86,7 @@ def repeated_differences(first: Any, second: Any) -> list[str]:
 
     A collective; the same list on every process. Both are trees of global arrays, sharded alike.
     """
-    names, devices, numbers = _look(first, second)
+    names, devices, numbers = _inspect(first, second)
     found = []
     for leaf, device in np.argwhere(numbers[:, :, 0].T):
         size = math.prod(_shard_shape(jax.tree.leaves(second)[leaf]))
@@ -99,7 +99,7 @@ def repeated_differences(first: Any, second: Any) -> list[str]:
 
 def replica_differences(tree: Any) -> list[str]:
     """Where devices hold different copies of the same part of an array; as above, a collective."""
-    names, devices, numbers = _look(tree, tree)
+    names, devices, numbers = _inspect(tree, tree)
     row_of = {int(device): row for row, (device, _) in enumerate(devices)}
     found = []
     for leaf, array in enumerate(jax.tree.leaves(tree)):
@@ -124,8 +124,8 @@ def replica_differences(tree: Any) -> list[str]:
     return found
 
 
-def _look(first: Any, second: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """What every device sees of its own shards of two trees; a collective.
+def _inspect(first: Any, second: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """What every device computes of its own shards of two trees; a collective.
 
     Returns:
       The names of the leaves; the devices, int [devices, 2]: id and process; and uint32
@@ -136,7 +136,7 @@ def _look(first: Any, second: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
     by_device = [_shards_by_device(tree) for tree in (first, second)]
     ids = sorted(by_device[0])
     # Each device is asked by itself: XLA would take replicas for equal.
-    pending = [_look_at_shards(by_device[0][i], by_device[1][i]) for i in ids]
+    pending = [_inspect_shards(by_device[0][i], by_device[1][i]) for i in ids]
     numbers = np.stack([np.asarray(part) for part in pending])
     devices = np.asarray([(i, jax.process_index()) for i in ids], np.int32)
     if jax.process_count() > 1:
@@ -148,7 +148,7 @@ def _look(first: Any, second: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 @jax.jit
-def _look_at_shards(first: list[jax.Array], second: list[jax.Array]) -> jax.Array:
+def _inspect_shards(first: list[jax.Array], second: list[jax.Array]) -> jax.Array:
     """uint32 [leaves, 3]: the number of elements whose bits differ, and two digests of `second`."""
     rows = []
     for one, other in zip(map(_bits, first), map(_bits, second), strict=True):

@@ -157,7 +157,7 @@ class Recorder:
     def __init__(
         self,
         cfg: config.Config,
-        look: collections.abc.Callable | None,
+        compute: collections.abc.Callable | None,
         directories: collections.abc.Sequence[epath.Path],
         start_step: int,
         logs: logs_lib.Logs,
@@ -166,11 +166,11 @@ class Recorder:
         """Removes what was recorded after `start_step`.
 
         Args:
-          look: from `telemetry_step.compile_statistics`; None if telemetry is off.
+          compute: from `telemetry_step.compile_statistics`; None if telemetry is off.
           directories: one per trial.
           logs: where images go.
         """
-        self._cfg, self._look, self._directories = cfg, look, directories
+        self._cfg, self._compute, self._directories = cfg, compute, directories
         self._logs, self._clock = logs, clock
         self._drawn, self._draw_seconds = clock.total, _DRAW_SECONDS
         self._stores = []
@@ -189,14 +189,14 @@ class Recorder:
         every = self._cfg.telemetry.every_steps
         return bool(every) and (step % every == 0 or step in (1, self._cfg.train.num_steps))
 
-    def look(self, state: state_lib.TrainState, batch: dict) -> dict | None:
+    def compute(self, state: state_lib.TrainState, batch: dict) -> dict | None:
         """Dispatches the statistics of the step of `state` on `batch`; None if telemetry is off."""
-        return self._look and self._look(state, batch)
+        return self._compute and self._compute(state, batch)
 
     def record(
         self, step: int, statistics: dict | None, trials: collections.abc.Iterable[int]
     ) -> None:
-        """Waits for the result of `look` for `step`, and stores it for these trials."""
+        """Waits for the result of `compute` for `step`, and stores it for these trials."""
         if statistics is None:
             return
         with self._clock.measure("telemetry"):
@@ -214,7 +214,7 @@ class Recorder:
         """Logs how much of the gradient reaches the bottom, and says when that is lost."""
         ratio = gradient_path.cotangent_ratio(record)
         self._logs.write(trial, {"step": step, "telemetry/cotangent_ratio": ratio})
-        if warning := self._watches[trial].look(step, ratio):
+        if warning := self._watches[trial].check(step, ratio):
             print(self._name(trial) + warning, flush=True)
 
     def _name(self, trial: int) -> str:
@@ -226,7 +226,7 @@ class Recorder:
         Args:
           sums: the results of the train step.
         """
-        if self._look is None or not self._stores:
+        if self._compute is None or not self._stores:
             return
         directory = self._directories[trial]
         loss = sums["nats"] / (sums["weight"] or math.nan)
@@ -238,7 +238,7 @@ class Recorder:
 
     def draw(self) -> None:
         """Writes every trial's heat maps and profiles to TensorBoard, as far as time allows."""
-        if not self._stores or self._look is None:
+        if not self._stores or self._compute is None:
             return
         begin = self._clock.total
         with self._clock.measure("telemetry"):

@@ -64,8 +64,10 @@ def compile_statistics(
 def jit_statistics(cfg: config.Config, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """The jitted program, not yet lowered. It does not donate the state."""
     step_lib.check_resolved(cfg)
-    look = state_lib.over_trials(lambda state, batch: statistics(state, batch, cfg), cfg.num_trials)
-    return jax.jit(look, out_shardings=sharding.replicated(mesh))
+    compute = state_lib.over_trials(
+        lambda state, batch: statistics(state, batch, cfg), cfg.num_trials
+    )
+    return jax.jit(compute, out_shardings=sharding.replicated(mesh))
 
 
 def _sublayers(stats, model: config.ModelConfig, params) -> dict:
@@ -103,7 +105,7 @@ def _optimizer(state: state_lib.TrainState, grads, cfg: config.Config) -> dict:
     learning_rate = step_lib.learning_rate_of(state, cfg)
     num_stages = sharding.mesh_sizes()[pipeline.AXIS]
 
-    def look(arrays):
+    def of_blocks(arrays):
         grads, opt_state, params = arrays
         grads = jax.tree.map(lambda g: g * factor, grads)
         updates, opt_state = optim.make(cfg.optim).update(grads, opt_state, params)
@@ -126,7 +128,7 @@ def _optimizer(state: state_lib.TrainState, grads, cfg: config.Config) -> dict:
 
     def some(_, index):
         arrays = (grads, state.opt_state, state.params)
-        return None, look(
+        return None, of_blocks(
             jax.tree.map(
                 lambda node: one_of_each_stage(node, index), arrays, is_leaf=is_like_params
             )

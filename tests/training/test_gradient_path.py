@@ -31,12 +31,12 @@ def test_without_a_gradient_at_the_top_there_is_none(top):
 
 def test_the_first_loss_is_told_with_what_it_was_and_no_other():
     watch = gradient_path.Watch()
-    assert watch.look(1, 0.75) is None
-    assert watch.look(50, math.nan) is None
-    warning = watch.look(100, 2e-9)
+    assert watch.check(1, 0.75) is None
+    assert watch.check(50, math.nan) is None
+    warning = watch.check(100, 2e-9)
     assert warning and "step 100: the gradient does not reach" in warning
     assert "is 2e-09 of that at the top (0.75 in step 1)" in warning
-    assert watch.look(150, 1e-12) is None
+    assert watch.check(150, 1e-12) is None
 
 
 def test_a_record_logs_the_ratio_and_says_when_it_is_lost(tmp_path, capsys):

@@ -17,32 +17,15 @@ from keel_jax.training import step as step_lib
 from tests import conftest, reference
 
 
-def _batch(abstract, seed=0):
-    """The same tokens in every layout; documents and loss weights vary."""
-    rng = np.random.default_rng(seed)
-    *trials, rows, seq_len = abstract["inputs"].shape
-    tokens = rng.integers(0, 64, (rows, seq_len + 1))
-    values = {
-        "inputs": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "segment_ids": np.cumsum(tokens[:, :-1] == 0, axis=1),
-        "loss_weights": rng.integers(0, 2, (rows, seq_len)),
-    }
-    return {
-        key: jax.device_put(
-            np.broadcast_to(values[key], leaf.shape).astype(leaf.dtype), leaf.sharding
-        )
-        for key, leaf in abstract.items()
-    }
-
-
 def _train(cfg: config.Config, num_devices=1, num_steps=3, num_slices=1):
     """The state and the metrics after a few steps on `num_devices`."""
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:num_devices], num_slices)
     state = state_lib.create(cfg, mesh)
     train_step = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
     for index in range(num_steps):
-        state, sums = train_step(state, _batch(step_lib.abstract_batch(cfg, mesh), index))
+        state, sums = train_step(
+            state, conftest.random_batch(step_lib.abstract_batch(cfg, mesh), index)
+        )
     return jax.device_get(state), jax.device_get(sums)
 
 
@@ -191,7 +174,7 @@ def test_training_lowers_the_loss(topology):
         state_lib.create(cfg, mesh),
         step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh),
     )
-    batch, losses = _batch(step_lib.abstract_batch(cfg, mesh)), []
+    batch, losses = conftest.random_batch(step_lib.abstract_batch(cfg, mesh)), []
     for _ in range(20):
         state, sums = train_step(state, batch)
         losses.append(float(sums["nats"] / sums["weight"]))
@@ -259,7 +242,7 @@ def test_one_executable_serves_every_learning_rate():
     cfg = conftest.tiny_config()
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
     jitted = step_lib.jit_train_step(resolve.resolve(cfg, mesh), mesh)
-    batch = _batch(step_lib.abstract_batch(cfg, mesh))
+    batch = conftest.random_batch(step_lib.abstract_batch(cfg, mesh))
     moved = []
     with jax.set_mesh(mesh):
         for rate in (1e-3, 1e-2, 1e-1):
@@ -289,7 +272,7 @@ def test_the_last_good_state_survives_divergence():
     mesh = mesh_lib.make(cfg.mesh, jax.devices()[:1])
     state = state_lib.create(cfg, mesh)
     train_step = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
-    batch = _batch(step_lib.abstract_batch(cfg, mesh))
+    batch = conftest.random_batch(step_lib.abstract_batch(cfg, mesh))
     history = []
     for _ in range(5):
         state, sums = train_step(state, batch)
@@ -308,8 +291,10 @@ def test_weights_of_zero_are_no_examples():
     abstract = step_lib.abstract_batch(cfg, mesh)
     results = []
     for seed in (0, 1):
-        batch = {key: np.asarray(value).copy() for key, value in _batch(abstract).items()}
-        noise = _batch(abstract, seed)
+        batch = {
+            key: np.asarray(value).copy() for key, value in conftest.random_batch(abstract).items()
+        }
+        noise = conftest.random_batch(abstract, seed)
         for key in ("inputs", "targets", "segment_ids"):
             batch[key][3] = np.asarray(noise[key])[3]
         batch["loss_weights"][3] = 0
@@ -327,7 +312,7 @@ def test_the_state_is_updated_in_place():
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert compiled.memory_analysis().alias_size_in_bytes >= state_bytes
     old = state.params["output"]["matrix"]
-    compiled(state, _batch(step_lib.abstract_batch(cfg, mesh)))
+    compiled(state, conftest.random_batch(step_lib.abstract_batch(cfg, mesh)))
     assert old.is_deleted()
 
 

@@ -20,9 +20,8 @@ from keel_jax.training import state as state_lib
 from keel_jax.training import step as step_lib
 from keel_jax.training import telemetry_records as store_lib
 from tests import conftest, reference
-from tests.training import test_step
 
-# No warm-up: the first step's update is not zero. A large epsilon: see test_step.
+# No warm-up: the first step's update is not zero. A large epsilon: see test_step.py.
 _OPTIM = dict(epsilon=1e-3, clip_norm=1.0, warmup_steps=0)
 
 
@@ -62,7 +61,7 @@ def _state(cfg, mesh):
 def _compiled(cfg: config.Config, num_devices=1):
     """The program, a state and a batch."""
     mesh = _mesh(cfg, num_devices)
-    batch = test_step._batch(step_lib.abstract_batch(cfg, mesh))
+    batch = conftest.random_batch(step_lib.abstract_batch(cfg, mesh))
     return (
         telemetry_step.compile_statistics(resolve.resolve(cfg, mesh), mesh),
         _state(cfg, mesh),
@@ -187,7 +186,7 @@ def test_the_probes_see_the_cotangent_of_the_stream():
     cfg = _config()
     mesh = _mesh(cfg)
     params = _state(cfg, mesh).params
-    batch = test_step._batch(step_lib.abstract_batch(cfg, mesh))
+    batch = conftest.random_batch(step_lib.abstract_batch(cfg, mesh))
     m = cfg.model
 
     def objective(added_LBTD):
@@ -240,7 +239,7 @@ def test_updates_are_what_the_step_adds_and_adam_is_looked_at_after_it():
     mesh = _mesh(cfg)
     state, step = _state(cfg, mesh), _step()
     before = jax.device_get(state.params)["block"]
-    after, _ = step(state, test_step._batch(step_lib.abstract_batch(cfg, mesh)))
+    after, _ = step(state, conftest.random_batch(step_lib.abstract_batch(cfg, mesh)))
     after = jax.device_get(after)
     seen = _alone()
     for (path, old), new in zip(

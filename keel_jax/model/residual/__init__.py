@@ -5,13 +5,21 @@ Topologies of several streams, or of another rule, have a module each; `registry
 """
 
 from keel_jax.model.residual.carry import Carry, Parameter, Rule, SublayerContext
-from keel_jax.model.residual.equation import ATTENTION, FFN, SUBLAYERS, BlockInputs, Topology
+from keel_jax.model.residual.equation import (
+    ATTENTION,
+    FFN,
+    LAST_MATRIX,
+    SUBLAYERS,
+    BlockInputs,
+    Topology,
+)
 from keel_jax.model.residual.norms import along_last, rms_norm, unit
 from keel_jax.model.residual.registry import rule, topology
 
 __all__ = [
     "ATTENTION",
     "FFN",
+    "LAST_MATRIX",
     "SUBLAYERS",
     "BlockInputs",
     "Carry",

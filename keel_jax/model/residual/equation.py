@@ -30,6 +30,8 @@ from keel_jax.model.residual import norms
 ATTENTION, FFN = 0, 1
 # The sub-layers of a block, by the names of their modules and parameters.
 SUBLAYERS = {ATTENTION: "attention", FFN: "ffn"}
+# The matrix of each that leads the branch back to the stream.
+LAST_MATRIX = {"attention": "out", "ffn": "down"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

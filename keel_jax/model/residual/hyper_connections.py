@@ -146,7 +146,9 @@ class ManifoldHyperConnections(_Streams):
         return (mixed, writes), sub.branch_input(carry_lib.weighted_sum(reads, carry))
 
 
-def mhc_weights(carry: tuple[Array, ...], sub: SublayerContext) -> tuple[Array, Array, Array]:
+def mhc_weights(
+    carry: tuple[Float[Array, "B T D"], ...], sub: SublayerContext
+) -> tuple[Float[Array, "M B T"], Float[Array, "M B T"], Float[Array, "M M B T"]]:
     """mHC's r [M, B, T], w [M, B, T] and A [M (to), M (from), B, T] of each token."""
     m = len(carry)
     streams = [x_BTD.astype(jnp.float32) for x_BTD in carry]
@@ -163,7 +165,7 @@ def mhc_weights(carry: tuple[Array, ...], sub: SublayerContext) -> tuple[Array, 
     return reads, writes, sinkhorn(u_KBT[2 * m :].reshape(m, m, *u_KBT.shape[1:]))
 
 
-def sinkhorn(logits_MM: Array) -> Array:
+def sinkhorn(logits_MM: Float[Array, "M M *rest"]) -> Float[Array, "M M *rest"]:
     """exp(logits) with its columns and then its rows divided by their sums, SINKHORN_STEPS times.
 
     Doubly stochastic in the limit (Sinkhorn and Knopp, 1967); after the last iteration the rows are

@@ -8,7 +8,7 @@ import pytest
 from experiments.benchmarks import damage, damage_artefacts, damage_world
 
 PATH = pathlib.Path("/w/here/lean/checkpoints/4/params/d/a")
-WHOLE = damage_artefacts.Result(kept=[b"weights"], told={"loss": float("nan")})
+WHOLE = damage_artefacts.Result(kept=[b"weights"], output={"loss": float("nan")})
 
 
 @pytest.mark.parametrize("name", damage_artefacts.DAMAGES)
