@@ -89,7 +89,7 @@ def page(workdir: epath.PathLike) -> str:
 
 
 def _status(workdir: epath.Path, cfg: config.Config) -> dict:
-    """What status.json says of a run of this model; otherwise that is said, and it is {}."""
+    """The content of status.json; if it is not of a run of this model, a warning and {}."""
     path = workdir / status_lib.FILE
     status = best_effort.read_object(path)
     model = cfg.model.topology, cfg.model.num_blocks
@@ -103,7 +103,7 @@ def _status(workdir: epath.Path, cfg: config.Config) -> dict:
 
 
 def _divergence(workdir: epath.Path, cfg: config.Config, status: dict) -> str:
-    """The report of a run that diverged; what is missing of it is said."""
+    """The report of a run that diverged; a warning names what is missing."""
     path = workdir / telemetry_records.DIVERGENCE
     report = best_effort.read_object(path)
     if report.get("num_blocks", cfg.model.num_blocks) != cfg.model.num_blocks:

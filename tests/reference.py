@@ -176,7 +176,7 @@ def group_size(model: config.ModelConfig) -> int:
     return math.ceil(model.num_blocks / model.attn_res_groups)
 
 
-def enter(model: config.ModelConfig, x):
+def init_carry(model: config.ModelConfig, x):
     """What a topology carries, from the embedding: an array, a tuple, or a list of sums."""
     if model.topology in ("resi_dual", "siamese_norm"):
         return x, x
@@ -187,7 +187,7 @@ def enter(model: config.ModelConfig, x):
     return x
 
 
-def leave(model: config.ModelConfig, params: dict, x):
+def readout(model: config.ModelConfig, params: dict, x):
     """What the final norm or the logits read."""
     output, epsilon = params.get("output", {}), model.norm_epsilon
     if model.topology == "resi_dual":
@@ -355,14 +355,14 @@ def has_final_norm(model: config.ModelConfig) -> bool:
 
 
 def streams(model: config.ModelConfig, params: dict, tokens_BT, segment_ids_BT=None) -> list:
-    """What is carried, [B, T, D] or `enter`'s, before block 0, after block 0, and so on: N + 1."""
+    """The N + 1 carries, [B, T, D] or `init_carry`'s: before block 0, after block 0, and so on."""
     params = _float64(params)
     if segment_ids_BT is None:
         segment_ids_BT = np.zeros(tokens_BT.shape, int)
     x = params["embedding"]["table"][tokens_BT]
     if model.topology == "peri_ln":
         x = rms_norm(x, params["embedding"]["norm"], model.norm_epsilon)
-    out = [enter(model, x)]
+    out = [init_carry(model, x)]
     for k in range(model.num_blocks):
         out.append(block(model, params["block"], k, out[-1], segment_ids_BT))
     return out
@@ -372,7 +372,7 @@ def logits(model: config.ModelConfig, params: dict, tokens_BT, segment_ids_BT=No
     """Logits [B, T, V]: the last stream, normed where the topology needs it, times W_out."""
     x = streams(model, params, tokens_BT, segment_ids_BT)[-1]
     params = _float64(params)
-    x = leave(model, params, x)
+    x = readout(model, params, x)
     if has_final_norm(model):
         x = rms_norm(x, params["output"]["norm"], model.norm_epsilon)
     matrix = params["embedding"]["table"].T if model.tie_embeddings else params["output"]["matrix"]

@@ -61,7 +61,7 @@ def _users_directory() -> str:
 
 
 def _exists(directory: str) -> bool:
-    """Whether `directory` exists or could be created; if not, that is said once."""
+    """Whether `directory` exists or could be created; if not, a warning says so once."""
     try:
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,7 +23,7 @@ class Scanned(NamedTuple):
     intact: Sequence[tuple[bytes, dict]]
     # Every damaged line: (line number, content, what is wrong with it).
     damaged: Sequence[tuple[int, bytes, str]]
-    # The begin of a last line that was not finished: the writer was killed, or the file was cut.
+    # The beginning of an unfinished last line: the writer was killed, or the file was cut.
     unfinished: bytes
     # The runs that wrote the intact lines.
     run_ids: Collection[str]

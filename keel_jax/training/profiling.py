@@ -38,7 +38,7 @@ class StepTrace:
     def stop(self) -> None:
         """Writes the trace; the last step must have finished on the device.
 
-        It is only a log: if it cannot be written, that is said, and the run goes on without.
+        It is only a log: if it cannot be written, a warning says so, and the run goes on.
         """
         if not self._is_on:
             return

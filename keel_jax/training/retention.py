@@ -43,7 +43,7 @@ def best_step(directory: epath.Path, steps: Sequence[int]) -> int:
 class _Best:
     """The n checkpoints with the lowest validation losses.
 
-    Orbax's own `BestN` needs a file more in each checkpoint; the losses stand in `meta` already.
+    Orbax's own `BestN` needs another file in each checkpoint; the losses are in `meta` already.
     """
 
     def __init__(self, directory: epath.Path, num_kept: int):

@@ -15,7 +15,7 @@ from tests import conftest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_defaults_pass_through_the_door():
+def test_the_defaults_are_a_valid_raw_config():
     raw = config.default()
     raw.train.num_steps = 1000
     assert config.from_config_dict(raw) == config.Config()

@@ -103,7 +103,7 @@ def test_two_norms_over_trials():
 
 @pytest.mark.parametrize("stream_dtype", ("float32", "bfloat16"))
 @pytest.mark.parametrize("plan", ("none", "block"))
-def test_norms_put_off_are_the_plain_model(monkeypatch, stream_dtype, plan):
+def test_deferred_norms_are_the_plain_model(monkeypatch, stream_dtype, plan):
     """A whole Keel with each outer norm one sub-layer later, and as its equation is written.
 
     A bf16 stream is rounded at other places: half a unit in 2^-8 each, sixteen times.
