@@ -12,6 +12,7 @@ MODULES = {
     "depth_scaling": "experiments.depth_scaling.analysis",
     "alpha": "experiments.alpha.analysis",
     "data_regime": "experiments.data_regime.analysis",
+    "branch_weight": "experiments.branch_weight.analysis",
     "gradient_flow": "experiments.gradient_flow.experiment",
     "layer_redundancy": "experiments.layer_redundancy.experiment",
 }

@@ -208,11 +208,16 @@ def block(model: config.ModelConfig, weights: dict, k: int, x, segment_ids_BT):
     w_attn = {name: leaf[k] for name, leaf in weights["attention"].items()}
     w_ffn = {name: leaf[k] for name, leaf in weights["ffn"].items()}
 
+    # Of each branch in the sum: 1, unless `learned_branch` gives it a scalar.
+    weight_attn, weight_ffn = (
+        w["residual_scale"] if model.learned_branch else 1.0 for w in (w_attn, w_ffn)
+    )
+
     def attn(h):
-        return attention(model, w_attn, h, segment_ids_BT)
+        return weight_attn * attention(model, w_attn, h, segment_ids_BT)
 
     def ffn(h):
-        return swiglu(w_ffn, h)
+        return weight_ffn * swiglu(w_ffn, h)
 
     def ln(which, h):  # which: "attention.inner" and the like
         half, kind = which.split(".")
@@ -297,8 +302,9 @@ def block(model: config.ModelConfig, weights: dict, k: int, x, segment_ids_BT):
         return x + ln("ffn.branch", ffn(x))
 
     if name == "complete_p":  # arXiv:2505.01618
-        x = x + attn(ln("attention.inner", x)) / L
-        return x + ffn(ln("ffn.inner", x)) / L
+        b = 1 / L if model.branch_scale is None else model.branch_scale
+        x = x + b * attn(ln("attention.inner", x))
+        return x + b * ffn(ln("ffn.inner", x))
 
     if name == "rezero":  # arXiv:2003.04887
         x = x + w_attn["residual_scale"] * attn(x)
@@ -455,6 +461,7 @@ def shapes(model: config.ModelConfig) -> dict:
         },
         "attention_residuals": {"depth_query": (N, D)},
     }.get(name, {})
+    own |= {"residual_scale": (N,)} if model.learned_branch else {}
     attn, ffn = attn | own, ffn | own
     if name == "ngpt":
         attn |= {"step_size": (N, D), "qk_scale": (N, kv_heads)}

@@ -210,7 +210,7 @@ def test_the_table_of_readers_is_true_of_topologies(reads, name, tied):
     optim.multipliers(shapes, cfg.optim.decay_multiplier)
     # Read everywhere: to no effect where queries and keys are normed anyway, and where matrices are
     # projected onto the sphere after they have their initial values.
-    everywhere = {"model.qk_norm", "model.output_init"}
+    everywhere = {"model.qk_norm", "model.output_init", "model.embedding_std"}
     options = _table("model.topology") - everywhere
     assert reads & options == _readers("model.topology", name) - everywhere
     normed = bool({"query_norm", "qk_scale"} & set(shapes["block"]["attention"]))

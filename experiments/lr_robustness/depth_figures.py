@@ -34,7 +34,7 @@ def losses_against_rate(
     )
     top = unigram_nats + _SHARE_ABOVE * (unigram_nats - least)
     drawn: dict[str, list] = {}
-    for axes, (depth, by_topology) in zip(np.atleast_1d(panels), losses.items(), strict=True):
+    for axes, (depth, by_topology) in zip(panels, losses.items(), strict=True):
         drawn[f"L{depth}"] = [
             figures.draw_over_seeds(
                 axes,
@@ -47,7 +47,7 @@ def losses_against_rate(
         ]
         figures.draw_unigram_line(axes, unigram_nats)
         axes.set(xscale="log", xlabel="peak learning rate", title=f"{depth} sub-layers")
-    np.atleast_1d(panels)[0].set(
+    panels[0].set(
         ylabel="final validation loss, nats/token", ylim=(None, top + 0.01 * (top - least))
     )
     figures.share_legend(figure, panels)
@@ -73,7 +73,7 @@ def usable_rates(
     """
     figure, panels = figures.new_row(len(edges), (3.1 * len(edges) + 1.6, 3.6), sharey=True)
     drawn: dict[str, dict] = {}
-    for axes, (depth, by_topology) in zip(np.atleast_1d(panels), edges.items(), strict=True):
+    for axes, (depth, by_topology) in zip(panels, edges.items(), strict=True):
         grid = grids[depth]
         for topology, by_nats in by_topology.items():
             known = {float(nats): row for nats, row in by_nats.items() if row["mean"] is not None}
@@ -95,7 +95,7 @@ def usable_rates(
         for rate in grid:
             axes.axhline(rate, color="0.9", linewidth=0.6, zorder=0)
         axes.set(yscale="log", xlabel="nats below the unigram line", title=f"{depth} sub-layers")
-    np.atleast_1d(panels)[0].set(ylabel="largest usable learning rate")
+    panels[0].set(ylabel="largest usable learning rate")
     figures.share_legend(figure, panels)
     figures.explain(
         figure,

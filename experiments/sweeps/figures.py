@@ -62,7 +62,10 @@ def new_row(
 ) -> tuple[figure_lib.Figure, Sequence[axes_lib.Axes]]:
     """A figure in the experiments' style, with panels side by side; `size` in inches."""
     with matplotlib.rc_context(_STYLE):
-        return pyplot.subplots(1, num_panels, figsize=size, layout="constrained", sharey=sharey)
+        figure, grid = pyplot.subplots(
+            1, num_panels, figsize=size, layout="constrained", sharey=sharey, squeeze=False
+        )
+    return figure, list(grid[0])
 
 
 def save(figure: figure_lib.Figure, out: pathlib.Path, stem: str, data: Mapping | Sequence) -> None:

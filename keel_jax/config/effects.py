@@ -15,13 +15,29 @@ class Reader(typing.NamedTuple):
     reads: typing.Callable[[typing.Any], bool]
     # For the message: what reads it.
     by: str
+    # A switch under which it is read whatever the decider's value.
+    switch: str | None = None
 
 
 def _choices(option: str, decider: str, *values: str) -> Reader:
     return Reader(option, decider, values.__contains__, f"{decider} {', '.join(values)}")
 
 
-_WITH_RESIDUAL_PARAMS = topologies.names(lambda row: bool(row.residual_params))
+def _unless_unit_rows(option: str) -> Reader:
+    return Reader(
+        option,
+        "model.topology",
+        lambda topology: not topologies.row(topology).has_unit_rows,
+        "every other topology; here the rows of matrices have unit length",
+    )
+
+
+def _of_residual_params(option: str) -> Reader:
+    names = topologies.names(lambda row: bool(row.residual_params))
+    switch = "model.learned_branch"
+    by = f"model.topology {', '.join(names)}, and with {switch}"
+    return Reader(option, "model.topology", names.__contains__, by, switch)
+
 
 # Not included: optim.warmup_steps with linear_ramp, which is a warm-up as long as the run and
 # ignores the option, as the option's comment says. Config files set warmup_steps for the other
@@ -38,12 +54,8 @@ READERS = (
         lambda topology: not topologies.row(topology).has_own_qk_norm,
         "every other topology; here queries and keys are always normed",
     ),
-    Reader(
-        "model.output_init",
-        "model.topology",
-        lambda topology: not topologies.row(topology).has_unit_rows,
-        "every other topology; here the rows of matrices have unit length",
-    ),
+    _unless_unit_rows("model.output_init"),
+    _unless_unit_rows("model.embedding_std"),
     _choices("model.recompute.segment_blocks", "model.recompute.plan", "segments"),
     _choices("model.recompute.save", "model.recompute.plan", "block", "segments"),
     _choices("model.recompute.offload", "model.recompute.plan", "block", "segments"),
@@ -61,8 +73,8 @@ READERS = (
     _choices("optim.epsilon", "optim.name", "adamw", "adafactor", "muon"),
     _choices("optim.final_lr_fraction", "optim.schedule", "cosine", "wsd"),
     _choices("optim.wsd_decay_fraction", "optim.schedule", "wsd"),
-    _choices("optim.lr_multiplier.residual", "model.topology", *_WITH_RESIDUAL_PARAMS),
-    _choices("optim.decay_multiplier.residual", "model.topology", *_WITH_RESIDUAL_PARAMS),
+    _of_residual_params("optim.lr_multiplier.residual"),
+    _of_residual_params("optim.decay_multiplier.residual"),
     Reader(
         "optim.lr_multiplier.output",
         "model.tie_embeddings",
@@ -99,7 +111,9 @@ def without_effect(config: typing.Any, default: typing.Any) -> typing.Any:
       config: the run, a tree of dataclasses.
       default: (dotted name) -> the option's default.
     """
-    for option, decider, reads, by in READERS:
+    for option, decider, reads, by, switch in READERS:
+        if switch and _get(config, switch):
+            continue
         value, decides, reset = _get(config, option), _get(config, decider), default(option)
         if value != reset and not reads(decides):
             flag = "leave it unset" if reset is None else f"set --config.{option}={_flag(reset)}"

@@ -112,6 +112,11 @@ class ModelConfig:
     final_norm: str = option("auto", Change.MODEL)
     # Weight of the stream in the residual sum; None: the topology's own (Keel: L = 2N).
     alpha: float | None = option(None, Change.MODEL)
+    # CompleteP: weight of the branch in the residual sum; None: its own, 1/L.
+    branch_scale: float | None = option(None, Change.MODEL)
+    # A learned scalar per sub-layer, initially 1, multiplies the branch's weight. In no paper: a
+    # control (experiments/branch_weight).
+    learned_branch: bool = option(False, Change.MODEL)
     # Keel's block 0: "v2" (outer norm after its FFN) or "v1" (no outer norm), as in the paper.
     keel_first_block: str = option("v2", Change.MODEL)
     # Mix-LN: fraction of the blocks, from the first, that are Post-LN.
@@ -126,6 +131,8 @@ class ModelConfig:
     ngpt_rate: float = option(0.05, Change.MODEL)
     # Standard deviation of every weight's normal initializer (paper: 0.02); nGPT rescales them.
     init_std: float = option(0.02, Change.RUN)
+    # Of the embedding table; None: init_std. At 1 the stream begins with an RMS of 1.
+    embedding_std: float | None = option(None, Change.RUN)
     # Of the last matrix of each branch: "same", or "over_sqrt_depth", init_std / sqrt(2N), as GPT-2
     # has it: the 2N branches of a Pre-LN model then add up to the variance of one.
     output_init: str = option("same", Change.RUN)
@@ -165,8 +172,9 @@ class ModelConfig:
         limits.positive("model.init_std", self.init_std)
         limits.positive("model.ngpt_rate", self.ngpt_rate)
         limits.fraction("model.mix_ln_post_fraction", self.mix_ln_post_fraction)
-        if self.alpha is not None:
-            limits.positive("model.alpha", self.alpha)
+        for name in ("alpha", "branch_scale", "embedding_std"):
+            if (value := getattr(self, name)) is not None:
+                limits.positive(f"model.{name}", value)
         if self.num_heads % self.num_kv_heads:
             raise errors.UserError(
                 f"model.num_heads={self.num_heads} is not a multiple of "

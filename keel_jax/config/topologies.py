@@ -35,11 +35,11 @@ class Row:
     is_reversible: bool = False
 
 
-def _keel(name: str, residual_params: tuple[str, ...] = ()) -> Row:
+def _keel(name: str, residual_params: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Row:
     return Row(
         name=name,
         arxiv="2601.19895",
-        options=("alpha", "keel_first_block"),
+        options=("alpha", "keel_first_block", *options),
         residual_params=residual_params,
         is_reversible=True,
     )
@@ -57,7 +57,7 @@ def _hyper_connections(name: str, arxiv: str, residual_params: tuple[str, ...]) 
 
 
 ROWS = (
-    _keel("keel"),
+    _keel("keel", options=("learned_branch",)),
     _keel("keel_no_inner_norm"),
     _keel("keel_scaled_input", residual_params=("beta",)),
     _keel("keel_scaled_inner_norm", residual_params=("beta",)),
@@ -71,7 +71,7 @@ ROWS = (
     Row(name="peri_ln", arxiv="2502.02732"),
     Row(name="layernorm_scaling", arxiv="2502.05795"),
     Row(name="olmo2", arxiv="2501.00656"),
-    Row(name="complete_p", arxiv="2505.01618"),
+    Row(name="complete_p", arxiv="2505.01618", options=("branch_scale", "learned_branch")),
     Row(name="rezero", arxiv="2003.04887", residual_params=("residual_scale",)),
     Row(name="resi_dual", arxiv="2304.14802", is_single_stream=False),
     Row(name="siamese_norm", arxiv="2602.08064", is_single_stream=False, is_kept_by_zero=False),

@@ -271,8 +271,9 @@ def sublayer_context(
     names = [n for n in ("inner_norm", "outer_norm", "branch_norm") if topology.has(n, sublayer)]
     names += ["beta"] if topology.has_beta else []
     params = {name: norm_gain(module, name, m.d_model) for name in names}
-    if topology.has_residual_scale:
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ())
+    if topology.residual_scale is not None:
+        constant = nn.initializers.constant(topology.residual_scale)
+        init = nn.with_logical_partitioning(constant, ())
         params["residual_scale"] = _param(module, "residual_scale", init, ())
     own = residual.rule(m).parameters(m, sublayer, inputs.block)
     params |= {name: rule_parameter(module, name, leaf) for name, leaf in own.items()}

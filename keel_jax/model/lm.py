@@ -115,8 +115,9 @@ class Embedding(nn.Module):
 
     def setup(self) -> None:
         m = self.model
+        std = m.init_std if m.embedding_std is None else m.embedding_std
         self.table = layers.weight(
-            self, "table", (m.vocab_size, m.d_model), ("vocab", "table_embed"), m.init_std
+            self, "table", (m.vocab_size, m.d_model), ("vocab", "table_embed"), std
         )
         if residual.topology(m).embedding_norm:
             self.norm = layers.norm_gain(self, "norm", m.d_model)

@@ -100,6 +100,18 @@ def stack(attention: dict | None, ffn: dict | None) -> dict | None:
     return jax.tree.map(lambda *pair: jnp.stack(pair), attention, ffn)
 
 
+def branch_weight(topology: residual.Topology, params: Mapping) -> Array:
+    """|a| b, the size of each branch's weight in the residual sum, float32 [N, 2].
+
+    Args: as in `effective_alpha`.
+    """
+    scale_N2 = jnp.asarray(topology.branch_scale)
+    if topology.residual_scale is None:
+        return scale_N2
+    learned = [params["block"][name]["residual_scale"] for name in residual.SUBLAYERS.values()]
+    return scale_N2 * jnp.abs(jnp.stack(learned, axis=1))
+
+
 def effective_alpha(topology: residual.Topology, params: Mapping) -> Array:
     """alpha_l * rms(g_out(l - 1)) / rms(g_in(l)), float32 [N, 2] (PAPER: arXiv:2601.19895, §2).
 

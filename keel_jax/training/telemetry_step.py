@@ -74,7 +74,7 @@ def _sublayers(stats, model: config.ModelConfig, params) -> dict:
     """The [N, 2] statistics, from the means of the scan and its probes."""
     topology = residual.topology(model)
     stream_N2, branch_N2 = (jnp.sqrt(stats[f"{name}_square"]) for name in ("stream", "branch"))
-    scale_N2 = jnp.asarray(topology.branch_scale / topology.alpha)
+    scale_N2 = telemetry.branch_weight(topology, params) / jnp.asarray(topology.alpha)
     return {
         "stream_rms": stream_N2,
         "branch_rms": branch_N2,

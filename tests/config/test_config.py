@@ -148,12 +148,15 @@ def test_differences_name_both_values():
 _REVERSIBLE = dict(recompute=dict(plan="reversible", anchor_blocks=3))
 _EFFECTS = {
     "model.alpha": (3.0, dict(topology="deepnorm"), dict(topology="pre_ln")),
+    "model.branch_scale": (0.5, dict(topology="complete_p"), dict(topology="pre_ln")),
+    "model.learned_branch": (True, dict(topology="keel"), dict(topology="keel_no_inner_norm")),
     "model.keel_first_block": ("v1", dict(topology="keel_scaled_input"), dict(topology="post_ln")),
     "model.mix_ln_post_fraction": (0.5, dict(topology="mix_ln"), dict(topology="keel")),
     "model.hyper_streams": (3, dict(topology="mhc"), dict(topology="pre_ln")),
     "model.attn_res_groups": (2, dict(topology="attention_residuals"), dict(topology="mhc")),
     "model.ngpt_rate": (0.1, dict(topology="ngpt"), dict(topology="mhc")),
     "model.output_init": ("over_sqrt_depth", dict(topology="keel"), dict(topology="ngpt")),
+    "model.embedding_std": (1.0, dict(topology="keel"), dict(topology="ngpt")),
     "model.qk_norm": (True, dict(topology="keel"), dict(topology="hybridnorm_star")),
     "model.recompute.offload_saved": (
         True,
@@ -249,6 +252,13 @@ def test_an_option_without_effect_is_refused(option):
     told = str(refusal.value)
     assert f"{option}={value!r} has no effect with {decider}={decides!r}" in told
     assert f"Change {decider}, or" in told and "its default" in told
+
+
+def test_a_learned_branch_reads_the_multipliers_of_its_group():
+    cfg = conftest.tiny_config(
+        model=dict(learned_branch=True), optim=dict(lr_multiplier=dict(residual=2.0))
+    )
+    assert cfg.optim.lr_multiplier.residual == 2.0
 
 
 _FLOATS = {

@@ -162,6 +162,7 @@ def test_identity_keeps_the_function(topology, position):
         dict(topology="deepnorm", alpha=1.5),
         dict(topology="hybridnorm", num_blocks=1),
         dict(topology="pre_ln", final_norm="off"),
+        dict(topology="complete_p", learned_branch=True),
         dict(tie_embeddings=True, qk_norm=True),
     ],
     ids=str,

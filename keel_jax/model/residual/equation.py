@@ -49,8 +49,9 @@ class Topology:
     branch_norm: np.ndarray
     # A learned vector beta scales the branch's input, in every block.
     has_beta: bool = False
-    # A learned scalar a, initially 0, scales the branch's output, in every sub-layer.
-    has_residual_scale: bool = False
+    # Initial value of a learned scalar a that scales the branch's output, in every sub-layer; None:
+    # there is none.
+    residual_scale: float | None = None
     # RMSNorm on each head of queries, keys and values.
     qkv_norm: bool = False
     # nGPT: weights, stream, queries and keys have length 1 along the model or head dimension.
@@ -186,7 +187,7 @@ def residual_sum(
     f32_BTD = branch_output(f_BTD, gains, topology, sublayer, epsilon=epsilon)
     if (topology.branch_scale != 1).any():
         f32_BTD = inputs.topology["branch_scale"][sublayer] * f32_BTD
-    if topology.has_residual_scale:
+    if topology.residual_scale is not None:
         f32_BTD = gains["residual_scale"] * f32_BTD
     z_BTD = x_BTD.astype(jnp.float32)
     if (topology.alpha != 1).any():

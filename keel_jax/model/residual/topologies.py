@@ -25,7 +25,7 @@ def _equation(function):
 @_equation
 def keel(model: config.ModelConfig) -> Topology:
     """x' = LN(alpha x + F(LN(x)))."""
-    return _keel_like(model, inner=True)
+    return _keel_like(model, inner=True, residual_scale=_learned(model))
 
 
 @_equation
@@ -139,12 +139,24 @@ def olmo2(model: config.ModelConfig) -> Topology:
 
 @_equation
 def complete_p(model: config.ModelConfig) -> Topology:
-    """x' = x + F(LN(x)) / L: CompleteP's branch multiplier (2505.01618).
+    """x' = x + b F(LN(x)), b = 1/L: CompleteP's branch multiplier (2505.01618).
 
     Its depth rule for AdamW does not change the learning rate and scales epsilon with 1/L; the
     default epsilon is far below either.
     """
-    return uniform(model.num_blocks, b=1 / model.num_sublayers, inner=True, final_norm=True)
+    b = 1 / model.num_sublayers if model.branch_scale is None else model.branch_scale
+    return uniform(
+        model.num_blocks, b=b, inner=True, final_norm=True, residual_scale=_learned(model)
+    )
+
+
+def _learned(model: config.ModelConfig) -> float | None:
+    """The initial value of the learned factor of each branch's weight; None: the weight is fixed.
+
+    It is the weight over its initial value, and not the weight, so that an optimizer whose steps
+    have the size of the learning rate moves a weight of 1/L and one of 1 at the same pace.
+    """
+    return 1.0 if model.learned_branch else None
 
 
 @_equation
@@ -154,4 +166,4 @@ def rezero(model: config.ModelConfig) -> Topology:
     The authors' Transformer shares one a between the two sub-layers of a block; the equation does
     not, and neither does this code. There are no norms, not even a final one.
     """
-    return uniform(model.num_blocks, has_residual_scale=True)
+    return uniform(model.num_blocks, residual_scale=0.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keel_jax import config
+from keel_jax.config import topologies
 from keel_jax.model import attention, lm
 from tests import reference
 
@@ -102,6 +103,35 @@ def test_alpha_override(topology):
     assert_agrees(small(topology=topology, alpha=2.7))
 
 
+@pytest.mark.parametrize("weight", (0.3, 1.0))
+def test_branch_scale(weight):
+    assert_agrees(small(topology="complete_p", branch_scale=weight))
+
+
+def test_complete_p_with_a_branch_scale_of_1_is_pre_ln():
+    params = reference.random_params(small(topology="pre_ln"), 0)
+    tokens_BT, ids_BT = batch(small())
+    one, other = (
+        compiled(small(**options))(params, tokens_BT, ids_BT)
+        for options in (dict(topology="complete_p", branch_scale=1.0), dict(topology="pre_ln"))
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("topology", topologies.readers("learned_branch"))
+def test_a_learned_branch(topology):
+    """The equation with learned weights, and the topology itself as long as they are initial."""
+    model = small(topology=topology, learned_branch=True)
+    assert_agrees(model)
+    params = lm.init(lm.LanguageModel(model), jax.random.key(0))
+    tokens_BT, ids_BT = batch(model)
+    learned = compiled(model)(params, tokens_BT, ids_BT)
+    for sublayer in params["block"].values():
+        np.testing.assert_array_equal(sublayer.pop("residual_scale"), np.ones(model.num_blocks))
+    fixed = compiled(small(topology=topology))(params, tokens_BT, ids_BT)
+    np.testing.assert_array_equal(learned, fixed)
+
+
 @pytest.mark.parametrize("fraction", (0.0, 0.5, 1.0))
 def test_mix_ln_fraction(fraction):
     assert_agrees(small(topology="mix_ln", mix_ln_post_fraction=fraction))
@@ -169,6 +199,7 @@ def test_no_segment_ids_is_one_segment(plan):
         *(dict(topology=name, keel_first_block="v1") for name in KEEL_FAMILY),
         dict(qk_norm=True),
         dict(tie_embeddings=True),
+        *(dict(topology=n, learned_branch=True) for n in topologies.readers("learned_branch")),
         dict(topology="mix_ln", mix_ln_post_fraction=0.0),
         dict(topology="mix_ln", mix_ln_post_fraction=1.0),
     ),
