@@ -96,6 +96,13 @@ def define_sweep_flags() -> None:
         "Module that trains a group, with its own flags: keel_jax.train, or a launcher, as in "
         "'launch.local --num_processes=2'.",
     )
+    flags.DEFINE_integer(
+        "jobs",
+        1,
+        "Groups of trials to run side by side, each on its share of the CPU's cores; 1 where an "
+        "accelerator trains.",
+        lower_bound=1,
+    )
     flags.DEFINE_bool("dry_run", False, "Print the commands of what would be run, and exit.")
 
 
@@ -110,6 +117,7 @@ def run_sweep(request: Request, presets: Presets, analyse: Analysis) -> int:
         max_trials=preset.max_trials,
         shard=parse_shard(values.shard),
         launcher=values.launcher,
+        jobs=values.jobs,
     )
     if values.dry_run:
         for command in sweep.commands(preset.points):

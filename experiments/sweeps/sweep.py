@@ -1,13 +1,17 @@
 """Runs the points of a sweep through the driver, those of a series as trials of one program.
 
 Every group of trials is one process: `python -m keel_jax.train`, or a launcher in its place.
-Finished points are skipped, so an interrupted sweep goes on where it was, and points that are added
-later are run alone. A diverged point is a result. A group that fails is started once more; if it
-fails again, its points are missing.
+Several may run side by side, each on its share of the cores (`Sweep.jobs`). Finished points are
+skipped, so an interrupted sweep goes on where it was, and points that are added later are run
+alone. A diverged point is a result. A group that fails is started once more; if it fails again, its
+points are missing.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import shlex
 import subprocess
@@ -24,9 +28,23 @@ from keel_jax.training import status as status_lib
 
 _ATTEMPTS = 2
 _POLL_SECONDS = 0.5
+_LOG, _STATUS = "log.txt", status_lib.FILE
 # Codes after which no other group is started.
 _STOPS = (exit_codes.PREEMPTED, exit_codes.INTERRUPTED, exit_codes.LEFT_RUNNING)
 _STATES = {exit_codes.DONE: outcome_lib.DONE, exit_codes.DIVERGED: outcome_lib.DIVERGED}
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Running:
+    """A group whose process has been started."""
+
+    group: list[point_lib.Point]
+    # The place among the groups that run side by side, from 0.
+    slot: int
+    process: subprocess.Popen
+    # When the first attempt began; `time.monotonic`.
+    begin: float
+    attempt: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +61,8 @@ class Sweep:
     shard: tuple[int, int] = (0, 1)
     # Module that trains, with its own flags: "keel_jax.train", or "launch.slurm --nodes=4 …".
     launcher: str = "keel_jax.train"
+    # Groups that run side by side. With several, each has its share of this process's cores.
+    jobs: int = 1
 
     def run(self, points: Sequence[point_lib.Point]) -> int:
         """Runs what has no result yet; DONE, or the code after which nothing more was started.
@@ -60,10 +80,7 @@ class Sweep:
             flush=True,
         )
         with progress.SweepProgress(sum(len(todo) for _, todo in pending)) as bar:
-            for _, todo in pending:
-                if (code := self._run_group(todo, bar)) in _STOPS:
-                    return code
-        return exit_codes.DONE
+            return self._run_groups([todo for _, todo in pending], bar)
 
     def outcomes(self, points: Sequence[point_lib.Point]) -> list[outcome_lib.Outcome]:
         """What became of every point, in order."""
@@ -88,48 +105,81 @@ class Sweep:
     def _pending(self, group: Sequence[point_lib.Point]) -> list[point_lib.Point]:
         return [outcome.point for outcome in self.outcomes(group) if not outcome.has_result]
 
-    def _run_group(self, group: list[point_lib.Point], bar: progress.SweepProgress) -> int:
-        """Runs one group, twice if need be, and records its points; the last exit code."""
-        begin = time.monotonic()
-        log = self._workdir(group) / "log.txt"
-        code = exit_codes.DONE
-        for attempt in range(1, _ATTEMPTS + 1):
-            bar.start_group(group, attempt)
-            code = self._train(group, bar)
-            seconds = time.monotonic() - begin
-            statuses = self._final_statuses(group) if code in _STATES else None
-            if statuses:
-                self._record_results(group, statuses, attempt, seconds)
-                bar.end_group(len(group), f"exit code {code}, {seconds:.0f} s")
-                return code
-            if code in _STOPS:
-                bar.end_group(0, f"stopped with exit code {code} ({log}); the same command goes on")
-                return code
-            said = " and no final status.json" if code in _STATES else ""
-            bar.end_group(0, f"failed with exit code {code}{said}, see {log}")
-        for point in group:
-            self._record(point, outcome_lib.MISSING, {"attempts": _ATTEMPTS, "exit_code": code})
-        return code
+    def _run_groups(
+        self, groups: Sequence[list[point_lib.Point]], bar: progress.SweepProgress
+    ) -> int:
+        """Runs every group, `jobs` of them side by side; the exit code of `run`."""
+        waiting = collections.deque(groups)
+        running: dict[int, _Running] = {}
+        try:
+            while waiting or running:
+                for slot in range(self.jobs):
+                    if slot not in running and waiting:
+                        running[slot] = self._start(waiting.popleft(), slot, bar)
+                time.sleep(_POLL_SECONDS)
+                for slot, each in list(running.items()):
+                    if (code := each.process.poll()) is None:
+                        status = best_effort.read_object(self._workdir(each.group) / _STATUS)
+                        bar.update(slot, len(each.group), status)
+                    elif code in _STOPS:
+                        del running[slot]
+                        log = self._workdir(each.group) / _LOG
+                        said = f"stopped with exit code {code} ({log}); the same command goes on"
+                        bar.end_group(slot, 0, said)
+                        return code
+                    elif self._has_ended(each, code, bar):
+                        del running[slot]
+        except KeyboardInterrupt:
+            return exit_codes.PREEMPTED
+        finally:
+            # On a terminal SIGINT has reached the processes, too. The driver takes a second signal
+            # right after the first for the same request.
+            for each in running.values():
+                each.process.terminate()
+            for each in running.values():
+                each.process.wait()
+        return exit_codes.DONE
 
-    def _train(self, group: list[point_lib.Point], bar: progress.SweepProgress) -> int:
-        """Runs the group's process to its end, and passes a stop request on to it."""
+    def _start(
+        self, group: list[point_lib.Point], slot: int, bar: progress.SweepProgress
+    ) -> _Running:
+        bar.start_group(slot, group, attempt=1)
+        return _Running(
+            group=group, slot=slot, process=self._train(group, slot), begin=time.monotonic()
+        )
+
+    def _has_ended(self, each: _Running, code: int, bar: progress.SweepProgress) -> bool:
+        """Records a group whose process has exited, or starts it once more if it failed."""
+        log = self._workdir(each.group) / _LOG
+        seconds = time.monotonic() - each.begin
+        statuses = self._final_statuses(each.group) if code in _STATES else None
+        if statuses:
+            self._record_results(each.group, statuses, each.attempt, seconds)
+            bar.end_group(each.slot, len(each.group), f"exit code {code}, {seconds:.0f} s")
+            return True
+        said = " and no final status.json" if code in _STATES else ""
+        bar.end_group(each.slot, 0, f"failed with exit code {code}{said}, see {log}")
+        if each.attempt < _ATTEMPTS:
+            each.attempt += 1
+            bar.start_group(each.slot, each.group, each.attempt)
+            each.process = self._train(each.group, each.slot)
+            return False
+        for point in each.group:
+            self._record(point, outcome_lib.MISSING, {"attempts": _ATTEMPTS, "exit_code": code})
+        return True
+
+    def _train(self, group: list[point_lib.Point], slot: int) -> subprocess.Popen:
+        """Starts the group's process, whose output goes to a log of its own."""
         workdir = self._workdir(group)
         workdir.mkdir(parents=True, exist_ok=True)
-        with (workdir / "log.txt").open("a") as log:
+        with (workdir / _LOG).open("a") as log:
             process = subprocess.Popen(
                 self._command(group), stdout=log, stderr=log, cwd=point_lib.ROOT
             )
-            try:
-                while (code := process.poll()) is None:
-                    time.sleep(_POLL_SECONDS)
-                    bar.update(len(group), best_effort.read_object(workdir / status_lib.FILE))
-            except KeyboardInterrupt:
-                # On a terminal SIGINT has reached the process, too. The driver takes a second
-                # signal right after the first for the same request.
-                process.terminate()
-                process.wait()
-                return exit_codes.PREEMPTED
-        return code
+        if self.jobs > 1 and (cores := _share_of_cores(slot, self.jobs)):
+            with contextlib.suppress(ProcessLookupError):  # it has exited already
+                os.sched_setaffinity(process.pid, cores)
+        return process
 
     def _command(self, group: Sequence[point_lib.Point]) -> list[str]:
         data = pathlib.Path(self._data_of(group)).absolute()
@@ -177,7 +227,7 @@ class Sweep:
         """status.json of each trial; None if one does not say how it ended, as on a full disk."""
         statuses = []
         for directory in self._directories(group):
-            match status := best_effort.read_object(directory / status_lib.FILE):
+            match status := best_effort.read_object(directory / _STATUS):
                 case {"exit_code": code, "step": int(), "compilations": dict()} if code in _STATES:
                     statuses.append(status)
                 case _:
@@ -196,6 +246,17 @@ class Sweep:
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"digest": self._digest([point]), "state": state, "step": 0, "workdir": None}
         files.write_checked_json(path, {**record, **details})
+
+
+def _share_of_cores(slot: int, jobs: int) -> set[int]:
+    """The cores of one of the groups that run side by side; none where cores are not assigned.
+
+    XLA's programs then have a thread for each of them and no more.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # as on macOS
+        return set()
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[slot::jobs]) or {cores[slot % len(cores)]}
 
 
 @functools.cache

@@ -131,14 +131,59 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(faked, code):
     assert {o.state for o in faked.outcomes(points)} == {"done"}
 
 
-def test_ctrl_c_reaches_the_run_and_the_same_command_goes_on(faked):
+def _three_series():
+    return [
+        each
+        for name, blocks in (("a", 2), ("b", 3), ("c", 4))
+        for each in points_of_tiny.grid(name, overrides={"model.num_blocks": blocks})
+    ]
+
+
+def test_groups_side_by_side_have_the_results_of_groups_in_turn(faked, tmp_path):
+    in_turn = dataclasses.replace(faked, runs=tmp_path / "in_turn")
+    both = dataclasses.replace(faked, jobs=2)
+    (failing := both.runs).mkdir()
+    (failing / "FAILURES").write_text("1")  # one of them is started once more
+    for each in (in_turn, both):
+        assert each.run(_three_series()) == exit_codes.DONE
+    assert _starts(both.runs) == 4
+    found = [[o.summary() for o in each.outcomes(_three_series())] for each in (in_turn, both)]
+    assert found[0] == found[1] and len(found[0]) == 12
+
+
+def test_a_stop_of_one_of_two_side_by_side_stops_both(faked):
+    both = dataclasses.replace(faked, jobs=2)
+    faked.runs.mkdir()
+    (faked.runs / "STOP").write_text(str(exit_codes.INTERRUPTED))
+    assert both.run(_three_series()) == exit_codes.INTERRUPTED
+    assert _starts(faked.runs) <= 2
+    (faked.runs / "STOP").unlink()
+    assert both.run(_three_series()) == exit_codes.DONE
+    assert {o.state for o in faked.outcomes(_three_series())} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "shares"),
+    [
+        ({0, 1}, 2, [{0}, {1}]),
+        ({2, 3, 5, 8, 9}, 2, [{2, 5, 9}, {3, 8}]),
+        ({4}, 3, [{4}, {4}, {4}]),
+    ],
+)
+def test_cores_are_shared_out(monkeypatch, cores, jobs, shares):
+    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda pid: cores)
+    assert [sweep._share_of_cores(slot, jobs) for slot in range(jobs)] == shares
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_reaches_the_runs_and_the_same_command_goes_on(faked, jobs):
     faked.runs.mkdir()
     (faked.runs / "HANG").touch()
     script = (
         "import pathlib, sys\nfrom tests.experiments.sweeps import points_of_tiny\n"
         "from experiments.sweeps import sweep\n"
         f"made = sweep.Sweep(runs=pathlib.Path({str(faked.runs)!r}), data={faked.data!r}, "
-        f"launcher={faked.launcher!r})\n"
+        f"launcher={faked.launcher!r}, jobs={jobs}, max_trials=2)\n"
         "sys.exit(made.run(points_of_tiny.grid()))\n"
     )
     # A session of its own: the signal reaches the sweep alone.
@@ -146,7 +191,7 @@ def test_ctrl_c_reaches_the_run_and_the_same_command_goes_on(faked):
         [sys.executable, "-c", script], cwd=point.ROOT, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while not _starts(faked.runs):
+    while _starts(faked.runs) < jobs:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
