@@ -8,7 +8,7 @@ from experiments.sweeps import results
 from keel_jax import errors
 
 EXPERIMENTS = pathlib.Path(__file__).parent
-PRESETS = ("micro", "deep", "controls", "small", "paper")
+PRESETS = ("micro", "deep", "controls", "overnight", "gpu", "small", "paper")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,6 +128,7 @@ def _checks(fixed: Mapping, ramp: Mapping) -> dict:
 def _analyse_depth(outcomes: Outcomes, out: pathlib.Path, data: str, name: str) -> dict:
     """The numbers of one depth, named "L64" and so on, by protocol."""
     at_fixed_rates = _by_topology(outcomes, points.FIXED)
+    over_long_runs = _by_topology(outcomes, points.LONG)
     without_clipping = _by_topology(outcomes, points.UNCLIPPED)
     on_ramps = _by_topology(outcomes, points.RAMP)
     numbers, losses = {}, {}
@@ -136,6 +137,11 @@ def _analyse_depth(outcomes: Outcomes, out: pathlib.Path, data: str, name: str) 
         numbers["fixed"] = _analyse_fixed(losses, at_fixed_rates, out, data, name)
         if on_ramps:
             numbers["fixed"] |= _advantages(losses)
+    if over_long_runs:
+        longer = {t: comparison.losses_by_rate(runs) for t, runs in over_long_runs.items()}
+        numbers["long"] = _analyse_fixed(longer, over_long_runs, out, data, f"{name}_long")
+        unigram_nats = numbers["long"]["unigram_eval_nats"]
+        numbers["lasting"] = _lasting(losses, longer, unigram_nats)
     if without_clipping:
         numbers["unclipped"] = {
             "losses": {
@@ -208,6 +214,34 @@ def _analyse_fixed(
         "largest_stable_rate_ordering": ramps.orderings(claimed),
     }
     return numbers
+
+
+def _lasting(
+    losses: Mapping[str, comparison.Losses],
+    longer: Mapping[str, comparison.Losses],
+    unigram_nats: float,
+) -> dict:
+    """By how much each pair's advantage of `nats_below` is larger after the longer runs, by pair.
+
+    On the rates that both lengths have, paired by seed.
+    """
+    grid = sorted(
+        set.intersection(*(set(rows) for each in (losses, longer) for rows in each.values()))
+    )
+    if not grid:
+        return {}
+    short_rows, long_rows = (
+        {t: merit.rows_by_seed(rows, grid) for t, rows in each.items()} for each in (losses, longer)
+    )
+    return {
+        f"{first} over {second}": merit.growth(
+            (short_rows[first], short_rows[second]),
+            (long_rows[first], long_rows[second]),
+            unigram_nats,
+        )
+        for first, second in PAIRS
+        if {first, second} <= set(short_rows) & set(long_rows)
+    }
 
 
 def _advantages(losses: Mapping[str, comparison.Losses]) -> dict:

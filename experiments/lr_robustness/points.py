@@ -1,5 +1,7 @@
 """The runs of each preset: ramps and fixed learning rates, topology by topology."""
 
+import math
+import types
 from collections.abc import Mapping, Sequence
 
 from experiments.sweeps import experiment, point
@@ -11,16 +13,26 @@ SUBLAYERS = (64, 512)
 # Controls: what else than Keel's equation could explain the difference to Pre-LN. Its branches are
 # divided by L (complete_p), or their last matrices begin smaller, as in GPT-2.
 CONTROLS = ("complete_p", "pre_ln_gpt2")
-# Fixed rates; the same without clipping; and the paper's ramps.
-FIXED, UNCLIPPED, RAMP = "fixed", "unclipped", "ramp"
+# Fixed rates; the same over a longer run; without clipping; and the paper's ramps.
+FIXED, LONG, UNCLIPPED, RAMP = "fixed", "long", "unclipped", "ramp"
 
 # The grid at depth, over which losses are averaged (`sweeps.merit`), and the rate of the paper's
 # Fig. 1a: an aggressive one, at which curves are shown and spikes are counted.
 GRID = (1e-3, 3.2e-3, 1e-2, 3.2e-2, 1e-1)
 GRID_1024 = GRID[:3]
+GRID_GPU = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 AGGRESSIVE_RATE = 3.2e-2
 # With two more between the grid's, where the losses at 64 sub-layers are lowest.
 _GRID_64 = (1e-3, 3.2e-3, 5.6e-3, 1e-2, 1.8e-2, 3.2e-2, 1e-1)
+# Of the long runs, four times as long as those of `configs/deep.py`, and the rates about the best.
+_LONG = {"train.num_steps": 2400, "optim.warmup_steps": 240}
+GRID_LONG = (3.2e-3, 1e-2, 3.2e-2)
+# Twice as wide as `configs/deep.py`, with the scale at initialization carried over from 1024.
+_WIDTH_64 = {
+    "model.d_model": 64,
+    "model.d_ffn": 192,
+    "model.init_std": 0.02 * math.sqrt(1024 / 64),
+}
 # The first seed: 0 and 1 were a pilot's.
 _FIRST_SEED = 10
 # Options of what is no topology of its own.
@@ -92,6 +104,40 @@ def controls() -> experiment.Preset:
     return _preset_at_depth(list({point.name: point for point in points}.values()))
 
 
+def overnight() -> experiment.Preset:
+    """64 to 512 sub-layers, 64 wide, and two lengths of a run: two cores, ten hours at most.
+
+    Whether the differences of `deep` are there at twice the width, and whether they last.
+    """
+    points = []
+    for topology in ("keel", "pre_ln"):
+        points += _at_depth(topology, 256, GRID_LONG, 3, FIXED, _WIDTH_64)
+        points += _at_depth(topology, 256, GRID_LONG, 3, LONG, _WIDTH_64)
+    for topology in ("keel", "pre_ln", "complete_p"):
+        points += _at_depth(topology, 64, GRID, 3, FIXED, _WIDTH_64)
+        points += _at_depth(topology, 64, GRID_LONG, 3, LONG, _WIDTH_64)
+    for topology in ("keel", "pre_ln"):
+        points += _at_depth(topology, 128, GRID_LONG, 3, FIXED, _WIDTH_64)
+        points += _at_depth(topology, 512, GRID_1024, 3, FIXED, _WIDTH_64)
+    return _preset_at_depth(points)
+
+
+def gpu() -> experiment.Preset:
+    """256 and 1024 sub-layers, 64 wide, 16 x 128 tokens: eight minutes of one H200.
+
+    A step there is a matter of launches and not of sizes, so all 24 runs of a topology and depth
+    are trials of one program.
+    """
+    batch = {"train.batch_size": 16, "train.seq_len": 128, "train.eval_num_batches": 16}
+    points = []
+    for num_sublayers, num_steps in ((256, 600), (1024, 200)):
+        length = {"train.num_steps": num_steps, "optim.warmup_steps": num_steps // 10}
+        for topology in ("keel", "pre_ln"):
+            options = _WIDTH_64 | batch | length
+            points += _at_depth(topology, num_sublayers, GRID_GPU, 4, FIXED, options)
+    return experiment.Preset(points=points, embedded_vocab_size=384, max_trials=24)
+
+
 def small() -> experiment.Preset:
     """Every topology at 64 sub-layers and the paper's six at 512, 128 wide: one accelerator."""
     rates = (3e-4, 1e-3, 3e-3, 6e-3, 1e-2, 2e-2, 5e-2)
@@ -128,7 +174,15 @@ def paper() -> experiment.Preset:
     return experiment.Preset(points=points, max_trials=1)
 
 
-PRESETS = {"micro": micro, "deep": deep, "controls": controls, "small": small, "paper": paper}
+PRESETS = {
+    "micro": micro,
+    "deep": deep,
+    "controls": controls,
+    "overnight": overnight,
+    "gpu": gpu,
+    "small": small,
+    "paper": paper,
+}
 
 
 def _preset_at_depth(points: Sequence[point.Point]) -> experiment.Preset:
@@ -137,9 +191,14 @@ def _preset_at_depth(points: Sequence[point.Point]) -> experiment.Preset:
 
 
 def _at_depth(
-    topology: str, num_sublayers: int, rates: Sequence[float], num_seeds: int, protocol: str = FIXED
+    topology: str,
+    num_sublayers: int,
+    rates: Sequence[float],
+    num_seeds: int,
+    protocol: str = FIXED,
+    more: Mapping[str, object] = types.MappingProxyType({}),
 ) -> list[point.Point]:
-    overrides = {"optim.clip_norm": 0.0} if protocol == UNCLIPPED else {}
+    overrides = {UNCLIPPED: {"optim.clip_norm": 0.0}, LONG: _LONG}.get(protocol, {}) | dict(more)
     return point.grid(
         series(topology, num_sublayers, protocol),
         "experiments/configs/deep.py",

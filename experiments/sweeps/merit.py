@@ -149,6 +149,26 @@ def compare(
     }
 
 
+def growth(
+    before: tuple[Mapping[int, Row], Mapping[int, Row]],
+    after: tuple[Mapping[int, Row], Mapping[int, Row]],
+    unigram_nats: float,
+) -> dict:
+    """How much the first's advantage over the second in `nats_below` grows, paired by seed; nats.
+
+    Args:
+      before, after: losses of (first, second) on one grid, by seed.
+    """
+    seeds = sorted(set.intersection(*(set(rows) for rows in (*before, *after))))
+
+    def advantage(pair, seed):
+        first, second = (nats_below(rows[seed], unigram_nats) for rows in pair)
+        return first - second
+
+    gains = _exact([advantage(after, seed) - advantage(before, seed) for seed in seeds])
+    return gains | {"verdict": _verdict(gains, gains["p"])}
+
+
 def _at_best_of_others(rows: Mapping[int, Row], unigram_nats: float) -> dict[int, float]:
     """Each seed's loss there, the unigram line's at most; without seeds that have no such rate."""
     return {

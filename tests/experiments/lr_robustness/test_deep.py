@@ -8,7 +8,7 @@ from experiments.sweeps import experiment, registration, results, sweep
 from keel_jax.runtime import exit_codes
 
 # Millions of steps of a sub-layer in a trial, as docs/experiments.md says.
-_COSTS = {"deep": 22.2, "controls": 49.4}
+_COSTS = {"deep": 22.2, "controls": 49.4, "overnight": 26.6, "gpu": 17.2}
 
 
 def _series(preset):
@@ -18,7 +18,7 @@ def _series(preset):
     return members
 
 
-@pytest.mark.parametrize("preset", _COSTS)
+@pytest.mark.parametrize("preset", ["deep", "controls"])
 def test_all_topologies_of_a_depth_have_its_grid_and_its_first_seeds(preset):
     """So that every comparison is on one grid and paired."""
     for (topology, depth, protocol), members in _series(preset).items():
@@ -27,6 +27,18 @@ def test_all_topologies_of_a_depth_have_its_grid_and_its_first_seeds(preset):
         if protocol == points.FIXED:
             assert rates >= set(points.GRID_1024 if depth == 1024 else points.GRID), topology
         assert seeds >= {10, 11, 12} and len(members) == len(rates) * len(seeds)
+
+
+@pytest.mark.parametrize("preset", ["overnight", "gpu"])
+def test_topologies_side_by_side_have_one_grid_and_the_same_seeds(preset):
+    """At a depth and length, and over the long runs the rates that the short ones have, too."""
+    grids = {}
+    for (_, depth, protocol), members in _series(preset).items():
+        runs = {(point.peak_lr, point.seed) for point in members}
+        assert grids.setdefault((depth, protocol), runs) == runs
+    for (depth, protocol), runs in grids.items():
+        if protocol == points.LONG:
+            assert runs <= grids[depth, points.FIXED]
 
 
 def test_the_controls_are_all_of_table_1_and_begin_with_the_runs_of_deep():
@@ -45,8 +57,10 @@ def test_the_controls_are_all_of_table_1_and_begin_with_the_runs_of_deep():
 @pytest.mark.parametrize(("preset", "millions"), _COSTS.items())
 def test_its_cost_is_that_of_the_docs(preset, millions):
     num_steps = deep_config.get_config().train.num_steps
-    members = points.PRESETS[preset]().points
-    cost = sum(2 * point.overrides["model.num_blocks"] * num_steps for point in members)
+    cost = sum(
+        2 * point.overrides["model.num_blocks"] * point.overrides.get("train.num_steps", num_steps)
+        for point in points.PRESETS[preset]().points
+    )
     assert cost / 1e6 == pytest.approx(millions, abs=0.05)
 
 

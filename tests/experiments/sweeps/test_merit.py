@@ -51,6 +51,19 @@ def test_seeds_without_a_run_at_some_rate_are_left_out():
     assert merit.rows_by_seed(losses, GRID) == {0: _row(3.0, None, 3.0)}
 
 
+def test_growth_is_the_difference_of_advantages_by_seed():
+    """From 0.2 nats to 0.5, with a little of each seed's own, without the seed that lacks one."""
+    second = {seed: _row(3.8, 3.8, 3.8) for seed in range(4)}
+    before = {seed: _row(3.6, 3.6, 3.6) for seed in range(3)}, second
+    after = {seed: _row(*[3.3 - 0.01 * seed] * 3) for seed in range(4)}, second
+    grown = merit.growth(before, after, LINE)
+    assert grown["mean"] == pytest.approx(0.31) and grown["num_seeds"] == 3
+    assert grown["verdict"] == "holds"
+    shrunk = merit.growth(after, before, LINE)
+    assert shrunk["mean"] == pytest.approx(-0.31) and shrunk["verdict"] == "reversed"
+    assert merit.growth(before, before, LINE)["verdict"] == "undecided"
+
+
 def test_a_comparison_decides_by_corrected_p_values():
     better = {seed: _row(3.0 + 0.01 * seed, 3.2 + 0.02 * seed, 3.5) for seed in range(4)}
     worse = {seed: _row(3.5, 3.9 - 0.01 * seed, 4.0 + 0.01 * seed) for seed in range(4)}
