@@ -1,8 +1,8 @@
-"""What each factor does: differences between cells that are alike in everything else, seed by seed.
+"""What each factor does: differences between cells that differ in that factor alone, by seed.
 
-A contrast exchanges one choice for another in every cell that fits its condition, and averages the
-gains of `nats_below` (`sweeps.merit`). Seeds are the samples of its interval; cells are not, as the
-experiment has all of them.
+A contrast exchanges one choice for another in every pair of cells that fits its condition, and
+averages the gains of `nats_below` (`sweeps.merit`). Seeds are the samples of its interval; cells
+are not, as the experiment has all of them.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from experiments.sweeps import intervals, merit
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """`choice` in place of `other`, two choices of `factor`, in the cells where `where` fits."""
+    """`choice` against `other`, two choices of `factor`, in the cells where `where` fits."""
 
     factor: str
     choice: str
@@ -26,34 +26,40 @@ class Contrast:
 
     @property
     def name(self) -> str:
-        """As in "normed over plain, weight 1"."""
+        """As in "normed vs plain, weight 1"."""
         conditions = [f"{factor} {choice}" for factor, choice in self.where.items()]
-        return ", ".join([f"{self.choice} over {self.other}", *conditions])
+        return ", ".join([f"{self.choice} vs {self.other}", *conditions])
 
     def pairs(self, cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-        """The cells with the choice that fit, each with the one of the other choice."""
-        return [
+        """The pairs of `cells` that fit, the one with the choice first."""
+        pairs = [
             (cell, dataclasses.replace(cell, **{self.factor: self.other}))
             for cell in cells
             if getattr(cell, self.factor) == self.choice
             and all(getattr(cell, factor) == choice for factor, choice in self.where.items())
         ]
+        return [(cell, other) for cell, other in pairs if other in cells]
 
 
-# The norm of the stream, at each weight; the weight, with and without the norm; and the rest.
+# The norm of the stream, at each weight, and by what the stream begins with; the weight, with and
+# without the norm; the embedding and the init, likewise.
 CONTRASTS = (
-    Contrast("stream", points.NORMED, points.PLAIN),
     *(
         Contrast("stream", points.NORMED, points.PLAIN, {"weight": weight})
         for weight in points.WEIGHTS
     ),
     *(
+        Contrast(
+            "stream", points.NORMED, points.PLAIN, {"weight": points.INV_L, "embedding": embedding}
+        )
+        for embedding in points.EMBEDDINGS
+    ),
+    *(
         Contrast("weight", choice, other, {"stream": stream})
         for choice, other in (
-            (points.OVER_SQRT_L, points.ONE),
-            (points.OVER_L, points.ONE),
-            (points.OVER_L, points.OVER_SQRT_L),
-            (points.LEARNED, points.OVER_L),
+            (points.INV_L, points.ONE),
+            (points.INV_L, points.INV_SQRT_L),
+            (points.LEARNED, points.INV_L),
         )
         for stream in points.STREAMS
     ),
@@ -62,7 +68,7 @@ CONTRASTS = (
         for stream in points.STREAMS
     ),
     *(
-        Contrast("scale", points.CARRIED, points.LITERAL, {"stream": stream})
+        Contrast("init", points.WIDTH_SCALED, points.FIXED, {"stream": stream})
         for stream in points.STREAMS
     ),
 )
@@ -71,7 +77,9 @@ CONTRASTS = (
 def effects(
     rows: Mapping[Cell, Mapping[int, merit.Row]], unigram_nats: float
 ) -> dict[str, Mapping]:
-    """Every contrast that has cells, by name: an interval in nats, "p", "p_holm" and "verdict".
+    """Every contrast that has cells, by name: an interval in nats, "p", and "num_pairs" of cells.
+
+    "p_holm" is corrected for the number of contrasts. They are not independent of one another.
 
     Args:
       rows: the losses of each cell, by seed and rate (`merit.rows_by_seed`).
@@ -82,13 +90,15 @@ def effects(
     }
     found = {}
     for contrast in CONTRASTS:
-        if pairs := [pair for pair in contrast.pairs(list(rows)) if pair[1] in rows]:
+        if pairs := contrast.pairs(list(rows)):
             gains = _gains(pairs, below)
-            found[contrast.name] = intervals.mean(gains) | {"p": intervals.p_value(gains)}
+            found[contrast.name] = intervals.mean(gains) | {
+                "p": intervals.p_value(gains),
+                "num_pairs": len(pairs),
+            }
     corrected = intervals.holm([row["p"] for row in found.values()])
     return {
-        name: row | {"p_holm": p, "num_contrasts": len(found), "verdict": _verdict(row, p)}
-        for (name, row), p in zip(found.items(), corrected, strict=True)
+        name: row | {"p_holm": p} for (name, row), p in zip(found.items(), corrected, strict=True)
     }
 
 
@@ -99,8 +109,3 @@ def _gains(
     cells = [cell for pair in pairs for cell in pair]
     seeds = sorted(set.intersection(*(set(below[cell]) for cell in cells)))
     return [float(np.mean([below[a][seed] - below[b][seed] for a, b in pairs])) for seed in seeds]
-
-
-def _verdict(row: Mapping, p_holm: float) -> str:
-    """The sign of the interval, where it remains after the correction for their number."""
-    return intervals.sign(row) if p_holm < 1 - intervals.CONFIDENCE else "undecided"

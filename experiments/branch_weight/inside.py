@@ -1,4 +1,4 @@
-"""What the telemetry says of a run's end: branch, path, rotation, gradient, and the positions."""
+"""What the telemetry says of a run: branch, path, rotation, gradient over depth, and positions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,44 +7,70 @@ import numpy as np
 from experiments.sweeps import outcome as outcome_lib
 from keel_jax.training import gradient_path, telemetry_records
 
+# Sub-layers of a profile, at most.
+_PROFILE = 33
+# Cotangents below this, relative to the top, are drawn as this.
+LEAST_RATIO = 1e-12
 
-def describe(outcome: outcome_lib.Outcome) -> dict[str, float] | None:
-    """The last record of a run in a few numbers; None if it has none.
+Records = Mapping[str, np.ndarray]
 
-    "branch_ratio": the median over the sub-layers of r, the branch as it is added over the stream;
-    "path": prod 1 / sqrt(1 + r^2), the share of a gradient that a residual path with norms would
-    pass on; "rotation_radians": the sum of the angles by which sub-layers turn the stream;
-    "cotangent_ratio": the stream's cotangent at the bottom over that at the top;
-    "position_cosine": the mean cosine between the streams of two positions, at the last sub-layer.
-    """
+
+def load(outcome: outcome_lib.Outcome) -> Records | None:
+    """The records of a run after its first step, [R, N, 2]; None if it has none."""
     if outcome.workdir is None:
         return None
     records = telemetry_records.load(outcome.workdir)
     if not records or "position_cosine" not in records:
         return None
-    last = {name: values[-1].astype(float) for name, values in records.items() if name != "step"}
-    ratio_N2 = last["branch_ratio"]
-    # Block 0 has rules of its own (Keel), and an embedding of any size below it.
-    above_N2 = ratio_N2[1:] if len(ratio_N2) > 1 else ratio_N2
+    is_later = records["step"] > 1
+    if not is_later.any():
+        return None
+    return {name: values[is_later].astype(float) for name, values in records.items()}
+
+
+def describe(records: Records) -> dict[str, float]:
+    """A run in a few numbers.
+
+    "branch_ratio": the median over the sub-layers, from block 1 on, of r, the branch as it is added
+    over the stream, in the record where it is largest; "path": prod 1 / sqrt(1 + r^2) over the
+    same sub-layers, the share of a gradient that a residual path with a norm after each sum passes
+    on, where it is least; "rotation_radians": the sum of the angles by which sub-layers turn the
+    stream, at the end; "cotangent_ratio": the stream's cotangent at the bottom over that at the
+    top, at the end; "position_cosine": the mean cosine between the streams of two positions, at the
+    last sub-layer and the end.
+    """
+    # Block 0 has the weight 1 in all normed cells.
+    ratio_RN2 = records["branch_ratio"][:, 1:]
+    path_R = np.exp(-0.5 * np.log1p(ratio_RN2**2).sum(axis=(1, 2)))
     return {
-        "branch_ratio": float(np.median(above_N2)),
-        "path": float(np.exp(-0.5 * np.log1p(above_N2**2).sum())),
-        "rotation_radians": float(last["rotation_radians"].sum()),
-        "cotangent_ratio": gradient_path.cotangent_ratio(last),
-        "position_cosine": float(last["position_cosine"][-1, -1]),
+        "branch_ratio": float(np.median(ratio_RN2, axis=(1, 2)).max()),
+        "path": float(path_R.min()),
+        "rotation_radians": float(records["rotation_radians"][-1].sum()),
+        "cotangent_ratio": gradient_path.cotangent_ratio(_last(records)),
+        "position_cosine": float(records["position_cosine"][-1, -1, -1]),
     }
 
 
-def medians(runs: Sequence[outcome_lib.Outcome]) -> list[dict]:
-    """The median over the seeds of every statistic, rate by rate."""
-    rates = sorted({run.point.peak_lr for run in runs})
+def medians(runs: Sequence[tuple[float, dict[str, float]]]) -> list[dict]:
+    """The median over the seeds of every number, rate by rate, from (rate, `describe`) pairs."""
     rows = []
-    for rate in rates:
-        described = [describe(run) for run in runs if run.point.peak_lr == rate]
-        rows.append({"rate": rate} | _median([row for row in described if row]))
+    for rate in sorted({rate for rate, _ in runs}):
+        found = [numbers for own, numbers in runs if own == rate]
+        median = {name: float(np.median([row[name] for row in found])) for name in found[0]}
+        rows.append({"rate": rate} | median)
     return rows
 
 
-def _median(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = rows[0] if rows else ()
-    return {name: float(np.median([row[name] for row in rows])) for name in names}
+def cotangents(records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """Sub-layers, from 0, and the stream's cotangent there over that at the top, at the end.
+
+    At most 33 sub-layers, with the first and the last. NaN without a cotangent at the top.
+    """
+    cotangent_L = _last(records)["cotangent_rms"].reshape(-1)
+    places = np.unique(np.linspace(0, len(cotangent_L) - 1, _PROFILE).round().astype(int))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return places, np.maximum(cotangent_L[places] / cotangent_L[-1], LEAST_RATIO)
+
+
+def _last(records: Records) -> dict[str, np.ndarray]:
+    return {name: values[-1] for name, values in records.items()}

@@ -141,7 +141,7 @@ def _analyse_depth(outcomes: Outcomes, out: pathlib.Path, data: str, name: str) 
         longer = {t: comparison.losses_by_rate(runs) for t, runs in over_long_runs.items()}
         numbers["long"] = _analyse_fixed(longer, over_long_runs, out, data, f"{name}_long")
         unigram_nats = numbers["long"]["unigram_eval_nats"]
-        numbers["lasting"] = _lasting(losses, longer, unigram_nats)
+        numbers["advantage_growth"] = _advantage_growth(losses, longer, unigram_nats)
     if without_clipping:
         numbers["unclipped"] = {
             "losses": {
@@ -216,7 +216,7 @@ def _analyse_fixed(
     return numbers
 
 
-def _lasting(
+def _advantage_growth(
     losses: Mapping[str, comparison.Losses],
     longer: Mapping[str, comparison.Losses],
     unigram_nats: float,

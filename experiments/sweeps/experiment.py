@@ -99,8 +99,9 @@ def define_sweep_flags() -> None:
     flags.DEFINE_integer(
         "jobs",
         1,
-        "Groups of trials to run side by side, each on its share of the CPU's cores; 1 where an "
-        "accelerator trains.",
+        "Groups of trials to run side by side, each on its share of the CPU's cores. They need as "
+        "many times the memory. Leave it at 1 where an accelerator trains, which one process takes "
+        "for itself.",
         lower_bound=1,
     )
     flags.DEFINE_bool("dry_run", False, "Print the commands of what would be run, and exit.")

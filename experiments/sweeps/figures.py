@@ -97,6 +97,11 @@ def style_of(topology: str) -> dict[str, Any]:
     }
 
 
+def shade(number: int, count: int) -> Any:
+    """The colour of one of `count` lines in an order, from bright to dark."""
+    return matplotlib.colormaps["viridis_r"](0.15 + 0.8 * number / max(1, count - 1))
+
+
 def share_legend(figure: figure_lib.Figure, panels: Sequence[axes_lib.Axes]) -> None:
     """One legend beside all panels, of what is in any of them."""
     handles: dict[str, Any] = {}

@@ -36,7 +36,7 @@ def write(
     Args:
       out: directory, made if need be.
       experiment: package under experiments/.
-      preset: "micro", "small" or "paper".
+      preset: "micro", or another of the experiment's.
       numbers: nested plain data; None where there is no number.
       points: one mapping a run, or whatever else the numbers were computed from.
       seconds: wall-clock time of the measurements.

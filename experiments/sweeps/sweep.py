@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from experiments.sweeps import datasets, progress
+from experiments.sweeps import datasets, processes, progress
 from experiments.sweeps import outcome as outcome_lib
 from experiments.sweeps import point as point_lib
 from keel_jax.data import shards
@@ -29,8 +29,6 @@ from keel_jax.training import status as status_lib
 _ATTEMPTS = 2
 _POLL_SECONDS = 0.5
 _LOG, _STATUS = "log.txt", status_lib.FILE
-# Codes after which no other group is started.
-_STOPS = (exit_codes.PREEMPTED, exit_codes.INTERRUPTED, exit_codes.LEFT_RUNNING)
 _STATES = {exit_codes.DONE: outcome_lib.DONE, exit_codes.DIVERGED: outcome_lib.DIVERGED}
 
 
@@ -41,6 +39,8 @@ class _Running:
     group: list[point_lib.Point]
     # The place among the groups that run side by side, from 0.
     slot: int
+    # What it runs on; empty: on all that there are.
+    cores: set[int]
     process: subprocess.Popen
     # When the first attempt began; `time.monotonic`.
     begin: float
@@ -61,11 +61,12 @@ class Sweep:
     shard: tuple[int, int] = (0, 1)
     # Module that trains, with its own flags: "keel_jax.train", or "launch.slurm --nodes=4 …".
     launcher: str = "keel_jax.train"
-    # Groups that run side by side. With several, each has its share of this process's cores.
+    # Groups that run side by side. With several, each has its share of this process's cores, and
+    # together they need the memory of as many programs of `max_trials`.
     jobs: int = 1
 
     def run(self, points: Sequence[point_lib.Point]) -> int:
-        """Runs what has no result yet; DONE, or the code after which nothing more was started.
+        """Runs what has no result yet; DONE, or the code of the stop that ended it.
 
         Raises:
           UserError: options that no run can have, before anything is started.
@@ -111,45 +112,59 @@ class Sweep:
         """Runs every group, `jobs` of them side by side; the exit code of `run`."""
         waiting = collections.deque(groups)
         running: dict[int, _Running] = {}
-        try:
-            while waiting or running:
-                for slot in range(self.jobs):
+        num_slots = min(self.jobs, len(groups))
+        code = exit_codes.DONE
+        with processes.StopRequest() as stop:
+            while (waiting or running) and code not in processes.STOPS:
+                for slot in range(num_slots):
                     if slot not in running and waiting:
-                        running[slot] = self._start(waiting.popleft(), slot, bar)
+                        running[slot] = self._start(waiting.popleft(), slot, num_slots, bar)
                 time.sleep(_POLL_SECONDS)
                 for slot, each in list(running.items()):
-                    if (code := each.process.poll()) is None:
+                    if (ended := each.process.poll()) is None:
                         status = best_effort.read_object(self._workdir(each.group) / _STATUS)
                         bar.update(slot, len(each.group), status)
-                    elif code in _STOPS:
+                    elif self._is_over(each, ended, bar):
                         del running[slot]
-                        log = self._workdir(each.group) / _LOG
-                        said = f"stopped with exit code {code} ({log}); the same command goes on"
-                        bar.end_group(slot, 0, said)
-                        return code
-                    elif self._has_ended(each, code, bar):
-                        del running[slot]
-        except KeyboardInterrupt:
-            return exit_codes.PREEMPTED
-        finally:
-            # On a terminal SIGINT has reached the processes, too. The driver takes a second signal
-            # right after the first for the same request.
+                        code = processes.stronger_stop(code, ended)
+                if stop.is_made and (waiting or running):
+                    code = processes.stronger_stop(code, exit_codes.PREEMPTED)
+            # After a stop: what still runs is asked to save and to leave. On a terminal SIGINT has
+            # reached it already; the driver takes a second signal right after the first for the
+            # same request.
             for each in running.values():
                 each.process.terminate()
             for each in running.values():
-                each.process.wait()
-        return exit_codes.DONE
+                ended = each.process.wait()
+                self._is_over(each, ended, bar, is_last=True)
+                code = processes.stronger_stop(code, ended)
+        return code
 
     def _start(
-        self, group: list[point_lib.Point], slot: int, bar: progress.SweepProgress
+        self,
+        group: list[point_lib.Point],
+        slot: int,
+        num_slots: int,
+        bar: progress.SweepProgress,
     ) -> _Running:
         bar.start_group(slot, group, attempt=1)
+        cores = processes.share_of_cores(slot, num_slots) if num_slots > 1 else set()
         return _Running(
-            group=group, slot=slot, process=self._train(group, slot), begin=time.monotonic()
+            group=group,
+            slot=slot,
+            cores=cores,
+            process=self._train(group, cores),
+            begin=time.monotonic(),
         )
 
-    def _has_ended(self, each: _Running, code: int, bar: progress.SweepProgress) -> bool:
-        """Records a group whose process has exited, or starts it once more if it failed."""
+    def _is_over(
+        self, each: _Running, code: int, bar: progress.SweepProgress, is_last: bool = False
+    ) -> bool:
+        """Records a group whose process has exited, or starts it once more if it failed.
+
+        Args:
+          is_last: the sweep stops, so nothing is started, and a failure is nothing to record.
+        """
         log = self._workdir(each.group) / _LOG
         seconds = time.monotonic() - each.begin
         statuses = self._final_statuses(each.group) if code in _STATES else None
@@ -157,26 +172,32 @@ class Sweep:
             self._record_results(each.group, statuses, each.attempt, seconds)
             bar.end_group(each.slot, len(each.group), f"exit code {code}, {seconds:.0f} s")
             return True
+        if code in processes.STOPS:
+            said = f"stopped with exit code {code} ({log}); the same command goes on"
+            bar.end_group(each.slot, 0, said)
+            return True
         said = " and no final status.json" if code in _STATES else ""
         bar.end_group(each.slot, 0, f"failed with exit code {code}{said}, see {log}")
+        if is_last:
+            return True
         if each.attempt < _ATTEMPTS:
             each.attempt += 1
             bar.start_group(each.slot, each.group, each.attempt)
-            each.process = self._train(each.group, each.slot)
+            each.process = self._train(each.group, each.cores)
             return False
         for point in each.group:
             self._record(point, outcome_lib.MISSING, {"attempts": _ATTEMPTS, "exit_code": code})
         return True
 
-    def _train(self, group: list[point_lib.Point], slot: int) -> subprocess.Popen:
-        """Starts the group's process, whose output goes to a log of its own."""
+    def _train(self, group: list[point_lib.Point], cores: set[int]) -> subprocess.Popen:
+        """Starts the group's process, on these cores if any are given; it has a log of its own."""
         workdir = self._workdir(group)
         workdir.mkdir(parents=True, exist_ok=True)
         with (workdir / _LOG).open("a") as log:
             process = subprocess.Popen(
                 self._command(group), stdout=log, stderr=log, cwd=point_lib.ROOT
             )
-        if self.jobs > 1 and (cores := _share_of_cores(slot, self.jobs)):
+        if cores:
             with contextlib.suppress(ProcessLookupError):  # it has exited already
                 os.sched_setaffinity(process.pid, cores)
         return process
@@ -246,17 +267,6 @@ class Sweep:
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"digest": self._digest([point]), "state": state, "step": 0, "workdir": None}
         files.write_checked_json(path, {**record, **details})
-
-
-def _share_of_cores(slot: int, jobs: int) -> set[int]:
-    """The cores of one of the groups that run side by side; none where cores are not assigned.
-
-    XLA's programs then have a thread for each of them and no more.
-    """
-    if not hasattr(os, "sched_getaffinity"):  # as on macOS
-        return set()
-    cores = sorted(os.sched_getaffinity(0))
-    return set(cores[slot::jobs]) or {cores[slot % len(cores)]}
 
 
 @functools.cache

@@ -35,7 +35,7 @@ def _unless_unit_rows(option: str) -> Reader:
 def _of_residual_params(option: str) -> Reader:
     names = topologies.names(lambda row: bool(row.residual_params))
     switch = "model.learned_branch"
-    by = f"model.topology {', '.join(names)}, and with {switch}"
+    by = f"model.topology {', '.join(names)}, and by any with {switch}=True"
     return Reader(option, "model.topology", names.__contains__, by, switch)
 
 

@@ -114,8 +114,8 @@ class ModelConfig:
     alpha: float | None = option(None, Change.MODEL)
     # CompleteP: weight of the branch in the residual sum; None: its own, 1/L.
     branch_scale: float | None = option(None, Change.MODEL)
-    # A learned scalar per sub-layer, initially 1, multiplies the branch's weight. In no paper: a
-    # control (experiments/branch_weight).
+    # A learned scalar per sub-layer, initially 1, multiplies the branch's weight, as Fixup's
+    # (arXiv:1901.09321): a control of experiments/branch_weight.
     learned_branch: bool = option(False, Change.MODEL)
     # Keel's block 0: "v2" (outer norm after its FFN) or "v1" (no outer norm), as in the paper.
     keel_first_block: str = option("v2", Change.MODEL)

@@ -76,7 +76,7 @@ def observe(
 
     Returns:
       "stream_square" and "branch_square", mean squares over all entries, the branch after its norm
-      and before its scale b; "rotation_radians", the mean over tokens of the angle between the
+      and before its weight a b; "rotation_radians", the mean over tokens of the angle between the
       stream before and after; "position_cosine", the mean cosine between the stream before at two
       different positions of a row.
     """

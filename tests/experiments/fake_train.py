@@ -2,12 +2,14 @@
 
 A topology learns up to its rate in LIMITS and not beyond, and at more than 256 sub-layers up to a
 smaller one; on a ramp it spikes there. A rate above 1 diverges. A sweep with a file FAILURES fails
-as often as that says; one with a file STOP stops with the exit code that it holds; with one HANG it
-runs until it is asked to stop.
+as often as that says; with one HANG it runs until it is asked to stop, or those of its groups do
+whose directories begin with what the file holds; with one STOP the others stop with the exit code
+that it holds. Each start adds a line to the group's file `started`: its process and its cores.
 """
 
 import ast
 import json
+import os
 import pathlib
 import signal
 import sys
@@ -24,16 +26,16 @@ BEGIN, END, SPIKE = 6.0, 2.0, 8.0
 def main() -> int:
     given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
     workdir = pathlib.Path(given["workdir"])
-    hangs = (workdir.parents[1] / "HANG").exists()
+    hang = workdir.parents[1] / "HANG"
+    hangs = hang.exists() and workdir.name.startswith(hang.read_text())
     if hangs:  # as the driver: a stop request is answered by saving and leaving
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_codes.PREEMPTED))
     with (workdir / "started").open("a") as file:
-        file.write("started\n")
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        file.write(f"{os.getpid()}:{cores}\n")
     if hangs:
         time.sleep(120)
-    failures = workdir.parents[1] / "FAILURES"
-    if failures.exists() and (left := int(failures.read_text())):
-        failures.write_text(str(left - 1))
+    if _takes_a_failure(workdir.parents[1] / "FAILURES"):
         return 134
     if (workdir.parents[1] / "STOP").exists():
         return int((workdir.parents[1] / "STOP").read_text())
@@ -47,6 +49,19 @@ def main() -> int:
         trials = [(workdir, float(given["config.optim.peak_lr"]), int(given["config.seed"]))]
     codes = [_write(*trial, given) for trial in trials]
     return exit_codes.DONE if exit_codes.DONE in codes else exit_codes.DIVERGED
+
+
+def _takes_a_failure(path: pathlib.Path) -> bool:
+    """Counts the file down by 1; of two processes side by side one does."""
+    own = path.with_name(f"FAILURES-{os.getpid()}")
+    try:
+        path.rename(own)
+    except FileNotFoundError:
+        return False
+    left = int(own.read_text())
+    own.write_text(str(max(0, left - 1)))
+    own.rename(path)
+    return left > 0
 
 
 def curve(peak_lr: float, seed: int, num_steps: int, topology: str, num_blocks: int, is_ramp: bool):

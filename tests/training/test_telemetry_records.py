@@ -112,10 +112,10 @@ def _unrolled(model: config.ModelConfig, params, tokens_BT):
                 f = norm(f, "branch_norm")
             elif model.topology == "complete_p":
                 b = 1 / (2 * model.num_blocks)
-                if model.learned_branch:
-                    b *= w["residual_scale"]
             elif k > 0:
                 alpha = 2.0 * model.num_blocks
+            if model.learned_branch:
+                b *= w["residual_scale"]
             y = alpha * x + b * f
             if model.topology == "keel" and (k, name) != (0, "attention"):
                 y = norm(y, "outer_norm")
@@ -135,6 +135,7 @@ def _mean_cosine(x_BTD) -> float:
     "options",
     [
         dict(topology="keel"),
+        dict(topology="keel", learned_branch=True),
         dict(topology="sandwich"),
         dict(topology="complete_p"),
         dict(topology="complete_p", learned_branch=True),

@@ -1,5 +1,6 @@
 """The whole analysis, on runs of a stand-in and on a real one with telemetry."""
 
+import numpy as np
 import pytest
 
 from experiments.branch_weight import analysis, inside, points
@@ -29,8 +30,8 @@ def test_every_prediction_is_of_a_number_that_there_is(token_dir, tmp_path, monk
     assert len(numbers["checks"]) == len(registration.load("branch_weight", "deep").predictions)
     for claim, check in numbers["checks"].items():
         assert check["mean"] is not None, f"{claim}: there is no {check['number']}"
-    assert len(numbers["L64"]["cells"]) == 32 and len(numbers["L256"]["cells"]) == 16
-    assert len(numbers["L64"]["named"]) == 8
+    assert len(numbers["L64"]["cells"]) == 32 and len(numbers["L256"]["cells"]) == 20
+    assert len(numbers["L64"]["named"]) == 12 == len(numbers["L256"]["named"])
     figures = {path.name for path in (tmp_path / "out/figures").iterdir()}
     assert {"loss_against_rate_L64.png", "loss_against_rate_L256.svg"} <= figures
 
@@ -41,7 +42,7 @@ def test_a_cell_without_results_takes_no_part(token_dir, tmp_path):
         each
         for each in points.micro().points
         if points.parse_series(each.series)[0].name
-        in ("plain-1-unit-carried", "normed-over_L-unit-carried")
+        in ("plain-1-unit-width_scaled", "normed-inv_L-unit-width_scaled")
     ]
     preset = experiment.Preset(points=members, max_trials=6)
     faked = _fake(preset, token_dir, tmp_path)
@@ -49,16 +50,14 @@ def test_a_cell_without_results_takes_no_part(token_dir, tmp_path):
     numbers = analysis.analyse(faked.outcomes(members), tmp_path / "out", str(token_dir))
     [name] = numbers["L64"]["cells"]
     assert name == members[0].series.removesuffix("-L64")
-    assert numbers["L64"]["cells"][name]["telemetry"] == [
-        {"rate": rate} for rate in (3.2e-3, 1e-2, 3.2e-2)
-    ]
+    assert numbers["L64"]["cells"][name]["telemetry"] == []
     assert numbers["L64"]["effects"] == {} == numbers["L64"]["named"]
 
 
 @pytest.mark.slow
 def test_what_a_real_run_says_of_its_inside(token_dir, tmp_path):
     """Of a run of a few steps: Keel's branches are small beside its stream, so its path is open."""
-    cell = points.Cell(points.NORMED, points.OVER_L, points.UNIT, points.CARRIED)
+    cell = points.Cell(points.NORMED, points.INV_L, points.UNIT, points.WIDTH_SCALED)
     point = point_lib.Point(
         cell.series(16),
         "experiments/configs/deep.py",
@@ -74,10 +73,42 @@ def test_what_a_real_run_says_of_its_inside(token_dir, tmp_path):
     real = sweep.Sweep(runs=tmp_path / "runs", data=str(token_dir))
     assert real.run([point]) == exit_codes.DONE
     [run] = real.outcomes([point])
-    told = inside.describe(run)
+    records = inside.load(run)
+    assert list(records["step"]) == [2, 4]
+    told = inside.describe(records)
     assert 0 < told["branch_ratio"] < 0.2 and 0.9 < told["path"] <= 1
     assert told["rotation_radians"] > 0 and told["cotangent_ratio"] > 0
     assert -1 <= told["position_cosine"] <= 1
-    [row] = inside.medians([run])
-    assert row == {"rate": 1e-3} | told
-    assert inside.describe(outcome.Outcome(point, outcome.PENDING)) is None
+    assert inside.medians([(1e-3, told)]) == [{"rate": 1e-3} | told]
+    sublayers, ratios = inside.cotangents(records)
+    assert list(sublayers) == list(range(16)) and ratios[-1] == 1
+    assert ratios[0] == pytest.approx(told["cotangent_ratio"])
+    numbers = analysis.analyse([run], tmp_path / "out", str(token_dir))
+    [cell_numbers] = numbers["L16"]["cells"].values()
+    assert cell_numbers["telemetry"] == [{"rate": 1e-3} | told]
+    figures = {path.stem for path in (tmp_path / "out/figures").iterdir()}
+    assert figures == {"loss_against_rate_L16", "cotangent_L16", "gradient_over_depth_L16"}
+    assert inside.load(outcome.Outcome(point, outcome.PENDING)) is None
+
+
+def test_the_path_is_the_product_over_the_sublayers_above_block_0():
+    """Of two records, where the second has the larger branches."""
+    ones = np.ones((2, 3, 2))
+    records = {
+        "branch_ratio": np.array([0.1, 0.5])[:, None, None] * ones,
+        "rotation_radians": 0.2 * ones,
+        "cotangent_rms": ones * np.array([1.0, 2.0, 4.0])[:, None],
+        "position_cosine": 0.3 * ones,
+    }
+    records["branch_ratio"][:, 0] = 7.0  # block 0 has no part in it
+    told = inside.describe(records)
+    assert told["branch_ratio"] == 0.5 and told["path"] == pytest.approx(1.25**-2)
+    assert told["rotation_radians"] == pytest.approx(1.2) and told["cotangent_ratio"] == 0.25
+
+
+def test_a_depth_without_any_result_has_no_figures(token_dir, tmp_path):
+    members = [each for each in points.micro().points if each.series.startswith("plain-1-unit")]
+    faked = _fake(experiment.Preset(points=members), token_dir, tmp_path)
+    numbers = analysis.analyse(faked.outcomes(members), tmp_path / "out", str(token_dir))
+    assert numbers["L64"]["cells"] == {} == numbers["L64"]["effects"]
+    assert not (tmp_path / "out/figures").exists()

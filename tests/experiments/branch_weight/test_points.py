@@ -26,19 +26,19 @@ def test_a_cell_has_its_norm_and_its_weight(cell):
     is_normed = cell.stream == points.NORMED
     assert topology.outer_norm[1:].all() == is_normed == (not topology.final_norm)
     assert topology.inner_norm.all()
-    weight = {points.ONE: 1.0, points.OVER_SQRT_L: 0.25}.get(cell.weight, 1 / 16)
+    weight = {points.ONE: 1.0, points.INV_SQRT_L: 0.25}.get(cell.weight, 1 / 16)
     np.testing.assert_allclose((topology.branch_scale / topology.alpha)[1:], weight, rtol=1e-6)
     assert topology.residual_scale == (1.0 if cell.weight == points.LEARNED else None)
     assert model.embedding_std == (1.0 if cell.embedding == points.UNIT else 0.02)
-    assert model.init_std == pytest.approx(0.16 if cell.scale == points.CARRIED else 0.02)
+    assert model.init_std == pytest.approx(0.16 if cell.init == points.WIDTH_SCALED else 0.02)
 
 
 def test_the_named_cells_are_the_named_topologies():
     # At their defaults: the config of Keel, of CompleteP and of Pre-LN, up to the initial values.
-    rest = points.SMALL, points.LITERAL
-    assert _model(Cell("normed", "over_L", *rest)).topology == "keel"
-    assert _model(Cell("normed", "over_L", *rest)).alpha is None
-    complete_p = _model(Cell("plain", "over_L", *rest))
+    rest = points.SMALL, points.FIXED
+    keel = _model(Cell("normed", "inv_L", *rest))
+    assert keel.topology == "keel" and keel.alpha is None
+    complete_p = _model(Cell("plain", "inv_L", *rest))
     assert complete_p.topology == "complete_p" and complete_p.branch_scale is None
     pre_ln = dataclasses.replace(complete_p, topology="pre_ln")
     one = residual.topology(_model(Cell("plain", "1", *rest)))
@@ -47,13 +47,27 @@ def test_the_named_cells_are_the_named_topologies():
 
 
 @pytest.mark.parametrize("preset", points.PRESETS)
-def test_every_depth_has_whole_factors_and_seeds_in_common(preset):
+def test_cells_are_compared_on_one_grid_and_paired(preset):
+    """At a depth all cells have the same rates and seeds, and a cell is there with its partners."""
     for depth, cells in _by_depth(points.PRESETS[preset]().points).items():
-        kinds = set(cells)
-        for cell in kinds:
-            for factor, choices in (("stream", points.STREAMS), ("weight", points.WEIGHTS)):
-                assert {dataclasses.replace(cell, **{factor: c}) for c in choices} <= kinds, depth
-        assert len({frozenset(runs) for runs in cells.values()}) == 1, "rates and seeds differ"
+        assert len({frozenset(runs) for runs in cells.values()}) == 1, depth
+        for cell in cells:
+            assert dataclasses.replace(cell, stream=points.NORMED) in cells
+            assert dataclasses.replace(cell, stream=points.PLAIN) in cells
+            for weight in points.WEIGHTS:
+                usual = points.UNIT, points.WIDTH_SCALED
+                assert Cell(cell.stream, weight, *usual) in cells
+
+
+def test_its_cost_is_that_of_the_docs():
+    """Millions of steps of a sub-layer in a trial, by depth."""
+    cost = {64: 0.0, 256: 0.0}
+    members = points.deep().points
+    for each in members:
+        depth = points.parse_series(each.series)[1]
+        cost[depth] += depth * each.overrides["train.num_steps"] / 1e6
+    assert cost == {64: pytest.approx(9.8, abs=0.05), 256: pytest.approx(24.6, abs=0.05)}
+    assert len(members) == 832
 
 
 def _by_depth(members):

@@ -1,6 +1,7 @@
 """Sweeps: trials of one program, skipped when finished, missing when failed, never made up."""
 
 import dataclasses
+import os
 import pathlib
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from experiments.sweeps import outcome, point, sweep
+from experiments.sweeps import outcome, point, processes, sweep
 from keel_jax.runtime import exit_codes
 from tests.experiments.sweeps import points_of_tiny
 
@@ -151,15 +152,46 @@ def test_groups_side_by_side_have_the_results_of_groups_in_turn(faked, tmp_path)
     assert found[0] == found[1] and len(found[0]) == 12
 
 
-def test_a_stop_of_one_of_two_side_by_side_stops_both(faked):
+def _processes(runs: pathlib.Path) -> dict[int, str]:
+    """The cores of each process that was started."""
+    lines = [line for path in runs.glob("groups/*/started") for line in path.read_text().split()]
+    return {int(process): cores for process, cores in (line.split(":") for line in lines)}
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _cores(members) -> str:
+    return ",".join(map(str, sorted(members)))
+
+
+@pytest.mark.parametrize("code", [exit_codes.INTERRUPTED, exit_codes.LEFT_RUNNING])
+def test_a_stop_of_one_of_two_side_by_side_stops_the_other(faked, code):
+    """The other would run until it is asked to stop. Each has its share of the cores."""
     both = dataclasses.replace(faked, jobs=2)
     faked.runs.mkdir()
-    (faked.runs / "STOP").write_text(str(exit_codes.INTERRUPTED))
-    assert both.run(_three_series()) == exit_codes.INTERRUPTED
-    assert _starts(faked.runs) <= 2
-    (faked.runs / "STOP").unlink()
+    (faked.runs / "HANG").write_text("a-")
+    (faked.runs / "STOP").write_text(str(code))
+    assert both.run(_three_series()) == code
+    started = _processes(faked.runs)
+    assert len(started) == 2 and not [each for each in started if _is_running(each)]
+    shares = [_cores(processes.share_of_cores(slot, 2)) for slot in range(2)]
+    assert sorted(started.values()) == sorted(shares)
+    for name in ("STOP", "HANG"):
+        (faked.runs / name).unlink()
     assert both.run(_three_series()) == exit_codes.DONE
     assert {o.state for o in faked.outcomes(_three_series())} == {"done"}
+
+
+def test_a_group_alone_has_all_cores(faked):
+    both = dataclasses.replace(faked, jobs=2)
+    assert both.run(points_of_tiny.grid()) == exit_codes.DONE
+    assert list(_processes(faked.runs).values()) == [_cores(os.sched_getaffinity(0))]
 
 
 @pytest.mark.parametrize(
@@ -171,8 +203,8 @@ def test_a_stop_of_one_of_two_side_by_side_stops_both(faked):
     ],
 )
 def test_cores_are_shared_out(monkeypatch, cores, jobs, shares):
-    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda pid: cores)
-    assert [sweep._share_of_cores(slot, jobs) for slot in range(jobs)] == shares
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda pid: cores)
+    assert [processes.share_of_cores(slot, jobs) for slot in range(jobs)] == shares
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -196,6 +228,7 @@ def test_ctrl_c_reaches_the_runs_and_the_same_command_goes_on(faked, jobs):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == exit_codes.PREEMPTED
+    assert not [each for each in _processes(faked.runs) if _is_running(each)]
     assert {o.state for o in faked.outcomes(points_of_tiny.grid())} == {"pending"}
     (faked.runs / "HANG").unlink()
     assert faked.run(points_of_tiny.grid()) == exit_codes.DONE

@@ -108,6 +108,17 @@ def test_branch_scale(weight):
     assert_agrees(small(topology="complete_p", branch_scale=weight))
 
 
+def test_the_embedding_begins_with_its_own_deviation():
+    """And nothing else does."""
+    of_its_own, usual = (
+        lm.init(lm.LanguageModel(small(vocab_size=400, **options)), jax.random.key(0))
+        for options in (dict(embedding_std=1.0), {})
+    )
+    assert np.std(of_its_own["embedding"].pop("table")) == pytest.approx(1.0, rel=0.03)
+    assert np.std(usual["embedding"].pop("table")) == pytest.approx(0.02, rel=0.03)
+    jax.tree.map(np.testing.assert_array_equal, of_its_own, usual)
+
+
 def test_complete_p_with_a_branch_scale_of_1_is_pre_ln():
     params = reference.random_params(small(topology="pre_ln"), 0)
     tokens_BT, ids_BT = batch(small())
