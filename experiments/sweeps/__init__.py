@@ -20,7 +20,7 @@ The analysis of what was run:
 
 What is written:
 
-    figures     PNG and SVG, beside the JSON that they were drawn from
+    figures     PNG, SVG and PDF, beside the JSON that they were drawn from
     results     results.json
     notes       which numbers in a NOTES.md the results do not support
 """

@@ -1,4 +1,4 @@
-"""Figures: each a PNG and an SVG beside the JSON that it was drawn from."""
+"""Figures: each a PNG, an SVG and a PDF beside the JSON that it was drawn from."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -43,12 +43,16 @@ DISPLAY_NAMES = {
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "keel_jax",
     "svg.fonttype": "path",
+    # TrueType: letters of a paper's figure can be searched, and edited.
+    "pdf.fonttype": 42,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
     "font.size": 9,
 }
 _DPI = 110
+# What a PDF would say of when and with what it was made.
+_PDF_ENTRIES = ("Creator", "Producer", "CreationDate")
 
 
 def new(size: tuple[float, float] = (6.0, 3.8)) -> tuple[figure_lib.Figure, axes_lib.Axes]:
@@ -69,13 +73,14 @@ def new_row(
 
 
 def save(figure: figure_lib.Figure, out: pathlib.Path, stem: str, data: Mapping | Sequence) -> None:
-    """Writes `out`/figures/`stem`.png and .svg, and .json with `data`, what was drawn.
+    """Writes `out`/figures/`stem`.png, .svg and .pdf, and .json with `data`, what was drawn.
 
     The same figure gives the same bytes, as it holds no date and no random identifiers.
     """
     directory = files.make_writable_directory(pathlib.Path(out) / "figures")
     with matplotlib.rc_context(_STYLE):
         figure.savefig(directory / f"{stem}.svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(directory / f"{stem}.pdf", metadata=dict.fromkeys(_PDF_ENTRIES))
         figure.savefig(directory / f"{stem}.png", dpi=_DPI, metadata={"Software": None})
     files.write_json(directory / f"{stem}.json", results.plain(data))
     pyplot.close(figure)

@@ -21,5 +21,6 @@ def test_the_run_writes_numbers_and_figures(monkeypatch, tmp_path):
         assert {path.suffix for path in (tmp_path / "figures").glob(f"{stem}.*")} == {
             ".png",
             ".svg",
+            ".pdf",
             ".json",
         }

@@ -14,7 +14,7 @@ def test_a_figure_is_the_same_bytes_from_the_same_data(tmp_path):
             axes, [1, 2, 3], [[1.0, 2.0, 4.0], [2.0, None, np.nan], [None]], "Keel"
         )
         figures.save(figure, tmp_path / name, "loss", {"lines": [drawn]})
-    for suffix in ("png", "svg", "json"):
+    for suffix in ("png", "svg", "pdf", "json"):
         first, second = (tmp_path / f"{name}/figures/loss.{suffix}" for name in "ab")
         assert first.read_bytes() == second.read_bytes()
     line = json.loads((tmp_path / "a/figures/loss.json").read_text())["lines"][0]
