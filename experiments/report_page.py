@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import markdown_it
 
 import keel_jax
+from experiments import claims as claims_lib
 from experiments import result_sets as result_sets_lib
 
 _STYLE = """
@@ -35,15 +36,25 @@ figure img { max-width: 100% } figcaption { color: var(--soft); font-size: .9em 
 details { margin: 1em 0 } summary { cursor: pointer; color: var(--soft) }
 """
 
+# How each verdict on a claim is coloured.
+_MARKS = {
+    claims_lib.SUPPORTS: "good",
+    claims_lib.CONTRADICTS: "bad",
+    claims_lib.UNDECIDED: "soft",
+    claims_lib.NOT_RUN: "soft",
+}
+
 
 def page(
     result_sets: Sequence[result_sets_lib.ResultSet],
     presets: Mapping[str, Collection[str]],
+    claims: Sequence[claims_lib.Claim] = (),
     root: pathlib.Path = result_sets_lib.EXPERIMENTS,
 ) -> str:
     """The whole page.
 
     Args:
+      claims: what it begins with, beside what was found.
       presets: the sizes of each experiment that can be run, whether there are results or not.
       root: directory of the experiments, which holds NAME/NOTES.md.
     """
@@ -57,6 +68,8 @@ def page(
         "<nav>"
         + "".join(f'<a href="#{_text(n)}">{_text(n)}</a>' for n in names)
         + '<a href="#not-run">what was not run</a></nav>',
+        "<h2>What was claimed, and what we find</h2>",
+        _claims(claims, result_sets),
         "<h2>What was run</h2>",
         _overview(result_sets),
     ]
@@ -74,6 +87,53 @@ def page(
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def _claims(
+    claims: Sequence[claims_lib.Claim], result_sets: Sequence[result_sets_lib.ResultSet]
+) -> str:
+    """A table with the claims, each with one row for each piece of evidence."""
+    heads = ("claim", "the paper", "at what size", "what we find", "how sure", "so it")
+    rows = []
+    for claim in claims:
+        found = claims_lib.findings(claim, result_sets)
+        for number, finding in enumerate(found):
+            evidence = finding.evidence
+            cells = [
+                f'<td rowspan="{len(found)}">{cell}</td>'
+                for cell in (
+                    f'{_text(claim.text)}<br><span class="soft">{_text(claim.quantity)}</span>',
+                    _text(claim.paper),
+                )
+            ]
+            mark = _MARKS[finding.verdict]
+            rows.append(
+                "<tr>"
+                + "".join(cells if number == 0 else ())
+                + f'<td>{_text(evidence.size)}<br><span class="soft">{_text(evidence.experiment)}, '
+                f"{_text(evidence.preset)}</span></td>"
+                f"<td>{_middle(finding)}</td><td>{_text(_interval(finding))}</td>"
+                f'<td><span class="{mark}">{_text(finding.verdict)}</span></td></tr>'
+            )
+    if not rows:
+        return "<p>None.</p>"
+    head = "".join(f"<th>{cell}</th>" for cell in heads)
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _middle(finding: claims_lib.Finding) -> str:
+    if finding.verdict == claims_lib.NOT_RUN:
+        return "-"
+    return "beyond the grid" if finding.middle is None else f"{finding.middle:.3g}"
+
+
+def _interval(finding: claims_lib.Finding) -> str:
+    """As in "95 %: 0.16 to 0.48, 3 seeds"."""
+    if finding.verdict == claims_lib.NOT_RUN:
+        return "-"
+    low, high = ("?" if x is None else f"{x:.3g}" for x in (finding.low, finding.high))
+    kind = "95 %" if finding.is_confidence else "range"
+    return f"{kind}: {low} to {high}, {finding.num_seeds} seeds"
 
 
 def _overview(result_sets: Sequence[result_sets_lib.ResultSet]) -> str:

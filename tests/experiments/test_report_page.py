@@ -58,6 +58,10 @@ def _write(directory, experiment, preset, numbers):
     figures.save(canvas, directory, "loss_curve", {"x": [1, 2]})
 
 
+def _page(own, world) -> str:
+    return report_page.page(result_sets.gather(own, world), PRESETS, root=world)
+
+
 class _Page(html.parser.HTMLParser):
     """Collects text, images, links and rows; fails on a tag that is not closed."""
 
@@ -93,7 +97,7 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_the_page_holds_results_notes_and_figures(world):
-    page = _Page(report_page.page(result_sets.gather([], world), PRESETS, world))
+    page = _Page(_page([], world))
     assert page.images["loss curve"].startswith("data:image/svg+xml;base64,")
     assert "Is <alpha> so?" in page.text and "Is <beta> so?" in page.text
     [overview] = [row for row in page.rows if row[:2] == ["alpha", "micro"] and len(row) == 9]
@@ -113,16 +117,20 @@ def test_results_of_another_corpus_are_told_apart(world, tmp_path):
 
     write("alpha", "a" * 64)
     write("beta", "a" * 64)
-    page = _Page(report_page.page(result_sets.gather([tmp_path / "own"], world), PRESETS, world))
+    page = _Page(
+        report_page.page(result_sets.gather([tmp_path / "own"], world), PRESETS, root=world)
+    )
     assert sum("sympy 1.14.0, tokens aaaaaaaa" in row for row in page.rows) == 2
     assert "can be compared only between" not in page.text
     write("beta", "b" * 64)
-    page = _Page(report_page.page(result_sets.gather([tmp_path / "own"], world), PRESETS, world))
+    page = _Page(
+        report_page.page(result_sets.gather([tmp_path / "own"], world), PRESETS, root=world)
+    )
     assert "These results are of 2 corpora" in page.text
 
 
 def test_it_needs_nothing_else(world):
-    text = report_page.page(result_sets.gather([], world), PRESETS, world)
+    text = _page([], world)
     page = _Page(text)
     assert all(src.startswith("data:") for src in page.images.values())
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
@@ -131,7 +139,7 @@ def test_it_needs_nothing_else(world):
 
 
 def test_what_was_not_run_is_said(world):
-    page = _Page(report_page.page(result_sets.gather([], world), PRESETS, world))
+    page = _Page(_page([], world))
     last = page.text.split("What was not run")[-1]
     rows = [row for row in page.rows if len(row) == 3]
     for row in (
@@ -159,7 +167,9 @@ def test_ones_own_results_take_the_committed_ones_place(world, tmp_path):
 
 def test_a_tree_without_results_gives_a_page_that_says_so(tmp_path):
     (tmp_path / "alpha").mkdir()
-    page = _Page(report_page.page(result_sets.gather([], tmp_path), {"alpha": SIZES}, tmp_path))
+    page = _Page(
+        report_page.page(result_sets.gather([], tmp_path), {"alpha": SIZES}, root=tmp_path)
+    )
     assert "No results." in page.text and ["alpha", "micro", "everything"] in page.rows
 
 
