@@ -124,14 +124,14 @@ def _claims(
 def _middle(finding: claims_lib.Finding) -> str:
     if finding.verdict == claims_lib.NOT_RUN:
         return "-"
-    return "beyond the grid" if finding.middle is None else f"{finding.middle:.3g}"
+    return "beyond the grid" if finding.middle is None else f"{finding.middle:.4g}"
 
 
 def _interval(finding: claims_lib.Finding) -> str:
     """As in "95 %: 0.16 to 0.48, 3 seeds"."""
     if finding.verdict == claims_lib.NOT_RUN:
         return "-"
-    low, high = ("?" if x is None else f"{x:.3g}" for x in (finding.low, finding.high))
+    low, high = ("?" if x is None else f"{x:.4g}" for x in (finding.low, finding.high))
     kind = "95 %" if finding.is_confidence else "range"
     return f"{kind}: {low} to {high}, {finding.num_seeds} seeds"
 

@@ -176,6 +176,8 @@ class Bench:
                     f"--num_processes={case.num_processes}",
                     f"--process_id={rank}",
                     "--heartbeat_timeout_seconds=10",
+                    # The others wait so long for one that was killed before it joined them.
+                    f"--initialization_timeout_seconds={round(self._patience / 2)}",
                 )
                 arguments_of_rank = [*arguments, *(several if case.num_processes > 1 else ())]
                 output = place / f"output-{rank}.txt"

@@ -268,9 +268,11 @@ class Checkpoints:
             self._save_failed.set()
             if jax.process_count() == 1:  # of several, one that failed alone would wait for all
                 self._manager.reload()
+            # Orbax's own would be the step that it has begun to write.
+            newest = manifest.newest_step(self.directory)
             raise OSError(
-                f"Writing a checkpoint to {self.directory} failed: {type(error).__name__}: {error}."
-                f" The newest complete one is step {self._manager.latest_step()}."
+                f"Writing a checkpoint to {self.directory} failed: {type(error).__name__}: {error}. "
+                f"The newest complete one is step {'-' if newest is None else newest}."
             ) from error
 
     def restore(

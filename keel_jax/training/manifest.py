@@ -113,6 +113,19 @@ def read(directory: epath.Path) -> Manifest:
     return Manifest(step, tuple(items), arrays, num_bytes, sha256)
 
 
+def newest_step(checkpoints: epath.Path) -> int | None:
+    """The newest complete step below `checkpoints`; None if there is none, or it cannot be read.
+
+    A step that is being written is in a directory whose name is not a number, or, where Orbax
+    writes to the final one, has no manifest until it is about to be committed.
+    """
+    try:
+        names = [path.name for path in checkpoints.iterdir() if (path / FILE).exists()]
+    except OSError:
+        return None
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
 def damage(
     directory: epath.Path,
     manifest: Manifest,

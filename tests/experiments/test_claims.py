@@ -83,4 +83,4 @@ def test_the_page_begins_with_the_claims():
     # The learning rates come first, and what was not run is said.
     assert claims.load()[0].text.startswith("Keel tolerates larger learning rates")
     assert table.count("not run") == table.count("<td>-</td><td>-</td>") > 0
-    assert "95 %: -0.511 to 0.187, 3 seeds" in table
+    assert "95 %: -0.5106 to 0.1865, 3 seeds" in table

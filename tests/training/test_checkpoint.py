@@ -291,6 +291,24 @@ def test_permanent_steps_outlive_the_newest(tmp_path):
     assert left == [8, 16, 20]
 
 
+def test_a_failed_save_names_the_newest_complete_step(workdir, monkeypatch):
+    """Orbax counts the step that it has begun to write, and in several processes goes on to."""
+    with checkpoint.Checkpoints(workdir, CFG.train) as checkpoints:
+
+        def fail(*args):
+            raise ValueError("a peer was lost")
+
+        (workdir / "checkpoints/16.orbax-checkpoint-tmp/params").mkdir(parents=True)
+        (workdir / "checkpoints/20/params").mkdir(parents=True)
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+        monkeypatch.setattr(checkpoints._manager, "latest_step", lambda: 16)
+        with pytest.raises(OSError, match="a peer was lost. The newest complete one is step 12"):
+            checkpoints.wait()
+        monkeypatch.undo()
+    assert manifest.newest_step(checkpoints.directory / "4") is None
+    assert manifest.newest_step(checkpoints.directory / "no") is None
+
+
 def test_the_first_save_is_read_back(tmp_path, monkeypatch):
     """A storage that swallows files is noticed at once and not at the end of the run."""
     original = manifest.write
