@@ -271,8 +271,8 @@ class Checkpoints:
             # Orbax's own would be the step that it has begun to write.
             newest = manifest.newest_step(self.directory)
             raise OSError(
-                f"Writing a checkpoint to {self.directory} failed: {type(error).__name__}: {error}. "
-                f"The newest complete one is step {'-' if newest is None else newest}."
+                f"Writing a checkpoint to {self.directory} failed: {type(error).__name__}: {error}."
+                f" The newest complete one is step {'-' if newest is None else newest}."
             ) from error
 
     def restore(
