@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from experiments.depth_scaling import points
-from experiments.sweeps import checks, comparison, experiment, figures, unigram
+from experiments.sweeps import checks, comparison, experiment, figures, merit, unigram
 from experiments.sweeps import outcome as outcome_lib
 from experiments.sweeps import point as point_lib
 
@@ -62,6 +62,8 @@ def analyse(outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: st
             t: _advantage(losses, (t, depths[-1], width), (t, depths[0], width))
             for t in points.TOPOLOGIES
         },
+        # How Keel's advantage grows with each doubling of the depth.
+        "advantage_slope": _slope(losses, depths, width, unigram_nats),
         "wide_over_deep_nats": _wide_over_deep(losses, shapes, width),
     }
     is_micro = depths == [16, 64, 128] and width == 32 and outcome_lib.all_done(outcomes)
@@ -97,6 +99,21 @@ def _checks(numbers: dict) -> dict:
             float(sum(agree)), float(len(agree))
         ),
     }
+
+
+def _slope(
+    losses: Mapping[str, comparison.Losses],
+    depths: Sequence[int],
+    width: int,
+    unigram_nats: float,
+) -> dict | None:
+    """`merit.slope_over_depth` of Keel over Pre-LN at one width; None of fewer than two depths."""
+    by_depth = {}
+    for depth in depths:
+        pair = [losses.get(points.series(t, depth, width), {}) for t in points.TOPOLOGIES]
+        if grid := sorted(set(pair[0]) & set(pair[1])):
+            by_depth[depth] = tuple(merit.rows_by_seed(rows, grid) for rows in pair)
+    return merit.slope_over_depth(by_depth, unigram_nats) if len(by_depth) > 1 else None
 
 
 def _wide_over_deep(

@@ -59,6 +59,8 @@ def analyse(outcomes: Outcomes, out: pathlib.Path, data: str) -> dict:
         at_depth = [o for o in outcomes if points.parse_series(o.point.series)[1] == depth]
         numbers[f"L{depth}"] = _analyse_depth(at_depth, out, data, f"L{depth}")
     _draw_depths({depth: numbers[f"L{depth}"] for depth in depths}, outcomes, out)
+    if len([depth for depth in depths if "fixed" in numbers[f"L{depth}"]]) > 1:
+        numbers["advantage_slope"] = _slopes(numbers, outcomes)
     if {"fixed", "ramp"} <= set(numbers.get("L64", {})) and outcome_lib.all_done(outcomes):
         numbers["checks"] = _checks(numbers["L64"]["fixed"], numbers["L64"]["ramp"])
     return numbers
@@ -84,6 +86,32 @@ def _draw_depths(numbers: Mapping[int, Mapping], outcomes: Outcomes, out: pathli
     }
     grids = {depth: fixed_rates["grid"] for depth, fixed_rates in at_fixed_rates.items()}
     depth_figures.usable_rates(edges, grids, out, "usable_rates")
+
+
+def _slopes(numbers: Mapping[str, Any], outcomes: Outcomes) -> dict:
+    """How the advantage of each pair grows with depth (`merit.slope_over_depth`), by pair.
+
+    At the fixed rates of each depth's grid, over the depths that have both topologies.
+    """
+    rows: dict[int, dict[str, Mapping[int, merit.Row]]] = {}
+    for name, of_depth in numbers.items():
+        if name.startswith("L") and "fixed" in of_depth:
+            depth, grid = int(name.removeprefix("L")), of_depth["fixed"]["grid"]
+            rows[depth] = {
+                topology: merit.rows_by_seed(comparison.losses_by_rate(runs), grid)
+                for topology, runs in _by_topology(outcomes, points.FIXED, depth).items()
+            }
+    unigram_nats = next(iter(numbers[f"L{depth}"]["fixed"]["unigram_eval_nats"] for depth in rows))
+    slopes = {}
+    for first, second in PAIRS:
+        by_depth = {
+            depth: (of_depth[first], of_depth[second])
+            for depth, of_depth in rows.items()
+            if {first, second} <= set(of_depth)
+        }
+        if len(by_depth) > 1:
+            slopes[f"{first} over {second}"] = merit.slope_over_depth(by_depth, unigram_nats)
+    return slopes
 
 
 def _checks(fixed: Mapping, ramp: Mapping) -> dict:

@@ -169,6 +169,42 @@ def growth(
     return gains | {"verdict": _verdict(gains, gains["p"])}
 
 
+def slope_over_depth(
+    by_depth: Mapping[int, tuple[Mapping[int, Row], Mapping[int, Row]]], unigram_nats: float
+) -> dict:
+    """How the first's advantage over the second grows with depth, nats for each doubling of L.
+
+    The advantage of a seed at a depth is by how much its loss is lower, each at the best rate of
+    the other seeds, the unigram line's at most; the slope is that of the line through the seed's
+    advantages over log2 L, by least squares.
+
+    Args:
+      by_depth: by sub-layers, losses of (first, second), by seed; the grids of depths may differ.
+
+    Returns:
+      The mean slope with its interval, "p" and "verdict"; and "depths". Seeds that lack a depth
+      take no part.
+    """
+    depths = sorted(by_depth)
+    at_best = {
+        depth: [_at_best_of_others(rows, unigram_nats) for rows in by_depth[depth]]
+        for depth in depths
+    }
+    seeds = set.intersection(*(set(rows) for pair in at_best.values() for rows in pair))
+    slopes = [
+        float(
+            np.polyfit(
+                np.log2(depths),
+                [at_best[depth][1][seed] - at_best[depth][0][seed] for depth in depths],
+                deg=1,
+            )[0]
+        )
+        for seed in sorted(seeds)
+    ]
+    found = _exact(slopes)
+    return found | {"verdict": _verdict(found, found["p"]), "depths": depths}
+
+
 def _at_best_of_others(rows: Mapping[int, Row], unigram_nats: float) -> dict[int, float]:
     """Each seed's loss there, the unigram line's at most; without seeds that have no such rate."""
     return {

@@ -64,6 +64,23 @@ def test_growth_is_the_difference_of_advantages_by_seed():
     assert merit.growth(before, before, LINE)["verdict"] == "undecided"
 
 
+def test_the_slope_is_that_of_the_advantage_over_each_doubling():
+    """0.1 nats a doubling and a little of each seed's own; the last seed lacks a depth."""
+    by_depth = {}
+    for doublings, depth in enumerate((64, 128, 512)):
+        gain = {64: 0.0, 128: 0.1, 512: 0.3}[depth]
+        seeds = range(4 if doublings else 3)
+        first = {s: _row(3.8 - gain - 0.002 * s * gain, 3.9, 4.1) for s in seeds}
+        by_depth[depth] = first, {s: _row(3.9, 3.85, 4.1) for s in seeds}
+    found = merit.slope_over_depth(by_depth, LINE)
+    assert found["depths"] == [64, 128, 512] and found["num_seeds"] == 3
+    assert found["mean"] == pytest.approx(0.1002) and found["verdict"] == "holds"
+    swapped = {depth: (b, a) for depth, (a, b) in by_depth.items()}
+    assert merit.slope_over_depth(swapped, LINE)["mean"] == pytest.approx(-0.1002)
+    level = {depth: (a, a) for depth, (a, _) in by_depth.items()}
+    assert merit.slope_over_depth(level, LINE)["verdict"] == "undecided"
+
+
 def test_a_comparison_decides_by_corrected_p_values():
     better = {seed: _row(3.0 + 0.01 * seed, 3.2 + 0.02 * seed, 3.5) for seed in range(4)}
     worse = {seed: _row(3.5, 3.9 - 0.01 * seed, 4.0 + 0.01 * seed) for seed in range(4)}
