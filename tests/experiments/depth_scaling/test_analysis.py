@@ -8,7 +8,7 @@ from keel_jax.runtime import exit_codes
 
 
 def test_the_numbers_of_micro(token_dir, tmp_path):
-    """The stand-in's Keel and Pre-LN learn alike at micro's rates, so that no difference decides."""
+    """The stand-in learns alike with Keel and Pre-LN at these rates: no difference decides."""
     preset = points.micro()
     faked = sweep.Sweep(
         runs=tmp_path / "runs",
