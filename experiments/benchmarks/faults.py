@@ -129,12 +129,16 @@ class Bench:
                 found.append(f"codes: {ended}: {_text(place)[-600:]}")
             if case.kind == "train":
                 found += _wrong_start(before, _text(place, begin))
-            if case.kind == "grow" and not (place / "run" / checkpoint.CONFIG).exists():
-                found += _readable(place / "run")
-                shutil.rmtree(place / "run", ignore_errors=True)
-            if all(code == exit_codes.DONE for code in ended):
+            is_done = set(ended) == {exit_codes.DONE}
+            if case.kind == "grow":
+                # Its last file: a kill after that finds all done, and a second start is refused.
+                is_done = (place / "run" / checkpoint.CONFIG).exists()
+                if not is_done:
+                    found += _readable(place / "run")
+                    shutil.rmtree(place / "run", ignore_errors=True)
+            if is_done:
                 break
-        if not codes or set(codes[-1]) != {exit_codes.DONE}:
+        else:
             before, begin = small_runs.newest_step(place / "run"), len(_text(place))
             codes.append(self._start(case, place, cache, kill=None, seed=seed))
             if set(codes[-1]) != {exit_codes.DONE}:

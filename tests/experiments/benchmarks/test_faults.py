@@ -41,6 +41,34 @@ def test_a_start_that_comes_to_its_end_is_no_kill():
     assert faults._num_kills([[-9], [None], [exit_codes.DONE]]) == 2
 
 
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_growing_that_was_killed_at_its_very_end_is_not_started_again(
+    is_complete, tmp_path, monkeypatch
+):
+    """A second start would be refused, as what it wrote is complete."""
+    starts, compared = [], []
+
+    def start(self, case, place, cache, kill, seed):
+        starts.append(kill)
+        (place / "run").mkdir(parents=True)
+        if is_complete or kill is None:
+            (place / "run" / "config.json").write_text("{}")
+        return [-15] if kill else [exit_codes.DONE]
+
+    def differences(case, run, reference):
+        compared.append(run)
+        return []
+
+    monkeypatch.setattr(faults.Bench, "_start", start)
+    monkeypatch.setattr(faults.Bench, "_undisturbed", lambda self, case: tmp_path)
+    monkeypatch.setattr(faults, "_differences", differences)
+    seed = next(s for s in range(1000) if faults.draw(s).kind == "grow")
+    row = faults.Bench("nowhere", tmp_path / "out", 1.0).run(seed)
+    kills = list(faults.draw(seed).kills)
+    assert starts == (kills[:1] if is_complete else [*kills, None])
+    assert row["found"] == [] and len(compared) == 1
+
+
 @pytest.mark.slow
 def test_a_killed_run_holds(token_dir, tmp_path):
     """The first seed of a run in one process, of one trial."""
