@@ -49,7 +49,7 @@ def _numbers(name, tmp_path, token_dir):
     assert content["experiment"] == name and content["numbers"]["missing"] == []
     figures = tmp_path / "out/figures"
     stems = {path.stem for path in figures.iterdir()}
-    assert stems and len(list(figures.iterdir())) == 3 * len(stems)
+    assert stems and len(list(figures.iterdir())) == 4 * len(stems)
     sizes = [path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert max(sizes) < 300_000
     return content["numbers"]
