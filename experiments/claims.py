@@ -4,9 +4,9 @@ import dataclasses
 import pathlib
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from experiments import result_sets as result_sets_lib
+from experiments.sweeps import registration
 
 FILE = pathlib.Path(__file__).parent / "claims.toml"
 SUPPORTS, CONTRADICTS, UNDECIDED, NOT_RUN = "supports it", "contradicts it", "undecided", "not run"
@@ -72,7 +72,7 @@ def findings(claim: Claim, result_sets: Sequence[result_sets_lib.ResultSet]) -> 
 
 
 def _finding(evidence: Evidence, numbers: Mapping | None) -> Finding:
-    row = _find(numbers or {}, evidence.number)
+    row = registration.find(numbers or {}, evidence.number)
     if row is None:
         return Finding(evidence=evidence, verdict=NOT_RUN)
     middle, low, high = (row.get(name) for name in ("mean", "low", "high"))
@@ -108,12 +108,3 @@ def _verdict(evidence: Evidence, low: float | None, high: float | None) -> str:
         supports.append(high is not None and high < most)
         contradicts.append(low is not None and low > most)
     return SUPPORTS if all(supports) else CONTRADICTS if any(contradicts) else UNDECIDED
-
-
-def _find(numbers: Mapping, path: str) -> Mapping | None:
-    value: Any = numbers
-    for key in path.split("/"):
-        if not isinstance(value, Mapping) or key not in value:
-            return None
-        value = value[key]
-    return value

@@ -18,8 +18,6 @@ _LINES = {points.NORMED: "-", points.PLAIN: "--"}
 _MARKERS = {points.NORMED: "o", points.PLAIN: "+"}
 _EMBEDDING_NAMES = {points.UNIT: "embedding of unit RMS", points.SMALL: "embedding 0.02"}
 _INIT_NAMES = {points.WIDTH_SCALED: "matrices scaled to the width", points.FIXED: "matrices 0.02"}
-# Above the unigram line a panel shows this share of what it shows below.
-_SHARE_ABOVE = 0.15
 
 
 def losses_against_rate(
@@ -28,9 +26,8 @@ def losses_against_rate(
     """One panel for each embedding and init: final validation losses against the peak rate."""
     kinds = list(dict.fromkeys((cell.init, cell.embedding) for cell in losses))
     figure, panels = figures.new_row(len(kinds), (2.7 * len(kinds) + 2.2, 3.6), sharey=True)
-    ended = [loss for rows in losses.values() for row in rows.values() for loss in row.values()]
-    least = min((loss for loss in ended if loss is not None), default=unigram_nats)
-    top = unigram_nats + max(0.05, _SHARE_ABOVE * (unigram_nats - least))
+    ended = (loss for rows in losses.values() for row in rows.values() for loss in row.values())
+    top = figures.ceiling(ended, unigram_nats)
     drawn = {}
     for axes, kind in zip(panels, kinds, strict=True):
         for cell, by_rate in losses.items():
@@ -39,7 +36,7 @@ def losses_against_rate(
             drawn[cell.name] = figures.draw_over_seeds(
                 axes,
                 list(by_rate),
-                [[_cut(loss, top) for loss in row.values()] for row in by_rate.values()],
+                [figures.cut(row.values(), top) for row in by_rate.values()],
                 f"{cell.stream}, {_WEIGHT_NAMES[cell.weight]}",
                 color=_COLOURS[cell.weight],
                 linestyle=_LINES[cell.stream],
@@ -121,7 +118,3 @@ def gradient_over_depth(
     figures.share_legend(figure, panels)
     figures.explain(figure, "Lines: peak learning rates; median over seeds, at the end of the run.")
     figures.save(figure, out, stem, drawn)
-
-
-def _cut(loss: float | None, top: float) -> float | None:
-    return None if loss is None else min(loss, top)

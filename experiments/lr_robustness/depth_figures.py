@@ -7,10 +7,6 @@ import numpy as np
 
 from experiments.sweeps import comparison, figures
 
-# What a panel shows above the unigram line, as a share of what it shows below: a diverged run would
-# flatten all others. What is higher is drawn at the edge.
-_SHARE_ABOVE = 0.15
-
 
 def losses_against_rate(
     losses: Mapping[int, Mapping[str, comparison.Losses]],
@@ -24,22 +20,21 @@ def losses_against_rate(
       losses: by sub-layers, then by topology.
     """
     figure, panels = figures.new_row(len(losses), (3.1 * len(losses) + 1.6, 3.6), sharey=True)
-    least = min(
+    ended = (
         loss
         for by_topology in losses.values()
         for by_rate in by_topology.values()
         for row in by_rate.values()
         for loss in row.values()
-        if loss is not None
     )
-    top = unigram_nats + _SHARE_ABOVE * (unigram_nats - least)
+    top = figures.ceiling(ended, unigram_nats)
     drawn: dict[str, list] = {}
     for axes, (depth, by_topology) in zip(panels, losses.items(), strict=True):
         drawn[f"L{depth}"] = [
             figures.draw_over_seeds(
                 axes,
                 list(by_rate),
-                [[_cut(loss, top) for loss in row.values()] for row in by_rate.values()],
+                [figures.cut(row.values(), top) for row in by_rate.values()],
                 figures.display_name(topology),
                 **figures.style_of(topology),
             )
@@ -47,9 +42,7 @@ def losses_against_rate(
         ]
         figures.draw_unigram_line(axes, unigram_nats)
         axes.set(xscale="log", xlabel="peak learning rate", title=f"{depth} sub-layers")
-    panels[0].set(
-        ylabel="final validation loss, nats/token", ylim=(None, top + 0.01 * (top - least))
-    )
+    panels[0].set(ylabel="final validation loss, nats/token", ylim=(None, top))
     figures.share_legend(figure, panels)
     figures.explain(
         figure,
@@ -108,7 +101,3 @@ def usable_rates(
 def _rate(log10_rate: float | None, without: float, grid: Sequence[float]) -> float:
     """The rate, within the grid, as beyond it nothing is known; `without` where there is no end."""
     return without if log10_rate is None else float(np.clip(10.0**log10_rate, grid[0], grid[-1]))
-
-
-def _cut(loss: float | None, top: float) -> float | None:
-    return None if loss is None else min(loss, top)

@@ -1,7 +1,7 @@
 """Figures: each a PNG, an SVG and a PDF beside the JSON that it was drawn from."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -39,6 +39,8 @@ DISPLAY_NAMES = {
     "complete_p": "Pre-LN, branch / L",
     "pre_ln_gpt2": "Pre-LN, GPT-2's initialization",
 }
+# What a panel of losses shows above the unigram line, as a share of what it shows below; in nats.
+_SHARE_ABOVE, _LEAST_ABOVE = 0.15, 0.05
 # Identifiers in an SVG are hashes with this salt, so that the same data give the same file.
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "keel_jax",
@@ -148,6 +150,20 @@ def draw_over_seeds(
         "high": high,
         "num_not_finished": lacking,
     }
+
+
+def ceiling(losses: Iterable[float | None], unigram_nats: float) -> float:
+    """The largest loss that a panel shows: a share of what is below the unigram line, above it.
+
+    A run that spiked would flatten all others; what is higher is drawn there (`cut`).
+    """
+    least = min((loss for loss in losses if loss is not None), default=unigram_nats)
+    return unigram_nats + max(_LEAST_ABOVE, _SHARE_ABOVE * (unigram_nats - least))
+
+
+def cut(losses: Iterable[float | None], top: float) -> list[float | None]:
+    """The losses, `top` at most."""
+    return [None if loss is None else min(loss, top) for loss in losses]
 
 
 def draw_unigram_line(axes: axes_lib.Axes, nats: float = 0.0) -> None:

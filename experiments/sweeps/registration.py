@@ -128,7 +128,7 @@ def check(registration: Registration, numbers: Mapping, missing: Sequence[str]) 
     While points are `missing`, all are undecided: what is there is not what was registered.
     """
     checks = {
-        prediction.claim: _check(prediction, _find(numbers, prediction.number))
+        prediction.claim: _check(prediction, find(numbers, prediction.number))
         for prediction in registration.predictions
     }
     if missing:
@@ -156,8 +156,8 @@ def _check(prediction: Prediction, found: Mapping | None) -> dict:
     }
 
 
-def _find(numbers: Mapping, path: str) -> Mapping | None:
-    """The interval at a path; None where a run is missing."""
+def find(numbers: Mapping, path: str) -> Mapping | None:
+    """The interval at a path, "/" between keys; None where there is none, as without its runs."""
     value: Any = numbers
     for key in path.split("/"):
         if not isinstance(value, Mapping) or key not in value:

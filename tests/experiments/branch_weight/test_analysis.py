@@ -7,21 +7,13 @@ from experiments.branch_weight import analysis, inside, points
 from experiments.sweeps import experiment, outcome, registration, results, sweep
 from experiments.sweeps import point as point_lib
 from keel_jax.runtime import exit_codes
-
-
-def _fake(preset, token_dir, tmp_path):
-    return sweep.Sweep(
-        runs=tmp_path / "runs",
-        data=str(token_dir),
-        launcher="tests.experiments.fake_train",
-        max_trials=preset.max_trials,
-    )
+from tests.experiments import faked_sweep
 
 
 @pytest.mark.slow
 def test_every_prediction_is_of_a_number_that_there_is(token_dir, tmp_path, monkeypatch):
     preset = points.PRESETS["deep"]()
-    faked = _fake(preset, token_dir, tmp_path)
+    faked = faked_sweep.of(preset, token_dir, tmp_path)
     assert faked.run(preset.points) == exit_codes.DONE
     request = experiment.Request(name="branch_weight", preset="deep", out=tmp_path / "out")
     monkeypatch.setattr(registration, "verify", lambda registered, commits: {})
@@ -45,7 +37,7 @@ def test_a_cell_without_results_takes_no_part(token_dir, tmp_path):
         in ("plain-1-unit-width_scaled", "normed-inv_L-unit-width_scaled")
     ]
     preset = experiment.Preset(points=members, max_trials=6)
-    faked = _fake(preset, token_dir, tmp_path)
+    faked = faked_sweep.of(preset, token_dir, tmp_path)
     assert faked.run(members[:6]) == exit_codes.DONE
     numbers = analysis.analyse(faked.outcomes(members), tmp_path / "out", str(token_dir))
     [name] = numbers["L64"]["cells"]
@@ -108,7 +100,7 @@ def test_the_path_is_the_product_over_the_sublayers_above_block_0():
 
 def test_a_depth_without_any_result_has_no_figures(token_dir, tmp_path):
     members = [each for each in points.micro().points if each.series.startswith("plain-1-unit")]
-    faked = _fake(experiment.Preset(points=members), token_dir, tmp_path)
+    faked = faked_sweep.of(experiment.Preset(points=members), token_dir, tmp_path)
     numbers = analysis.analyse(faked.outcomes(members), tmp_path / "out", str(token_dir))
     assert numbers["L64"]["cells"] == {} == numbers["L64"]["effects"]
     assert not (tmp_path / "out/figures").exists()

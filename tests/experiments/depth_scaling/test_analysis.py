@@ -3,19 +3,14 @@
 import pytest
 
 from experiments.depth_scaling import analysis, points
-from experiments.sweeps import sweep
 from keel_jax.runtime import exit_codes
+from tests.experiments import faked_sweep
 
 
 def test_the_numbers_of_micro(token_dir, tmp_path):
     """The stand-in learns alike with Keel and Pre-LN at these rates: no difference decides."""
     preset = points.micro()
-    faked = sweep.Sweep(
-        runs=tmp_path / "runs",
-        data=str(token_dir),
-        launcher="tests.experiments.fake_train",
-        max_trials=preset.max_trials,
-    )
+    faked = faked_sweep.of(preset, token_dir, tmp_path)
     assert faked.run(preset.points) == exit_codes.DONE
     numbers = analysis.analyse(faked.outcomes(preset.points), tmp_path / "out", str(token_dir))
     assert set(numbers["keel_over_pre_ln_nats"]) == {"L16-d32", "L64-d32", "L128-d32", "L16-d64"}

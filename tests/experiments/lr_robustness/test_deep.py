@@ -4,8 +4,9 @@ import pytest
 
 from experiments.configs import deep as deep_config
 from experiments.lr_robustness import analysis, points
-from experiments.sweeps import experiment, registration, results, sweep
+from experiments.sweeps import experiment, registration, results
 from keel_jax.runtime import exit_codes
+from tests.experiments import faked_sweep
 
 # Millions of steps of a sub-layer in a trial, as docs/experiments.md says.
 _COSTS = {"deep": 22.2, "controls": 49.4, "overnight": 26.6, "gpu": 17.2}
@@ -68,12 +69,7 @@ def test_its_cost_is_that_of_the_docs(preset, millions):
 @pytest.mark.parametrize("name", _COSTS)
 def test_every_prediction_is_of_a_number_that_there_is(name, token_dir, tmp_path, monkeypatch):
     preset = points.PRESETS[name]()
-    faked = sweep.Sweep(
-        runs=tmp_path / "runs",
-        data=str(token_dir),
-        launcher="tests.experiments.fake_train",
-        max_trials=preset.max_trials,
-    )
+    faked = faked_sweep.of(preset, token_dir, tmp_path)
     assert faked.run(preset.points) == exit_codes.DONE
     request = experiment.Request(name="lr_robustness", preset=name, out=tmp_path / "out")
     monkeypatch.setattr(registration, "verify", lambda registered, commits: {})

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from experiments.sweeps import figures
 
@@ -20,6 +21,13 @@ def test_a_figure_is_the_same_bytes_from_the_same_data(tmp_path):
     line = json.loads((tmp_path / "a/figures/loss.json").read_text())["lines"][0]
     assert (line["low"], line["median"], line["high"]) == ([1, 2, None], [2, 2, None], [4, 2, None])
     assert line["num_not_finished"] == [0, 2, 1]
+
+
+def test_a_run_that_spiked_does_not_flatten_the_others():
+    top = figures.ceiling([2.0, None, 90.0, 3.0], 4.0)
+    assert top == pytest.approx(4.3)
+    assert figures.cut([2.0, None, 90.0], top) == [2.0, None, top]
+    assert figures.ceiling([None], 4.0) == 4.05
 
 
 def test_a_line_without_points_is_drawn_as_none():
