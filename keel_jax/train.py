@@ -73,7 +73,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         # Logs, telemetry and console output.
         directories = trials.directories(workdir, cfg)
         ids = trials.log_ids(meta.run_id, cfg)
-        logs = resources.enter_context(logs_lib.Logs(directories, ids, step))
+        logs = resources.enter_context(logs_lib.Logs(directories, ids, step, cfg.train))
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
 
         def save(state, **now):

@@ -9,7 +9,7 @@ from etils import epath
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer import event_file_writer
 
-from keel_jax import errors
+from keel_jax import config, errors
 from keel_jax.runtime import best_effort, distributed, files
 from keel_jax.training import metric_rows, status
 
@@ -20,6 +20,8 @@ Summary = summary_pb2.Summary  # pyright: ignore
 JSONL = "metrics.jsonl"
 # TensorBoard's number for images with an alpha channel.
 _RGBA = 4
+# What every row of a train step has.
+_LOSS = "train/loss_nats_per_token"
 # Rows that wait in memory while a disk is full: some megabytes.
 _MAX_UNWRITTEN = 10_000
 
@@ -27,10 +29,19 @@ _MAX_UNWRITTEN = 10_000
 class Logs:
     """One log per trial; as a context manager it closes them. Only the lead process writes."""
 
-    def __init__(self, directories: Sequence[epath.Path], ids: Sequence[str], start_step: int):
+    def __init__(
+        self,
+        directories: Sequence[epath.Path],
+        ids: Sequence[str],
+        start_step: int,
+        options: config.TrainConfig,
+    ):
         """`ids` are those of `trials.log_ids`."""
         logs = zip(directories, ids if distributed.is_lead() else (), strict=False)
-        self._logs = [Log(directory, run_id, start_step) for directory, run_id in logs]
+        self._logs = [
+            Log(directory, run_id, start_step, options.log_every_steps)
+            for directory, run_id in logs
+        ]
 
     def __enter__(self) -> "Logs":
         return self
@@ -55,15 +66,17 @@ class Log:
 
     Rows after `start_step`, which a killed run wrote after its last checkpoint, are removed, and
     TensorBoard is told to discard them: a resumed run has the log of one that was never stopped.
-    Damaged lines, and those of other runs, are kept in metrics.jsonl.damaged.
+    Damaged lines, and those of other runs, are kept in metrics.jsonl.damaged. That rows of before
+    are missing at the end is said.
 
     What cannot be written is named once. Rows are written later if that becomes possible;
     TensorBoard's events are not.
     """
 
-    def __init__(self, workdir: epath.PathLike, run_id: str, start_step: int):
+    def __init__(self, workdir: epath.PathLike, run_id: str, start_step: int, log_every_steps: int):
         self._path, self._run_id = epath.Path(workdir) / JSONL, run_id
-        self._start_step, self._is_cut = start_step, False
+        self._start_step, self._log_every_steps = start_step, log_every_steps
+        self._is_cut = False
         # Lines that no disk has taken yet.
         self._unwritten = collections.deque(maxlen=_MAX_UNWRITTEN)
         self._append_unwritten()
@@ -83,15 +96,32 @@ class Log:
         if scanned.damaged:
             lines = [line for _, line, _ in scanned.damaged]
             best_effort.append_damaged(self._path, lines, scanned.describe_damage())
-        if self._start_step and not scanned.intact:
-            best_effort.warn(
-                f"{self._path} holds no row of the {self._start_step} steps before: it begins anew."
-            )
+        self._say_what_is_missing(scanned.rows)
         kept = [line for line, row in scanned.intact if row["step"] <= self._start_step]
         new = b"".join(line + b"\n" for line in kept)
         if new != content:
             files.write_bytes(self._path, new)
         self._is_cut = True
+
+    def _say_what_is_missing(self, rows: Sequence[dict]):
+        """Rows are on disk before the checkpoint of their step, unless the file was cut since."""
+        if not self._start_step:
+            return
+        if not rows:
+            best_effort.warn(
+                f"{self._path} holds no row of the {self._start_step} steps before: it begins anew."
+            )
+            return
+        trained = {row["step"]: row[_LOSS] for row in rows if _LOSS in row}
+        # The newest step that has a row: a multiple, or the first.
+        due = self._start_step - self._start_step % self._log_every_steps or 1
+        last = max(trained, default=0)
+        # A trial that diverged has no rows from then on.
+        if due not in trained and trained.get(last, 0.0) is not None:
+            best_effort.warn(
+                f"{self._path} ends at step {last}, and a row of step {due} was written before the "
+                f"checkpoint of step {self._start_step}: the file was cut, and these rows are lost."
+            )
 
     def write(self, row: dict[str, float]) -> None:
         """Writes one line; `row` has "step". Non-finite numbers become null, as JSON has none."""

@@ -42,7 +42,7 @@ def test_the_first_loss_is_told_with_what_it_was_and_no_other():
 def test_a_record_logs_the_ratio_and_says_when_it_is_lost(tmp_path, capsys):
     cfg = conftest.tiny_config(trials=dict(seed=(0, 1)))
     directories = [epath.Path(tmp_path) / name for name in "ab"]
-    with logs.Logs(directories, ["a", "b"], 0) as written:
+    with logs.Logs(directories, ["a", "b"], 0, cfg.train) as written:
         recorder = telemetry_records.Recorder(
             cfg, lambda *_: None, directories, 0, written, clock.Clock()
         )

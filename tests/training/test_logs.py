@@ -14,8 +14,8 @@ def _row(step):
     return {"step": step, "train/loss_nats_per_token": step / 4}
 
 
-def _write(workdir, steps, start_step=0):
-    log = logs.Log(workdir, "run-1", start_step)
+def _write(workdir, steps, start_step=0, log_every_steps=1):
+    log = logs.Log(workdir, "run-1", start_step, log_every_steps)
     for step in steps:
         log.write(_row(step))
     log.close()
@@ -61,7 +61,7 @@ def test_a_log_that_is_gone_is_named(change, tmp_path, capsys):
 def test_rows_that_a_full_disk_refuses_are_written_once_there_is_room(
     tmp_path, capsys, monkeypatch
 ):
-    log = logs.Log(tmp_path, "run-1", 0)
+    log = logs.Log(tmp_path, "run-1", 0, 1)
     log.write(_row(1))
     path = str(tmp_path / logs.JSONL)
     whole = builtins.open
@@ -113,7 +113,7 @@ def test_a_log_that_cannot_be_cut_is_cut_later(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_bytes", fail)
-        log = logs.Log(tmp_path, "run-1", 1)
+        log = logs.Log(tmp_path, "run-1", 1, 1)
         log.write(_row(2))
         assert _steps(tmp_path) == [1, 2, 3]
     log.write(_row(3))
@@ -123,7 +123,7 @@ def test_a_log_that_cannot_be_cut_is_cut_later(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_events_that_cannot_be_written_stop_nothing(tmp_path, capsys, monkeypatch):
-    log = logs.Log(tmp_path, "run-1", 0)
+    log = logs.Log(tmp_path, "run-1", 0, 1)
     log.write(_row(1))
     log._events.flush()
     worker = log._events._async_writer._worker
@@ -141,6 +141,38 @@ def test_events_that_cannot_be_written_stop_nothing(tmp_path, capsys, monkeypatc
     assert f"{tmp_path}/tensorboard cannot be written" in capsys.readouterr().err
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("train/loss_nats_per_token")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "start_step", "log_every_steps", "is_said"),
+    [
+        ([1, 2], 4, 1, True),
+        ([1, 2, 3, 4], 4, 1, False),
+        ([1, 5, 10], 17, 5, True),
+        ([1, 5, 10, 15], 17, 5, False),
+        ([1], 3, 5, False),
+    ],
+)
+def test_rows_that_were_cut_off_are_missed(
+    steps, start_step, log_every_steps, is_said, tmp_path, capsys
+):
+    """At the end of a line, where nothing else tells; other rows of the step do not hide it."""
+    _write(tmp_path, steps, log_every_steps=log_every_steps)
+    log = logs.Log(tmp_path, "run-1", start_step, log_every_steps)
+    log.write({"step": start_step, "eval/loss_nats_per_token": 1.0})
+    log.close()
+    _write(tmp_path, [], start_step, log_every_steps)
+    said = capsys.readouterr().err
+    assert said.count(f"metrics.jsonl ends at step {steps[-1]}, and a row of step") == is_said
+
+
+def test_a_trial_that_diverged_misses_no_rows(tmp_path, capsys):
+    _write(tmp_path, [1, 2])
+    log = logs.Log(tmp_path, "run-1", 2, 1)
+    log.write({"step": 3, "train/loss_nats_per_token": float("nan")})
+    log.close()
+    _write(tmp_path, [], start_step=8)
+    assert not capsys.readouterr().err
 
 
 def test_results_need_the_whole_log(tmp_path):
@@ -176,7 +208,7 @@ def test_the_log_of_another_run_is_no_result(tmp_path, capsys):
 
 def test_a_run_does_not_continue_the_log_of_another(tmp_path, capsys):
     _write(tmp_path, [1, 2])
-    log = logs.Log(tmp_path, "run-2", 2)
+    log = logs.Log(tmp_path, "run-2", 2, 1)
     log.write(_row(3))
     log.close()
     assert _steps(tmp_path) == [3]
