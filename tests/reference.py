@@ -20,6 +20,7 @@ _NO_FINAL_NORM = (
     "keel_no_inner_norm",
     "keel_scaled_input",
     "keel_scaled_inner_norm",
+    "keel_capped",
     "post_ln",
     "deepnorm",
     "rezero",
@@ -32,6 +33,12 @@ HYPER = ("static_hyper_connections", "hyper_connections", "mhc")
 def rms_norm(x, gain, epsilon: float):
     """x / sqrt(mean(x^2) + epsilon) * gain over the last axis (arXiv:1910.07467)."""
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon) * gain
+
+
+def capped(f, cap: float):
+    """Each vector of f, shortened to an RMS of `cap` if it is longer."""
+    rms = np.sqrt(np.mean(f * f, axis=-1, keepdims=True))
+    return np.where(rms > cap, f * (cap / rms), f)
 
 
 def unit(x):
@@ -259,6 +266,15 @@ def block(model: config.ModelConfig, weights: dict, k: int, x, segment_ids_BT):
         x = ln("attention.outer", a * x + attn(w_attn["beta"] * ln("attention.inner", x)))
         return ln("ffn.outer", a * x + ffn(w_ffn["beta"] * ln("ffn.inner", x)))
 
+    if name == "keel_capped":  # docs/topologies.md
+        c = model.branch_cap
+        if k == 0:
+            x = x + capped(attn(ln("attention.inner", x)), c)
+            x = x + capped(ffn(ln("ffn.inner", x)), c)
+            return ln("ffn.outer", x) if v2 else x
+        x = ln("attention.outer", a * x + capped(attn(ln("attention.inner", x)), c))
+        return ln("ffn.outer", a * x + capped(ffn(ln("ffn.inner", x)), c))
+
     if name == "pre_ln":
         x = x + attn(ln("attention.inner", x))
         return x + ffn(ln("ffn.inner", x))
@@ -401,7 +417,13 @@ def shapes(model: config.ModelConfig) -> dict:
 
     name, v2 = model.topology, model.keel_first_block == "v2"
     num_post = math.floor(model.mix_ln_post_fraction * N)
-    keel = name in ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_norm")
+    keel = name in (
+        "keel",
+        "keel_no_inner_norm",
+        "keel_scaled_input",
+        "keel_scaled_inner_norm",
+        "keel_capped",
+    )
     per_head = ()
     if name in ("hybridnorm", "hybridnorm_star"):
         per_head = ("query_norm", "key_norm", "value_norm")
@@ -412,6 +434,7 @@ def shapes(model: config.ModelConfig) -> dict:
     inner_both = name in (
         "keel",
         "keel_scaled_inner_norm",
+        "keel_capped",
         "pre_ln",
         "sandwich",
         "peri_ln",

@@ -117,6 +117,8 @@ class ModelConfig:
     # A learned scalar per sub-layer, initially 1, multiplies the branch's weight, as Fixup's
     # (arXiv:1901.09321): a control of experiments/branch_weight.
     learned_branch: bool = option(False, Change.MODEL)
+    # Capped Keel: the RMS to which a token's branch output is scaled down where it is above.
+    branch_cap: float = option(1.0, Change.MODEL)
     # Keel's block 0: "v2" (outer norm after its FFN) or "v1" (no outer norm), as in the paper.
     keel_first_block: str = option("v2", Change.MODEL)
     # Mix-LN: fraction of the blocks, from the first, that are Post-LN.
@@ -170,6 +172,7 @@ class ModelConfig:
         limits.positive("model.norm_epsilon", self.norm_epsilon)
         limits.positive("model.rope_theta", self.rope_theta)
         limits.positive("model.init_std", self.init_std)
+        limits.positive("model.branch_cap", self.branch_cap)
         limits.positive("model.ngpt_rate", self.ngpt_rate)
         limits.fraction("model.mix_ln_post_fraction", self.mix_ln_post_fraction)
         for name in ("alpha", "branch_scale", "embedding_std"):

@@ -14,8 +14,8 @@ class Row:
     """One residual topology."""
 
     name: str
-    # Where it was published.
-    arxiv: str
+    # Where it was published; None: it is this project's own.
+    arxiv: str | None
     # Whether it carries one array from sub-layer to sub-layer by the equation of
     # `model/residual/equation.py`; otherwise it has a rule of its own.
     is_single_stream: bool = True
@@ -35,10 +35,15 @@ class Row:
     is_reversible: bool = False
 
 
-def _keel(name: str, residual_params: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Row:
+def _keel(
+    name: str,
+    residual_params: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+    arxiv: str | None = "2601.19895",
+) -> Row:
     return Row(
         name=name,
-        arxiv="2601.19895",
+        arxiv=arxiv,
         options=("alpha", "keel_first_block", *options),
         residual_params=residual_params,
         is_reversible=True,
@@ -61,6 +66,7 @@ ROWS = (
     _keel("keel_no_inner_norm"),
     _keel("keel_scaled_input", residual_params=("beta",)),
     _keel("keel_scaled_inner_norm", residual_params=("beta",)),
+    _keel("keel_capped", options=("branch_cap",), arxiv=None),
     Row(name="pre_ln", arxiv="2002.04745"),
     Row(name="post_ln", arxiv="1706.03762"),
     Row(name="deepnorm", arxiv="2203.00555", options=("alpha",)),

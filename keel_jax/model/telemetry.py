@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from keel_jax.model import residual
 from keel_jax.model.arrays import Array
-from keel_jax.model.residual import equation
+from keel_jax.model.residual import equation, norms
 
 # Avoids 0 / 0 in a stream of zeros.
 _TINY = 1e-37
@@ -69,16 +69,17 @@ def observe(
     """The means of one sub-layer, float32 scalars; None in a program without probes.
 
     Args:
-      before: the stream at its input, a tree of arrays [B, T, …].
+      before: the stream at its input, a tree of arrays [B, T, D].
       f_BTD: the branch's output.
       after: the stream at its output.
       sub: the sub-layer.
 
     Returns:
       "stream_square" and "branch_square", mean squares over all entries, the branch after its norm
-      and before its weight a b; "rotation_radians", the mean over tokens of the angle between the
-      stream before and after; "position_cosine", the mean cosine between the stream before at two
-      different positions of a row.
+      and before its weight a b; "branch_cosine", the mean over tokens (and over the stream's
+      arrays) of the cosine between the stream before and the branch; "rotation_radians", the mean
+      over tokens of the angle between the stream before and after; "position_cosine", the mean
+      cosine between the stream before at two different positions of a row.
     """
     if sub.inputs.probe is None:
         return None
@@ -90,6 +91,7 @@ def observe(
     return {
         "stream_square": _mean_square(before),
         "branch_square": _mean_square(branch_BTD),
+        "branch_cosine": _branch_cosine(before, branch_BTD),
         "rotation_radians": _angles(units, _units(after)).mean(),
         "position_cosine": _position_cosine(units),
     }
@@ -101,7 +103,7 @@ def stack(attention: dict | None, ffn: dict | None) -> dict | None:
 
 
 def branch_weight(topology: residual.Topology, params: Mapping) -> Array:
-    """|a| b, the size of each branch's weight in the residual sum, float32 [N, 2].
+    """a b, each branch's weight in the residual sum, float32 [N, 2].
 
     Args: as in `effective_alpha`.
     """
@@ -109,7 +111,7 @@ def branch_weight(topology: residual.Topology, params: Mapping) -> Array:
     if topology.residual_scale is None:
         return scale_N2
     learned = [params["block"][name]["residual_scale"] for name in residual.SUBLAYERS.values()]
-    return scale_N2 * jnp.abs(jnp.stack(learned, axis=1))
+    return scale_N2 * jnp.stack(learned, axis=1)
 
 
 def effective_alpha(topology: residual.Topology, params: Mapping) -> Array:
@@ -158,6 +160,15 @@ def _mean_square(tree) -> Array:
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
     square = functools.reduce(jnp.add, [jnp.sum(leaf * leaf) for leaf in leaves])
     return square / sum(leaf.size for leaf in leaves)
+
+
+def _branch_cosine(stream, branch_BTD: Array) -> Array:
+    """Mean cosine between the branch and each array of the stream, over the tokens; a scalar."""
+    unit_BTD = norms.unit(branch_BTD)
+    cosines = [
+        jnp.sum(norms.unit(leaf) * unit_BTD, axis=-1).mean() for leaf in jax.tree.leaves(stream)
+    ]
+    return jnp.stack(cosines).mean()
 
 
 def _position_cosine(units: Sequence[Array]) -> Array:

@@ -74,11 +74,12 @@ def _sublayers(stats, model: config.ModelConfig, params) -> dict:
     """The [N, 2] statistics, from the means of the scan and its probes."""
     topology = residual.topology(model)
     stream_N2, branch_N2 = (jnp.sqrt(stats[f"{name}_square"]) for name in ("stream", "branch"))
-    scale_N2 = telemetry.branch_weight(topology, params) / jnp.asarray(topology.alpha)
+    weight_N2 = telemetry.branch_weight(topology, params) / jnp.asarray(topology.alpha)
     return {
         "stream_rms": stream_N2,
         "branch_rms": branch_N2,
-        "branch_ratio": scale_N2 * branch_N2 / stream_N2,
+        "branch_ratio": jnp.abs(weight_N2) * branch_N2 / stream_N2,
+        "branch_cosine": jnp.sign(weight_N2) * stats["branch_cosine"],
         "rotation_radians": stats["rotation_radians"],
         "position_cosine": stats["position_cosine"],
         "cotangent_rms": jnp.sqrt(stats["cotangent_square"]),

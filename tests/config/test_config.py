@@ -150,6 +150,7 @@ _EFFECTS = {
     "model.alpha": (3.0, dict(topology="deepnorm"), dict(topology="pre_ln")),
     "model.branch_scale": (0.5, dict(topology="complete_p"), dict(topology="pre_ln")),
     "model.learned_branch": (True, dict(topology="keel"), dict(topology="keel_no_inner_norm")),
+    "model.branch_cap": (0.5, dict(topology="keel_capped"), dict(topology="keel")),
     "model.keel_first_block": ("v1", dict(topology="keel_scaled_input"), dict(topology="post_ln")),
     "model.mix_ln_post_fraction": (0.5, dict(topology="mix_ln"), dict(topology="keel")),
     "model.hyper_streams": (3, dict(topology="mhc"), dict(topology="pre_ln")),

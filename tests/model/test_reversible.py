@@ -121,6 +121,7 @@ def test_any_depth_backwards_has_the_exact_gradients(num_blocks, anchor_blocks):
         dict(topology="keel_no_inner_norm"),
         dict(topology="keel_scaled_input", qk_norm=True),
         dict(learned_branch=True),
+        dict(topology="keel_capped", branch_cap=0.2),
     ],
     ids=str,
 )

@@ -97,7 +97,7 @@ def _assert_close(found: dict, expected: dict):
 
 
 def _unrolled(model: config.ModelConfig, params, tokens_BT):
-    """(stream before, branch, stream after, |a b| / alpha) of each sub-layer, float64 NumPy."""
+    """(stream before, branch, stream after, a b / alpha) of each sub-layer, float64 NumPy."""
     params = reference._float64(params)
     x = params["embedding"]["table"][tokens_BT]
     ids = np.zeros(tokens_BT.shape, int)
@@ -110,6 +110,9 @@ def _unrolled(model: config.ModelConfig, params, tokens_BT):
             alpha, b = 1.0, 1.0
             if model.topology == "sandwich":
                 f = norm(f, "branch_norm")
+            elif model.topology == "keel_capped":
+                f = reference.capped(f, model.branch_cap)
+                alpha = 2.0 * model.num_blocks if k > 0 else 1.0
             elif model.topology == "complete_p":
                 b = 1 / (2 * model.num_blocks)
             elif k > 0:
@@ -117,10 +120,16 @@ def _unrolled(model: config.ModelConfig, params, tokens_BT):
             if model.learned_branch:
                 b *= w["residual_scale"]
             y = alpha * x + b * f
-            if model.topology == "keel" and (k, name) != (0, "attention"):
+            if model.topology in ("keel", "keel_capped") and (k, name) != (0, "attention"):
                 y = norm(y, "outer_norm")
-            yield x, f, y, abs(b) / alpha
+            yield x, f, y, b / alpha
             x = y
+
+
+def _cosine(x_BTD, y_BTD) -> float:
+    """Mean over the tokens."""
+    lengths = np.linalg.norm(x_BTD, axis=-1) * np.linalg.norm(y_BTD, axis=-1)
+    return np.mean((x_BTD * y_BTD).sum(-1) / lengths)
 
 
 def _mean_cosine(x_BTD) -> float:
@@ -136,6 +145,7 @@ def _mean_cosine(x_BTD) -> float:
     [
         dict(topology="keel"),
         dict(topology="keel", learned_branch=True),
+        dict(topology="keel_capped", branch_cap=0.5),
         dict(topology="sandwich"),
         dict(topology="complete_p"),
         dict(topology="complete_p", learned_branch=True),
@@ -169,17 +179,20 @@ def test_forward_statistics_equal_an_unrolled_loop(options):
             for x, _, y, _ in rows
         ],
         "position_cosine": [_mean_cosine(x) for x, *_ in rows],
+        "branch_cosine": [_cosine(x, f) for x, f, *_ in rows],
     }
     assert set(told) == set(expected)
     for name, values in expected.items():
         # A cosine may be nearly 0, and comes from sums of unit vectors that are about 1.
-        atol = 2e-7 if name == "position_cosine" else 0
+        atol = 2e-7 if name.endswith("_cosine") else 0
         np.testing.assert_allclose(np.ravel(told[name]), values, 2e-5, atol, err_msg=name)
     found = telemetry_step._sublayers(
         {**told, "cotangent_square": jnp.ones((4, 2))}, model, jax.tree.map(jnp.asarray, params)
     )
-    ratios = [c * np.sqrt(square(f) / square(x)) for x, f, _, c in rows]
+    ratios = [abs(c) * np.sqrt(square(f) / square(x)) for x, f, _, c in rows]
     np.testing.assert_allclose(np.ravel(found["branch_ratio"]), ratios, rtol=2e-5)
+    cosines = [np.sign(c) * _cosine(x, f) for x, f, _, c in rows]
+    np.testing.assert_allclose(np.ravel(found["branch_cosine"]), cosines, 2e-5, 2e-7)
 
 
 def test_small_angles_are_exact():

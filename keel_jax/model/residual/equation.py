@@ -2,11 +2,12 @@
 
     x' = outer( alpha * x  +  a * b * branch( F( beta * s * inner(x) ) ) )
 
-F is attention or the FFN; inner, outer and branch are RMSNorms that a topology may or may not have;
-alpha, b, s are fixed scalars per sub-layer, beta a learned vector, a a learned scalar. The
-constants are arrays [N, 2] (block, sub-layer: 0 attention, 1 FFN) that the scan over depth reads
-along with the weights. So an exception for block 0 or a split in the middle of the stack is data:
-all N blocks run one program. `topologies` has the constants of each topology.
+F is attention or the FFN; inner, outer and branch are RMSNorms that a topology may or may not have
+(branch may also be a bound on the RMS); alpha, b, s are fixed scalars per sub-layer, beta a learned
+vector, a a learned scalar. The constants are arrays [N, 2] (block, sub-layer: 0 attention, 1 FFN)
+that the scan over depth reads along with the weights. So an exception for block 0 or a split in the
+middle of the stack is data: all N blocks run one program. `topologies` has the constants of each
+topology.
 
 The stream x is kept in `model.stream_dtype`, float32 by default. Each sub-layer moves Keel's
 stream by about F / alpha, which bf16 rounds away beyond a few hundred sub-layers.
@@ -52,6 +53,8 @@ class Topology:
     # Initial value of a learned scalar a that scales the branch's output, in every sub-layer; None:
     # there is none.
     residual_scale: float | None = None
+    # The RMS above which a token's branch output is scaled down to it; None: there is none.
+    branch_cap: float | None = None
     # RMSNorm on each head of queries, keys and values.
     qkv_norm: bool = False
     # nGPT: weights, stream, queries and keys have length 1 along the model or head dimension.
@@ -210,6 +213,8 @@ def branch_output(
     f32_BTD = f_BTD.astype(jnp.float32)
     if topology.has("branch_norm", sublayer):
         f32_BTD = norms.rms_norm(f32_BTD, gains["branch_norm"], epsilon)
+    if topology.branch_cap is not None:
+        f32_BTD = norms.capped(f32_BTD, topology.branch_cap)
     return f32_BTD
 
 

@@ -38,6 +38,13 @@ def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + _LEAST_SQUARE)
 
 
+def capped(x: Float[Array, "*B D"], cap: float) -> Float[Array, "*B D"]:
+    """x min(1, cap / rms(x)) over the last axis, in float32; 0 stays 0."""
+    x = x.astype(jnp.float32)
+    square = jnp.mean(x * x, axis=-1, keepdims=True)
+    return x * jnp.minimum(1, cap * jax.lax.rsqrt(square + _LEAST_SQUARE))
+
+
 def rms_norm_if(
     is_on: Bool[Array, ""], x: Float[Array, "*B D"], gain: Float[Array, " D"], epsilon: float
 ) -> Float[Array, "*B D"]:

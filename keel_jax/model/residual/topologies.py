@@ -46,6 +46,16 @@ def keel_scaled_inner_norm(model: config.ModelConfig) -> Topology:
     return _keel_like(model, inner=True, has_beta=True)
 
 
+@_equation
+def keel_capped(model: config.ModelConfig) -> Topology:
+    """x' = LN(alpha x + F(LN(x)) min(1, c / rms(F(LN(x))))), c = 1: this project's own.
+
+    A sum of branches in the stream's direction shrinks the gradient by exp(-sum |F| cos / L), of
+    which the cap leaves at least exp(-c) (docs/topologies.md).
+    """
+    return _keel_like(model, inner=True, branch_cap=model.branch_cap)
+
+
 def _keel_like(model: config.ModelConfig, **rule) -> Topology:
     """alpha = L from block 1 on; block 0 has alpha = 1 and (v2) only its FFN's outer norm.
 

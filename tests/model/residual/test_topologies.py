@@ -4,12 +4,14 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from keel_jax import config
 from keel_jax.config import topologies
 from keel_jax.model import attention, lm
+from keel_jax.model.residual import norms
 from tests import reference
 
 # In units of the logits' standard deviation. The model works in fp32 (unit roundoff 6e-8); ten
@@ -18,7 +20,13 @@ from tests import reference
 # (test_the_reference_tells_topologies_apart) is a thousand times further off.
 TOLERANCE = 5e-5
 
-KEEL_FAMILY = ("keel", "keel_no_inner_norm", "keel_scaled_input", "keel_scaled_inner_norm")
+KEEL_FAMILY = (
+    "keel",
+    "keel_no_inner_norm",
+    "keel_scaled_input",
+    "keel_scaled_inner_norm",
+    "keel_capped",
+)
 # Topologies with a block that is unlike the others, or with N in their equation.
 DEPTH_DEPENDENT = (
     *KEEL_FAMILY,
@@ -141,6 +149,28 @@ def test_a_learned_branch(topology):
         np.testing.assert_array_equal(sublayer.pop("residual_scale"), np.ones(model.num_blocks))
     fixed = compiled(small(topology=topology))(params, tokens_BT, ids_BT)
     np.testing.assert_array_equal(learned, fixed)
+
+
+# Below, among and above the RMS of the branches: from block 1 on their medians are 0.3 to 2.
+@pytest.mark.parametrize("cap", (0.1, 0.5, 100.0))
+def test_branch_cap(cap):
+    assert_agrees(small(topology="keel_capped", branch_cap=cap))
+
+
+def test_a_cap_above_all_branches_is_keel():
+    params = reference.random_params(small(), 0)
+    tokens_BT, ids_BT = batch(small())
+    capped, keel = (
+        compiled(small(**options))(params, tokens_BT, ids_BT)
+        for options in (dict(topology="keel_capped", branch_cap=1e6), dict(topology="keel"))
+    )
+    np.testing.assert_array_equal(capped, keel)
+
+
+def test_branches_of_0_have_gradients_under_a_cap():
+    """As growing leaves them: the cap divides by the length of the branch, which is 0 there."""
+    found = jax.grad(lambda x: norms.capped(x, 1.0).sum())(jnp.zeros((2, 4)))
+    np.testing.assert_array_equal(found, np.ones((2, 4)))
 
 
 @pytest.mark.parametrize("fraction", (0.0, 0.5, 1.0))
