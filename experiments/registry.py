@@ -13,6 +13,7 @@ MODULES = {
     "alpha": "experiments.alpha.analysis",
     "data_regime": "experiments.data_regime.analysis",
     "branch_weight": "experiments.branch_weight.analysis",
+    "vanishing": "experiments.vanishing.analysis",
     "gradient_flow": "experiments.gradient_flow.experiment",
     "layer_redundancy": "experiments.layer_redundancy.experiment",
 }

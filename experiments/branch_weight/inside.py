@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.sweeps import outcome as outcome_lib
-from keel_jax.training import gradient_path, telemetry_records
+from keel_jax.training import gradient_path
 
 # Sub-layers of a profile, at most.
 _PROFILE = 33
@@ -17,15 +17,8 @@ Records = Mapping[str, np.ndarray]
 
 def load(outcome: outcome_lib.Outcome) -> Records | None:
     """The records of a run after its first step, [R, N, 2]; None if it has none."""
-    if outcome.workdir is None:
-        return None
-    records = telemetry_records.load(outcome.workdir)
-    if not records or "position_cosine" not in records:
-        return None
-    is_later = records["step"] > 1
-    if not is_later.any():
-        return None
-    return {name: values[is_later].astype(float) for name, values in records.items()}
+    records = outcome.telemetry()
+    return records if records and "position_cosine" in records else None
 
 
 def describe(records: Records) -> dict[str, float]:

@@ -26,6 +26,7 @@ COLOURS = {
     "mix_ln": "#E69F00",
     "complete_p": "#56B4E9",
     "pre_ln_gpt2": "#8C6D46",
+    "keel_capped": "#332288",
 }
 # Drawn in full; the others, where there are many, thinner.
 HEADLINE = ("keel", "pre_ln", "complete_p")
@@ -38,6 +39,7 @@ DISPLAY_NAMES = {
     "mix_ln": "Mix-LN",
     "complete_p": "Pre-LN, branch / L",
     "pre_ln_gpt2": "Pre-LN, GPT-2's initialization",
+    "keel_capped": "Keel, capped",
 }
 # What a panel of losses shows above the unigram line, as a share of what it shows below; in nats.
 _SHARE_ABOVE, _LEAST_ABOVE = 0.15, 0.05

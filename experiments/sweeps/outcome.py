@@ -10,7 +10,7 @@ import numpy as np
 from experiments.sweeps import point as point_lib
 from keel_jax import errors
 from keel_jax.runtime import best_effort, files
-from keel_jax.training import logs
+from keel_jax.training import logs, telemetry_records
 
 # The states of a point. A missing one has failed twice; a pending one has not been run.
 DONE, DIVERGED, MISSING, PENDING = "done", "diverged", "missing", "pending"
@@ -52,6 +52,14 @@ class Outcome:
     def eval_loss(self) -> float | None:
         """The validation loss at the end, nats a token."""
         return self.final("eval/loss_nats_per_token")
+
+    def telemetry(self) -> dict[str, np.ndarray] | None:
+        """The records after step 1, [R, …] float64 by statistic; None if there are none."""
+        records = telemetry_records.load(self.workdir) if self.workdir else {}
+        is_later = records["step"] > 1 if records else np.zeros(0, bool)
+        if not is_later.any():
+            return None
+        return {name: values[is_later].astype(float) for name, values in records.items()}
 
     def summary(self) -> dict:
         """The point's entry in results.json."""

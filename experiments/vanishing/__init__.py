@@ -1,0 +1,1 @@
+"""Why does Keel stop learning at large rates, and what helps?"""

@@ -1,0 +1,68 @@
+"""The whole analysis, on runs of a stand-in and on real ones with telemetry."""
+
+import numpy as np
+import pytest
+
+from experiments.sweeps import experiment, registration, results, sweep
+from experiments.sweeps import point as point_lib
+from experiments.vanishing import analysis, mechanism, points
+from keel_jax.runtime import exit_codes
+from tests.experiments import faked_sweep
+
+
+@pytest.mark.slow
+def test_every_prediction_is_of_a_number_that_there_is(token_dir, tmp_path, monkeypatch):
+    """The stand-in writes no telemetry: it is of the numbers of paths that there are none."""
+    preset = points.PRESETS["deep"]()
+    faked = faked_sweep.of(preset, token_dir, tmp_path)
+    assert faked.run(preset.points) == exit_codes.DONE
+    request = experiment.Request(name="vanishing", preset="deep", out=tmp_path / "out")
+    monkeypatch.setattr(registration, "verify", lambda registered, commits: {})
+    assert experiment.analyse_sweep(request, faked, preset, analysis.analyse) == exit_codes.DONE
+    numbers = results.load(tmp_path / "out")["numbers"]
+    assert len(numbers["checks"]) == len(registration.load("vanishing", "deep").predictions)
+    for claim, check in numbers["checks"].items():
+        is_of_a_path = "/mechanism/" in check["number"] or check["number"].endswith("_reach")
+        assert (check["mean"] is None) == is_of_a_path, f"{claim}: {check['number']}"
+    assert len(numbers["L64"]["variants"]) == 18 == len(numbers["L256"]["variants"])
+    assert set(numbers["L1024"]["variants"]) == {"keel", "keel_capped", "complete_p"}
+    figures = {path.name for path in (tmp_path / "out/figures").iterdir()}
+    assert {"loss_against_rate_L64.png", "loss_against_rate_L1024.svg"} <= figures
+
+
+@pytest.mark.slow
+def test_what_real_runs_say_of_their_paths(token_dir, tmp_path):
+    """Of a few steps at a rate at which Keel's branches outgrow its stream, and a cap's do not."""
+    members = [
+        point_lib.Point(
+            points.series(variant, 16),
+            "experiments/configs/deep.py",
+            {
+                **points.VARIANTS[variant],
+                "model.num_blocks": 8,
+                "train.num_steps": 12,
+                "optim.warmup_steps": 1,
+                "telemetry.every_steps": 2,
+            },
+            0.1,
+            40 + seed,
+        )
+        for variant in ("keel", "cap_half")
+        for seed in range(2)
+    ]
+    real = sweep.Sweep(runs=tmp_path / "runs", data=str(token_dir))
+    assert real.run(members) == exit_codes.DONE
+    outcomes = real.outcomes(members)
+    keel, *_, capped = (mechanism.course(run.telemetry()) for run in outcomes)
+    assert list(keel.step) == [2, 4, 6, 8, 10, 12]
+    assert capped.branch_rms.max() <= 0.5 * (1 + 1e-6) < keel.branch_rms.max()
+    assert (capped.exponent <= 0.5).all() and capped.path.min() > np.exp(-0.5)
+    assert keel.path.min() < 0.2 and (keel.path <= keel.orthogonal).mean() > 0.5
+    numbers = analysis.analyse(outcomes, tmp_path / "out", str(token_dir))["L16"]
+    assert numbers["mechanism"]["path"]["slope"]["num_seeds"] == 2
+    [row] = numbers["variants"]["keel"]["by_rate_telemetry"]
+    assert row["rate"] == 0.1 and 0 < row["least_reach"] < mechanism.CLOSING
+    assert numbers["variants"]["keel"]["log10_final_reach"]["num_seeds"] == 2
+    assert set(numbers["pairs"]) == {"cap_half over keel"}
+    figures = {path.stem for path in (tmp_path / "out/figures").iterdir()}
+    assert figures == {"loss_against_rate_L16", "reach_L16", "courses_L16"}
