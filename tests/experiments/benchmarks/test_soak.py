@@ -22,6 +22,20 @@ def test_what_fluctuates_is_flat():
     assert soak._problems(_start(), None, 0.03) == []
 
 
+def test_pools_of_threads_may_fill_late():
+    """Up to what the start before had, and no further."""
+    late = _start(samples=[soak.Sample(500.0, 20, 24 + i // 20) for i in range(30)])
+    assert soak._problems(late, None, 0.03) == []
+    late = _start(samples=[soak.Sample(500.0, 20, 24 + 3 * (i // 20)) for i in range(30)])
+    assert soak._problems(late, None, 0.03) == ["threads grew from 24 to 27"]
+    before = _start(samples=[soak.Sample(500.0, 20, 26)] * 30)
+    late = dataclasses.replace(late, first_step=before.last_step, last_step=before.last_step + 9)
+    assert soak._problems(late, before, 0.03) == []
+    leaking = [soak.Sample(500.0, 20, 27 + 2 * (i // 10)) for i in range(30)]
+    late = dataclasses.replace(late, samples=leaking)
+    assert soak._problems(late, before, 0.03) == ["threads grew from 29 to 31"]
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
