@@ -16,8 +16,9 @@ import matplotlib
 import numpy as np
 from absl import flags
 
+import keel_jax
 from experiments.configs import quickstart as quickstart_config
-from keel_jax import config, evaluate, generate, prepare, train
+from keel_jax import config, evaluate, prepare, train
 from keel_jax.data import shards
 from keel_jax.data.preparing import corpus, preparation
 from keel_jax.data.preparing import options as preparation_options
@@ -133,7 +134,7 @@ def plot(output: pathlib.Path, result: dict) -> None:
 def draw_samples(output: pathlib.Path) -> dict:
     """Samples, and the fraction of their lines that Python's tokenizer accepts."""
     how = sampling.Sampling(temperature=0.7, top_p=0.95)
-    texts = generate.generate(output / "run", list(PROMPTS), num_tokens=160, how=how)
+    texts = keel_jax.load(output / "run").generate(PROMPTS, num_tokens=160, how=how)
     samples = [prompt + text for prompt, text in zip(PROMPTS, texts, strict=True)]
     lines = [line for sample in samples for line in sample.splitlines() if line.strip()]
     fraction = sum(map(is_tokenizable, lines)) / max(1, len(lines))

@@ -1,3 +1,16 @@
 """keel_jax: very deep language models on JAX, built around Keel (arXiv:2601.19895)."""
 
+import typing
+
+if typing.TYPE_CHECKING:
+    from keel_jax.inference.model import Model
+
 __version__ = "0.1.0"
+
+
+def load(workdir: typing.Any, **options: typing.Any) -> "Model":
+    """A trained model with `logits`, `score`, `loss` and `generate` (`inference.model.load`)."""
+    # Imported when it is called: JAX must not be imported before an entry point has set it up.
+    from keel_jax.inference import model
+
+    return model.load(workdir, **options)

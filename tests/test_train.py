@@ -21,7 +21,8 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from keel_jax import config, evaluate, generate, train
+import keel_jax
+from keel_jax import config, evaluate, train
 from keel_jax.model import sampling
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files, ownership, stop
@@ -382,24 +383,24 @@ def test_tensorboard_forgets_what_a_killed_run_wrote_too_much(finished, tmp_path
 def test_generation_needs_the_checkpoints_tokenizer(finished, tmp_path, corpus_dir):
     _, workdir = finished
     how = sampling.Sampling(temperature=0.0)
-    texts = generate.generate(workdir, ["def f", ""], num_tokens=4, how=how)
-    assert texts == generate.generate(workdir, ["def f", ""], num_tokens=4, how=how)
+    texts = keel_jax.load(workdir).generate(["def f", ""], num_tokens=4, how=how)
+    assert texts == keel_jax.load(workdir).generate(["def f", ""], num_tokens=4, how=how)
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     conftest.prepare_text_files(corpus_dir, tmp_path / "other", vocab_size=290)
     shutil.copy(tmp_path / "other/tokenizer.model", copy / "tokenizer.model")
     with pytest.raises(ValueError, match="the checkpoint was trained with"):
-        generate.generate(copy, [""], num_tokens=1, how=how)
+        keel_jax.load(copy).generate([""], num_tokens=1, how=how)
 
 
 def test_a_prompt_longer_than_a_window_is_refused(finished):
     _, workdir = finished
     how = sampling.Sampling(temperature=0.0)
     seq_len = 16
-    [text] = generate.generate(workdir, ["x" * (seq_len - 1)], num_tokens=2, how=how)
+    [text] = keel_jax.load(workdir).generate(["x" * (seq_len - 1)], num_tokens=2, how=how)
     assert isinstance(text, str)
     with pytest.raises(ValueError, match=r"prompt has 1201 tokens.*trained on windows of 16"):
-        generate.generate(workdir, ["", "\u4e00" * 400], num_tokens=2, how=how)  # 3 bytes each
+        keel_jax.load(workdir).generate(["", "\u4e00" * 400], num_tokens=2, how=how)  # 3 bytes each
 
 
 @pytest.mark.parametrize("option", ["batch_size", "seq_len"])

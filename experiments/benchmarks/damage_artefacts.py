@@ -11,8 +11,9 @@ from unittest import mock
 
 from jax._src import compilation_cache
 
+import keel_jax
 from experiments.benchmarks import damage_world, small_runs
-from keel_jax import evaluate, generate, inspect_run, train
+from keel_jax import evaluate, inspect_run, train
 from keel_jax.model import sampling
 from keel_jax.runtime import exit_codes, ownership, verified_cache
 from keel_jax.training import logs
@@ -116,7 +117,7 @@ def _evaluate_trial(world: damage_world.World) -> Result:
 
 def _generate_from(place: pathlib.Path) -> Result:
     how = sampling.Sampling(temperature=0.0)
-    return Result(output=generate.generate(place, ["some"], num_tokens=4, how=how))
+    return Result(output=keel_jax.load(place).generate(["some"], num_tokens=4, how=how))
 
 
 def _generate(world: damage_world.World) -> Result:

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy that never holds the logits of all tokens.
+"""Next-token cross-entropy, and scores of single tokens, that never hold the logits of all tokens.
 
 Every device works on its own tokens and its own part of the vocabulary. The logits' matrix is
 gathered once for all chunks, and its gradient is summed over them in float32 and scattered once.
@@ -10,7 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from keel_jax.model import layers, lm
 from keel_jax.model.arrays import Array
@@ -60,6 +60,49 @@ def cross_entropy_sums(
     return dict(zip(_NAMES, shared_out(h_BTD, w_DV, targets_BT, weights_BT), strict=True))
 
 
+def token_scores(
+    h_BTD: Float[Array, "B T D"],
+    w_DV: Float[Array, "D V"],
+    targets_BT: Int[Array, "B T"],
+    *,
+    chunk: int,
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """log p(target) of each token in nats, float32, and whether no other token is more likely.
+
+    Arguments as in `cross_entropy_sums`; there is no backward pass.
+    """
+    if not sharding.has_several_devices():
+        return _chunked_scores(h_BTD, w_DV, targets_BT, chunk, ())
+    sizes = sharding.mesh_sizes()
+    vocab_axes = tuple(axis for axis in sharding.RULES["vocab"] if sizes[axis] > 1)
+
+    def local_scores(h_BTD, w_DV, targets_BT):
+        w_DV = gathering.gather_rows(w_DV.astype(h_BTD.dtype), "table_embed")
+        return _chunked_scores(h_BTD, w_DV.astype(jnp.float32), targets_BT, chunk, vocab_axes)
+
+    tokens = layers.LOSS_AXES[:-1]
+    in_axes = layers.LOSS_AXES, ("table_embed", "vocab"), tokens
+    return manual.over_mesh(local_scores, in_axes, (tokens, tokens))(h_BTD, w_DV, targets_BT)
+
+
+def _chunked_scores(h_BTD, w_DV, targets_BT, chunk, vocab_axes):
+    """`token_scores` of this device's tokens, chunk by chunk."""
+    batch_size, num_tokens = targets_BT.shape
+
+    def scores(h_BCD, targets_BC):
+        log_z_BC, target_logit_BC, is_first_BC = _of_tokens(h_BCD, w_DV, targets_BC, vocab_axes)
+        return target_logit_BC - log_z_BC, is_first_BC
+
+    if not 0 < chunk < num_tokens:
+        return scores(h_BTD, targets_BT)
+    chunks = [_chunked(x, -num_tokens % chunk, chunk) for x in (h_BTD, targets_BT)]
+    log_p_BT, is_first_BT = (
+        jnp.moveaxis(x, 0, 1).reshape(batch_size, -1)[:, :num_tokens]
+        for x in jax.lax.map(lambda xs: scores(*xs), tuple(chunks))
+    )
+    return log_p_BT, is_first_BT
+
+
 _NAMES = ("nats", "weight", "log_z_squared", "correct")
 
 
@@ -84,17 +127,22 @@ def _chunked_sums(h_BTD, w_DV, targets_BT, weights_BT, chunk, vocab_axes):
 
 def _sums(h_BCD, w_DV, targets_BC, weights_BC, *, vocab_axes):
     """The sums; V is this device's part of the vocabulary along the mesh axes `vocab_axes`."""
-    logits_BCV = lm.logits(h_BCD, w_DV)
-    first = jax.lax.axis_index(vocab_axes) * w_DV.shape[1] if vocab_axes else 0
-    log_z_BC = _log_sum_exp(logits_BCV, vocab_axes)
-    target_logit_BC = _at(logits_BCV, targets_BC - first, vocab_axes)
-    correct_BC = _first_of_largest(logits_BCV, first, vocab_axes) == targets_BC
+    log_z_BC, target_logit_BC, correct_BC = _of_tokens(h_BCD, w_DV, targets_BC, vocab_axes)
     return (
         (weights_BC * (log_z_BC - target_logit_BC)).sum(),
         weights_BC.sum(),
         (weights_BC * jnp.square(log_z_BC)).sum(),
         (weights_BC * correct_BC).sum(),
     )
+
+
+def _of_tokens(h_BCD, w_DV, targets_BC, vocab_axes):
+    """log Z, the target's logit, and whether that is the (first of the) largest; [B, C] each."""
+    logits_BCV = lm.logits(h_BCD, w_DV)
+    first = jax.lax.axis_index(vocab_axes) * w_DV.shape[1] if vocab_axes else 0
+    log_z_BC = _log_sum_exp(logits_BCV, vocab_axes)
+    target_logit_BC = _at(logits_BCV, targets_BC - first, vocab_axes)
+    return log_z_BC, target_logit_BC, _first_of_largest(logits_BCV, first, vocab_axes) == targets_BC
 
 
 def _log_sum_exp(x_BCV, axes):

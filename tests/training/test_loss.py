@@ -65,3 +65,18 @@ def test_the_program_never_holds_all_logits():
 
     assert largest(0) >= batch * seq_len * vocab
     assert largest(chunk) <= batch * chunk * vocab
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 5, 12, 100])
+def test_scores_of_tokens_equal_a_float64_reference(chunk):
+    """Also where the chunk does not divide the length, or exceeds it."""
+    h, w, targets, _ = _inputs()
+    logits = np.asarray(h, np.float64) @ np.asarray(w, np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = np.take_along_axis(log_p, np.asarray(targets)[..., None], -1)[..., 0]
+    targets = targets.at[0, 3].set(int(logits[0, 3].argmax()))
+    expected[0, 3] = log_p[0, 3].max()
+    got, is_first = loss.token_scores(h, w, targets, chunk=chunk)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    np.testing.assert_array_equal(is_first, logits.argmax(-1) == np.asarray(targets))
+    assert is_first[0, 3]

@@ -1,0 +1,89 @@
+"""From texts to the tokens whose likelihood is asked for, as the evaluation harness forms them.
+
+The conventions are those of EleutherAI's lm-evaluation-harness (lm_eval/api/model.py and
+lm_eval/utils.py), so that scores can be compared with published ones: where a context ends in
+spaces, they belong to the continuation; context and continuation are encoded together, and the
+tokens after as many as the context has alone are the continuation's. Every text begins with EOS, as
+every document does in training.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from keel_jax import errors
+from keel_jax.data import tokenizer as tokenizer_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Consecutive tokens, of which the last are to be scored."""
+
+    # int32 [T + 1]; the model reads the first T, and predicts the last.
+    ids: np.ndarray
+    # How many of the ids at the end are scored.
+    num_scored: int
+    # How many were cut off in front, as the model has no positions for them.
+    num_cut: int = 0
+
+
+def of_continuation(
+    tokenizer: tokenizer_lib.Tokenizer, context: str, continuation: str, max_length: int
+) -> Row:
+    """The row that scores `continuation` after `context`.
+
+    Where SentencePiece merges the end of the context with the beginning of the continuation into
+    one piece, that piece counts as the context's, as in the harness.
+
+    Args:
+      max_length: positions that the model knows; of a longer context the end is kept.
+
+    Raises:
+      UserError: the continuation is empty, or longer than `max_length` tokens.
+    """
+    kept = context.rstrip()
+    context, continuation = kept, context[len(kept) :] + continuation
+    whole, alone = tokenizer.encode_batch([context + continuation, context])
+    num_scored = len(whole) - len(alone)
+    if num_scored <= 0:
+        raise errors.UserError(
+            f"{continuation!r} has no tokens of its own after {context[-40:]!r}: there is nothing "
+            "to score."
+        )
+    if num_scored > max_length:
+        raise errors.UserError(
+            f"{continuation[:40]!r}… has {num_scored} tokens, and the model was trained on windows "
+            f"of {max_length}: it knows no later positions."
+        )
+    ids = np.concatenate([np.array([tokenizer.eos_id], np.int32), whole])
+    return _cut(ids, num_scored, max_length)
+
+
+def of_text(tokenizer: tokenizer_lib.Tokenizer, text: str, max_length: int) -> list[Row]:
+    """Rows that score every token of `text` once, each but the first after a full window.
+
+    The first row begins with EOS. The last one is as long as the others, so that its tokens have
+    as much context as fits (the harness's rolling log-likelihood).
+    """
+    tokens = tokenizer.encode(text)
+    ids = np.concatenate([np.array([tokenizer.eos_id], np.int32), tokens])
+    rows = []
+    for first in range(0, len(tokens), max_length):
+        stop = min(first + max_length, len(tokens)) + 1  # in ids
+        begin = max(0, stop - max_length - 1)
+        rows.append(Row(ids[begin:stop], stop - 1 - first))
+    return rows
+
+
+def by_length(rows: Sequence[Row], lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """(T, indices of rows) for each of `lengths`, ascending, that is the least for some rows."""
+    needed = np.array([len(row.ids) - 1 for row in rows])
+    places = np.searchsorted(np.asarray(lengths), needed)
+    for place in np.unique(places):
+        yield lengths[place], np.flatnonzero(places == place).tolist()
+
+
+def _cut(ids: np.ndarray, num_scored: int, max_length: int) -> Row:
+    num_cut = max(0, len(ids) - (max_length + 1))
+    return Row(ids[num_cut:], num_scored, num_cut)

@@ -1,0 +1,134 @@
+"""Log-likelihoods of rows of tokens, in batches of equal length, over the devices of a mesh.
+
+A row is padded to one of a few lengths, which depends on its own length alone: each is one
+compiled program, and what else is scored with a row changes its score by no more than the rounding
+of sums over another number of rows. Padding is at the end, where causal attention does not see it.
+
+Dimension letters: B rows, T time.
+"""
+
+import collections.abc
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from keel_jax import config, errors
+from keel_jax.inference import requests
+from keel_jax.model import lm
+from keel_jax.parallel import sharding
+from keel_jax.runtime import compiler_options
+from keel_jax.training import loss, trained
+
+# The shortest program; each next one is half as long again, up to the training's windows.
+_SHORTEST, _GROWTH = 32, 1.5
+_AXES = ("batch", "time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What the model says of the scored tokens of a row."""
+
+    # Sum of log p, in nats.
+    log_likelihood: float
+    # Whether greedy decoding would have written exactly these tokens.
+    is_greedy: bool
+    num_tokens: int
+
+
+class Scorer:
+    """The compiled programs of one model, made as they are needed."""
+
+    def __init__(self, model: trained.Trained, batch_size: int = 16):
+        """`batch_size` is rounded up to a multiple of the mesh's shards.
+
+        Raises:
+          UserError: the mesh splits sequences or the depth.
+        """
+        sizes = model.mesh.shape
+        if sizes["context"] * sizes["stage"] > 1:
+            raise errors.UserError(
+                f"A mesh with context={sizes['context']} and stage={sizes['stage']} cannot score "
+                "single tokens: load the model on one with data, fsdp and tensor alone."
+            )
+        num_shards = sharding.num_shards("batch", sizes)
+        self.batch_size = -(-batch_size // num_shards) * num_shards
+        self.max_length = model.cfg.train.seq_len
+        self._model = model
+        self._lengths = _lengths(self.max_length, sharding.num_shards("stream_time", sizes))
+        self._programs: dict[int, Callable] = {}
+
+    def __call__(
+        self,
+        rows: Sequence[requests.Row],
+        with_progress: Callable[[collections.abc.Iterable], collections.abc.Iterable] = iter,
+    ) -> list[Score]:
+        """The score of every row, in order.
+
+        Args:
+          with_progress: wraps the iterator of batches, to show progress.
+        """
+        scores: list[Score | None] = [None] * len(rows)
+        for length, members in with_progress(list(self._batches(rows))):
+            log_p_BT, is_first_BT = self._run(length, [rows[member] for member in members])
+            for place, member in enumerate(members):
+                end = len(rows[member].ids) - 1
+                scored = slice(end - rows[member].num_scored, end)
+                scores[member] = Score(
+                    float(log_p_BT[place, scored].sum(dtype=np.float64)),
+                    bool(is_first_BT[place, scored].all()),
+                    rows[member].num_scored,
+                )
+        return [score for score in scores if score is not None]
+
+    def _batches(self, rows: Sequence[requests.Row]) -> Iterator[tuple[int, Sequence[int]]]:
+        """The longest first: if memory is short, that is known at once."""
+        for length, members in reversed(list(requests.by_length(rows, self._lengths))):
+            for first in range(0, len(members), self.batch_size):
+                yield length, members[first : first + self.batch_size]
+
+    def _run(self, length: int, rows: Sequence[requests.Row]) -> tuple[np.ndarray, np.ndarray]:
+        """log p of each next token, and whether it is the most likely one; [B, T] each."""
+        ids = np.zeros((self.batch_size, length + 1), np.int32)
+        for row, out in zip(rows, ids, strict=False):
+            out[: len(row.ids)] = row.ids
+        if length not in self._programs:
+            self._programs[length] = _compile(self._model, self.batch_size, length)
+        place = sharding.sharding(self._model.mesh, _AXES, (self.batch_size, length))
+        inputs, targets = jax.device_put((ids[:, :-1], ids[:, 1:]), place)
+        return jax.device_get(self._programs[length](self._model.params, inputs, targets))
+
+
+def _lengths(longest: int, multiple: int) -> list[int]:
+    """The lengths of the programs, ascending: multiples of the shards of time."""
+    lengths, length = [], float(min(_SHORTEST, longest))
+    while True:
+        rounded = -(-int(length) // multiple) * multiple
+        if rounded >= longest:
+            return [*lengths, -(-longest // multiple) * multiple]
+        lengths.append(rounded)
+        length *= _GROWTH
+
+
+def _compile(model: trained.Trained, batch_size: int, length: int) -> Callable[..., Any]:
+    """The program (params, inputs [B, T], targets [B, T]) -> `loss.token_scores`."""
+    # There is no backward pass, so nothing is saved or recomputed.
+    options = dataclasses.replace(model.cfg.model, recompute=config.RecomputeConfig(plan="none"))
+    network = lm.LanguageModel(options)
+
+    def scores(params, inputs_BT, targets_BT):
+        h_BTD = cast(jax.Array, network.apply({"params": params}, inputs_BT, method="hidden"))
+        w_DV = lm.output_matrix(params, options)
+        return loss.token_scores(h_BTD, w_DV, targets_BT, chunk=model.cfg.train.loss_chunk)
+
+    tokens = jax.ShapeDtypeStruct(
+        (batch_size, length),
+        np.int32,
+        sharding=sharding.sharding(model.mesh, _AXES, (batch_size, length)),
+    )
+    with jax.set_mesh(model.mesh):
+        everywhere = sharding.replicated(model.mesh)
+        lowered = jax.jit(scores, out_shardings=everywhere).lower(model.params, tokens, tokens)
+    return lowered.compile(compiler_options=compiler_options.options(model.mesh.devices.flat[0]))
