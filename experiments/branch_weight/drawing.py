@@ -43,11 +43,8 @@ def losses_against_rate(
             )
         figures.draw_unigram_line(axes, unigram_nats)
         init, embedding = kind
-        axes.set(
-            xscale="log",
-            xlabel="peak learning rate",
-            title=f"{_EMBEDDING_NAMES[embedding]},\n{_INIT_NAMES[init]}",
-        )
+        figures.label_rates(axes, sorted({rate for rows in losses.values() for rate in rows}))
+        axes.set_title(f"{_EMBEDDING_NAMES[embedding]},\n{_INIT_NAMES[init]}")
     panels[0].set(ylabel="final validation loss, nats/token", ylim=(None, top))
     figures.share_legend(figure, panels)
     figures.explain(

@@ -1,6 +1,7 @@
 """Figures: each a PNG, an SVG and a PDF beside the JSON that it was drawn from."""
 
 import pathlib
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,8 @@ _STYLE: dict[Any, Any] = {
     "font.size": 9,
 }
 _DPI = 110
+# Of an explanation's font.
+_LETTERS_PER_INCH = 18
 # What a PDF would say of when and with what it was made.
 _PDF_ENTRIES = ("Creator", "Producer", "CreationDate")
 
@@ -69,11 +72,23 @@ def new_row(
     num_panels: int, size: tuple[float, float], *, sharey: bool = False
 ) -> tuple[figure_lib.Figure, Sequence[axes_lib.Axes]]:
     """A figure in the experiments' style, with panels side by side; `size` in inches."""
+    figure, [panels] = new_grid(1, num_panels, size, sharey=sharey)
+    return figure, panels
+
+
+def new_grid(
+    num_rows: int, num_columns: int, size: tuple[float, float], *, sharey: bool | str = False
+) -> tuple[figure_lib.Figure, Sequence[Sequence[axes_lib.Axes]]]:
+    """A figure in the experiments' style, with rows of panels; `size` in inches.
+
+    Args:
+      sharey: as in `matplotlib.pyplot.subplots`: True, or "row" or "col" for each of these.
+    """
     with matplotlib.rc_context(_STYLE):
         figure, grid = pyplot.subplots(
-            1, num_panels, figsize=size, layout="constrained", sharey=sharey, squeeze=False
+            num_rows, num_columns, figsize=size, layout="constrained", sharey=sharey, squeeze=False
         )
-    return figure, list(grid[0])
+    return figure, [list(row) for row in grid]
 
 
 def save(figure: figure_lib.Figure, out: pathlib.Path, stem: str, data: Mapping | Sequence) -> None:
@@ -121,8 +136,19 @@ def share_legend(figure: figure_lib.Figure, panels: Sequence[axes_lib.Axes]) -> 
 
 
 def explain(figure: figure_lib.Figure, text: str) -> None:
-    """A line below the panels that says what is drawn."""
-    figure.supxlabel(text, fontsize=7, color="0.35")
+    """Lines below the panels that say what is drawn, as long as the figure is wide."""
+    width = int(_LETTERS_PER_INCH * figure.get_figwidth())
+    figure.supxlabel(textwrap.fill(text, width), fontsize=7, color="0.35")
+
+
+def label_rates(axes: axes_lib.Axes, rates: Sequence[float]) -> None:
+    """A logarithmic axis of learning rates, with a tick at each of them and nowhere else."""
+    axes.set(xscale="log", xlabel="peak learning rate")
+    axes.set_xticks(
+        rates, [f"{rate:.1e}".replace(".0e", "e").replace("e-0", "e-") for rate in rates]
+    )
+    axes.tick_params(axis="x", labelsize=7)
+    axes.minorticks_off()
 
 
 def draw_over_seeds(

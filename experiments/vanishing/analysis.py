@@ -58,8 +58,12 @@ def _analyse_depth(
     courses = {variant: runs for variant, runs in courses.items() if runs}
     if losses:
         drawing.losses_against_rate(losses, unigram_nats, out, f"loss_against_rate_{name}")
-    if normed := [run for variant in _normed(courses) for run in courses[variant].values()]:
-        drawing.reach_against_products(normed, out, f"reach_{name}")
+    uncapped, capped = (
+        [run for variant in group for run in courses.get(variant, {}).values()]
+        for group in (points.OPEN_ENDED, points.CAPPED)
+    )
+    if uncapped or capped:
+        drawing.reach_against_products(uncapped, capped, out, f"reach_{name}")
     drawn = {variant: courses[variant] for variant in drawing.COURSES if variant in courses}
     if drawn:
         drawing.courses(drawn, out, f"courses_{name}")
@@ -83,11 +87,6 @@ def _courses(outcomes: Sequence[outcome_lib.Outcome]) -> Courses:
         for outcome in outcomes
         if (records := outcome.telemetry()) and "branch_cosine" in records
     }
-
-
-def _normed(courses: Mapping[str, Courses]) -> list[str]:
-    """The variants with outer norms."""
-    return [variant for variant in courses if variant in (*points.OPEN_ENDED, *points.CAPPED)]
 
 
 def _pairs(rows: Mapping[str, Mapping[int, merit.Row]], unigram_nats: float) -> dict:

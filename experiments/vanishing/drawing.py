@@ -70,7 +70,8 @@ def losses_against_rate(
                 color=colour,
             )
         figures.draw_unigram_line(axes, unigram_nats)
-        axes.set(xscale="log", xlabel="peak learning rate", title=title)
+        figures.label_rates(axes, sorted({rate for variant in group for rate in losses[variant]}))
+        axes.set_title(title)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7)
     panels[0].set(ylabel="final validation loss, nats/token", ylim=(None, top))
     figures.explain(
@@ -81,21 +82,36 @@ def losses_against_rate(
     figures.save(figure, out, stem, {"lines": drawn, "unigram_nats": unigram_nats})
 
 
-def reach_against_products(runs: Sequence[mechanism.Course], out: pathlib.Path, stem: str) -> None:
+def reach_against_products(
+    uncapped: Sequence[mechanism.Course],
+    capped: Sequence[mechanism.Course],
+    out: pathlib.Path,
+    stem: str,
+) -> None:
     """Every record: the gradient's share at the bottom against the paper's product, and ours."""
     figure, panels = figures.new_row(2, (7.6, 3.9), sharey=True)
-    drawn = {}
     titles = {
         "orthogonal": "branches at right angles\n(the paper): $\\Pi\\,(1 + r^2)^{-1/2}$",
         "path": "with their angle:\n$\\Pi\\,(1 + 2 r\\cos\\theta + r^2)^{-1/2}$",
     }
+    groups = {"without a cap": (uncapped, "keel"), "capped": (capped, "keel_capped")}
+    drawn, least = {}, 1.0
     for axes, (predictor, title) in zip(panels, titles.items(), strict=True):
-        reach, predicted = mechanism.points(runs, predictor)
-        axes.plot([mechanism.LEAST, 1], [mechanism.LEAST, 1], color="0.5", linewidth=0.8)
-        axes.scatter(predicted, reach, s=5, linewidths=0, alpha=0.4, color=figures.COLOURS["keel"])
+        for label, (runs, topology) in groups.items():
+            if not runs:
+                continue
+            reach, predicted = mechanism.points(runs, predictor)
+            least = min(least, reach.min(), predicted.min())
+            style = {"color": figures.COLOURS[topology], "alpha": 0.4, "linewidths": 0}
+            axes.scatter(predicted, reach, s=6, label=label, **style)
+            drawn[f"{predictor}, {label}"] = {"predicted": predicted, "reach": reach}
         axes.set(xscale="log", yscale="log", xlabel="predicted", title=title)
-        drawn[predictor] = {"predicted": predicted, "reach": reach}
+    for axes in panels:
+        limits = (least / 2, 3.0)
+        axes.plot(limits, limits, color="0.5", linewidth=0.8, zorder=1)
+        axes.set(xlim=limits, ylim=limits)
     panels[0].set(ylabel="measured: share of the gradient,\nblock 1 over the last sub-layer")
+    figures.share_legend(figure, panels)
     figures.explain(
         figure,
         "A dot is one record of one run, of all variants with outer norms. Line: equality. Below "
@@ -104,56 +120,50 @@ def reach_against_products(runs: Sequence[mechanism.Course], out: pathlib.Path, 
     figures.save(figure, out, stem, drawn)
 
 
+# What is drawn of a course, and whether on a logarithmic axis.
+_QUANTITIES = {
+    "reach": ("share of the gradient at the bottom", True),
+    "exponent": ("Σ r cos θ", False),
+    "spread": ("1 - cosine between positions, top", True),
+}
+
+
 def courses(
     runs: Mapping[str, Mapping[tuple[float, int], mechanism.Course]],
     out: pathlib.Path,
     stem: str,
 ) -> None:
-    """Step by step, rate by rate: what reaches the bottom, and the collapse of the positions."""
-    quantities = {
-        "reach": "share of the gradient at the bottom",
-        "exponent": "$\\Sigma\\, r \\cos\\theta$",
-        "spread": "1 - cosine between positions, at the top",
-    }
-    figure, panels = figures.new_row(
-        len(quantities) * len(runs), (2.3 * len(quantities) * len(runs), 3.2)
-    )
+    """A row for each variant: what reaches the bottom, and the collapse of the positions."""
+    size = (9.6, 2.5 * len(runs) + 0.4)
+    figure, rows = figures.new_grid(len(runs), len(_QUANTITIES), size, sharey="col")
     drawn: dict[str, list] = {}
-    remaining = iter(panels)
-    for variant, by_run in runs.items():
-        rates = sorted({rate for rate, _ in by_run})
-        for quantity, label in quantities.items():
-            axes = next(remaining)
-            for number, rate in enumerate(rates):
-                members = [run for (own, _), run in by_run.items() if own == rate]
-                lines = [
-                    1 - run.position_cosine if quantity == "spread" else getattr(run, quantity)
-                    for run in members
-                ]
-                median = np.median(_to_common_length(lines), axis=0)
-                step = members[0].step[: len(median)]
-                floor = mechanism.LEAST if quantity != "exponent" else -np.inf
-                axes.plot(
-                    step,
-                    np.maximum(median, floor),
-                    color=figures.shade(number, len(rates)),
-                    label=f"{rate:g}",
-                )
-                drawn.setdefault(f"{variant}/{quantity}", []).append(
-                    {"rate": rate, "x": step, "y": median}
-                )
-            if quantity == "exponent":
-                axes.set_yscale("symlog", linthresh=1.0)
-            else:
-                axes.set_yscale("log")
-            axes.set_xlabel("step")
-            axes.set_title(f"{figures.display_name(variant)}\n{label}", fontsize=8)
-    figures.share_legend(figure, panels)
+    for (variant, by_run), panels in zip(runs.items(), rows, strict=True):
+        for (quantity, (label, is_log)), axes in zip(_QUANTITIES.items(), panels, strict=True):
+            drawn[f"{variant}/{quantity}"] = _draw_courses(axes, by_run, quantity)
+            axes.set(yscale="log" if is_log else "linear", xlabel="step")
+            axes.set_title(f"{figures.display_name(variant)}: {label}", fontsize=8)
+    figures.share_legend(figure, [axes for panels in rows for axes in panels])
     figures.explain(figure, "Lines: peak learning rates; median over seeds.")
     figures.save(figure, out, stem, drawn)
 
 
-def _to_common_length(lines: Sequence[np.ndarray]) -> np.ndarray:
-    """Stacked, cut at the shortest: a run that diverged has fewer records."""
-    length = min(map(len, lines))
-    return np.stack([line[:length] for line in lines])
+def _draw_courses(axes, by_run, quantity: str) -> list[dict]:
+    """A line for each rate; returns what was drawn."""
+    rates = sorted({rate for rate, _ in by_run})
+    drawn = []
+    for number, rate in enumerate(rates):
+        members = [run for (own, _), run in by_run.items() if own == rate]
+        # A run that diverged has fewer records.
+        length = min(len(run.step) for run in members)
+        lines = [_values(run, quantity)[:length] for run in members]
+        step, median = members[0].step[:length], np.median(lines, axis=0)
+        axes.plot(step, median, color=figures.shade(number, len(rates)), label=f"{rate:g}")
+        drawn.append({"rate": rate, "x": step, "y": median})
+    return drawn
+
+
+def _values(run: mechanism.Course, quantity: str) -> np.ndarray:
+    if quantity == "spread":
+        # Float32 tells no cosine from 1 that is nearer than its roundoff.
+        return np.maximum(1 - run.position_cosine, 1e-7)
+    return getattr(run, quantity)
