@@ -1,6 +1,7 @@
 """The logs of a run, metrics.jsonl and TensorBoard's events: writing and reading them."""
 
 import collections
+import itertools
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ JSONL = "metrics.jsonl"
 # TensorBoard's number for images with an alpha channel.
 _RGBA = 4
 # What every row of a train step has.
-_LOSS = "train/loss_nats_per_token"
+_LOSS, _GRAD_NORM = "train/loss_nats_per_token", "train/grad_norm"
 # Rows that wait in memory while a disk is full: some megabytes.
 _MAX_UNWRITTEN = 10_000
 
@@ -66,8 +67,8 @@ class Log:
 
     Rows after `start_step`, which a killed run wrote after its last checkpoint, are removed, and
     TensorBoard is told to discard them: a resumed run has the log of one that was never stopped.
-    Damaged lines, and those of other runs, are kept in metrics.jsonl.damaged. That rows of before
-    are missing at the end is said.
+    Damaged lines, and those of other runs, are kept in metrics.jsonl.damaged. A warning says if
+    rows before `start_step` are missing at the end.
 
     What cannot be written is named once. Rows are written later if that becomes possible;
     TensorBoard's events are not.
@@ -112,15 +113,20 @@ class Log:
                 f"{self._path} holds no row of the {self._start_step} steps before: it begins anew."
             )
             return
-        trained = {row["step"]: row[_LOSS] for row in rows if _LOSS in row}
-        # The newest step that has a row: a multiple, or the first.
-        due = self._start_step - self._start_step % self._log_every_steps or 1
-        last = max(trained, default=0)
-        # A trial that diverged has no rows from then on.
-        if due not in trained and trained.get(last, 0.0) is not None:
+        trained = [row for row in rows if _LOSS in row]
+        steps = [row["step"] for row in trained]
+        last = steps[-1] if steps else 0
+        # Rows may have been farther apart until now: the option can change.
+        apart = max([self._log_every_steps, *(b - a for a, b in itertools.pairwise(steps[-2:]))])
+        # A trial that diverged, of several, has no rows from then on.
+        has_diverged = bool(trained) and None in (
+            trained[-1][_LOSS],
+            trained[-1].get(_GRAD_NORM, 0),
+        )
+        if last <= self._start_step - apart and not has_diverged:
             best_effort.warn(
-                f"{self._path} ends at step {last}, and a row of step {due} was written before the "
-                f"checkpoint of step {self._start_step}: the file was cut, and these rows are lost."
+                f"{self._path} ends at step {last}, but its rows up to step {self._start_step} "
+                "were written before that step's checkpoint: the file was cut, and they are lost."
             )
 
     def write(self, row: dict[str, float]) -> None:

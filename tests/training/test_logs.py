@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import math
 
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
@@ -151,6 +152,9 @@ def test_events_that_cannot_be_written_stop_nothing(tmp_path, capsys, monkeypatc
         ([1, 5, 10], 17, 5, True),
         ([1, 5, 10, 15], 17, 5, False),
         ([1], 3, 5, False),
+        # It was logged every 10 steps, and is to be every 4.
+        ([1, 10, 20], 28, 4, False),
+        ([1, 10, 20], 30, 4, True),
     ],
 )
 def test_rows_that_were_cut_off_are_missed(
@@ -163,13 +167,14 @@ def test_rows_that_were_cut_off_are_missed(
     log.close()
     _write(tmp_path, [], start_step, log_every_steps)
     said = capsys.readouterr().err
-    assert said.count(f"metrics.jsonl ends at step {steps[-1]}, and a row of step") == is_said
+    assert said.count(f"metrics.jsonl ends at step {steps[-1]}, but its rows up to") == is_said
 
 
-def test_a_trial_that_diverged_misses_no_rows(tmp_path, capsys):
+@pytest.mark.parametrize("loss, grad_norm", [(math.nan, 1.0), (2.0, math.inf)])
+def test_a_trial_that_diverged_misses_no_rows(loss, grad_norm, tmp_path, capsys):
     _write(tmp_path, [1, 2])
     log = logs.Log(tmp_path, "run-1", 2, 1)
-    log.write({"step": 3, "train/loss_nats_per_token": float("nan")})
+    log.write({"step": 3, "train/loss_nats_per_token": loss, "train/grad_norm": grad_norm})
     log.close()
     _write(tmp_path, [], start_step=8)
     assert not capsys.readouterr().err
