@@ -23,10 +23,10 @@ from jaxtyping import Float
 
 from keel_jax.model import residual
 from keel_jax.model.arrays import Array
-from keel_jax.model.residual import equation, norms
+from keel_jax.model.residual import equation
 
 # Avoids 0 / 0 in a stream of zeros.
-_TINY = 1e-37
+TINY = 1e-37
 
 
 def probes(num_blocks: int) -> Array:
@@ -76,10 +76,11 @@ def observe(
 
     Returns:
       "stream_square" and "branch_square", mean squares over all entries, the branch after its norm
-      and before its weight a b; "branch_cosine", the mean over tokens (and over the stream's
-      arrays) of the cosine between the stream before and the branch; "rotation_radians", the mean
-      over tokens of the angle between the stream before and after; "position_cosine", the mean
-      cosine between the stream before at two different positions of a row.
+      and before its weight a b; "stream_branch_product", the mean over all entries of the
+      stream before times the branch (of each of the stream's arrays, if there are several);
+      "rotation_radians", the mean over tokens of the angle between the stream before and after;
+      "position_cosine", the mean cosine between the stream before at two different positions of a
+      row.
     """
     if sub.inputs.probe is None:
         return None
@@ -91,7 +92,7 @@ def observe(
     return {
         "stream_square": _mean_square(before),
         "branch_square": _mean_square(branch_BTD),
-        "branch_cosine": _branch_cosine(before, branch_BTD),
+        "stream_branch_product": _mean_product(before, branch_BTD),
         "rotation_radians": _angles(units, _units(after)).mean(),
         "position_cosine": _position_cosine(units),
     }
@@ -162,13 +163,11 @@ def _mean_square(tree) -> Array:
     return square / sum(leaf.size for leaf in leaves)
 
 
-def _branch_cosine(stream, branch_BTD: Array) -> Array:
-    """Mean cosine between the branch and each array of the stream, over the tokens; a scalar."""
-    unit_BTD = norms.unit(branch_BTD)
-    cosines = [
-        jnp.sum(norms.unit(leaf) * unit_BTD, axis=-1).mean() for leaf in jax.tree.leaves(stream)
-    ]
-    return jnp.stack(cosines).mean()
+def _mean_product(stream, branch_BTD: Array) -> Array:
+    """Mean over all entries of each array of the stream times the branch, a float32 scalar."""
+    branch_BTD = branch_BTD.astype(jnp.float32)
+    products = [jnp.mean(leaf.astype(jnp.float32) * branch_BTD) for leaf in jax.tree.leaves(stream)]
+    return jnp.stack(products).mean()
 
 
 def _position_cosine(units: Sequence[Array]) -> Array:
@@ -197,4 +196,4 @@ def _units(stream) -> list[Array]:
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(stream)]
     leaves = [leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves]
     square = sum(jnp.sum(leaf * leaf, axis=-1, keepdims=True) for leaf in leaves)
-    return [leaf * jax.lax.rsqrt(square + _TINY) for leaf in leaves]
+    return [leaf * jax.lax.rsqrt(square + TINY) for leaf in leaves]

@@ -34,7 +34,7 @@ FAMILIES = {
     "stream_rms": Family("RMS of the stream that enters each sub-layer", True),
     "branch_rms": Family("RMS of the branch's output", True),
     "branch_ratio": Family("|a| b · branch / (α · stream), by RMS", True),
-    "branch_cosine": Family("mean cosine between the branch and the stream", False),
+    "branch_cosine": Family("cosine between the branch and the stream, over all tokens", False),
     "rotation_radians": Family("angle by which a sub-layer turns the stream [rad]", True),
     "position_cosine": Family("mean cosine between the stream at two positions of a row", False),
     "effective_alpha": Family("effective α = α · γ_out(l-1) / γ_in(l)", True),

@@ -79,7 +79,10 @@ def _sublayers(stats, model: config.ModelConfig, params) -> dict:
         "stream_rms": stream_N2,
         "branch_rms": branch_N2,
         "branch_ratio": jnp.abs(weight_N2) * branch_N2 / stream_N2,
-        "branch_cosine": jnp.sign(weight_N2) * stats["branch_cosine"],
+        # 0 without a branch, as at a residual scale of 0.
+        "branch_cosine": jnp.sign(weight_N2)
+        * stats["stream_branch_product"]
+        / jnp.maximum(stream_N2 * branch_N2, telemetry.TINY),
         "rotation_radians": stats["rotation_radians"],
         "position_cosine": stats["position_cosine"],
         "cotangent_rms": jnp.sqrt(stats["cotangent_square"]),

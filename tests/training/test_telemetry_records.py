@@ -126,12 +126,6 @@ def _unrolled(model: config.ModelConfig, params, tokens_BT):
             x = y
 
 
-def _cosine(x_BTD, y_BTD) -> float:
-    """Mean over the tokens."""
-    lengths = np.linalg.norm(x_BTD, axis=-1) * np.linalg.norm(y_BTD, axis=-1)
-    return np.mean((x_BTD * y_BTD).sum(-1) / lengths)
-
-
 def _mean_cosine(x_BTD) -> float:
     """Over rows and all pairs of different positions."""
     units = x_BTD / np.linalg.norm(x_BTD, axis=-1, keepdims=True)
@@ -179,20 +173,26 @@ def test_forward_statistics_equal_an_unrolled_loop(options):
             for x, _, y, _ in rows
         ],
         "position_cosine": [_mean_cosine(x) for x, *_ in rows],
-        "branch_cosine": [_cosine(x, f) for x, f, *_ in rows],
+        "stream_branch_product": [np.mean(x * f) for x, f, *_ in rows],
     }
     assert set(told) == set(expected)
     for name, values in expected.items():
-        # A cosine may be nearly 0, and comes from sums of unit vectors that are about 1.
-        atol = 2e-7 if name.endswith("_cosine") else 0
+        # A cosine may be nearly 0, and comes from sums of unit vectors that are about 1; a product
+        # likewise, of numbers of this size.
+        of_product = 2e-7 * np.sqrt(np.max([square(x) for x, *_ in rows]))
+        atol = {"position_cosine": 2e-7, "stream_branch_product": of_product}.get(name, 0)
         np.testing.assert_allclose(np.ravel(told[name]), values, 2e-5, atol, err_msg=name)
     found = telemetry_step._sublayers(
         {**told, "cotangent_square": jnp.ones((4, 2))}, model, jax.tree.map(jnp.asarray, params)
     )
     ratios = [abs(c) * np.sqrt(square(f) / square(x)) for x, f, _, c in rows]
     np.testing.assert_allclose(np.ravel(found["branch_ratio"]), ratios, rtol=2e-5)
-    cosines = [np.sign(c) * _cosine(x, f) for x, f, _, c in rows]
-    np.testing.assert_allclose(np.ravel(found["branch_cosine"]), cosines, 2e-5, 2e-7)
+    # What it is for: the sum's mean square over the stream's.
+    sums = [square(x + c * f) / square(x) for x, f, _, c in rows]
+    ratio, cosine = (
+        np.ravel(found[f"branch_{name}"]).astype(float) for name in ("ratio", "cosine")
+    )
+    np.testing.assert_allclose(1 + 2 * ratio * cosine + ratio**2, sums, rtol=2e-5)
 
 
 def test_small_angles_are_exact():
