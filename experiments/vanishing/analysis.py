@@ -18,14 +18,14 @@ _MORE_PAIRS = {
     "complete_p": ("keel_capped", "capped_unit_embedding", "all_three"),
 }
 
-# The course of each run that has telemetry, by (rate, seed).
+# The course of each run that completed with telemetry, by (rate, seed).
 Courses = Mapping[tuple[float, int], mechanism.Course]
 
 
 def analyse(
     outcomes: Sequence[outcome_lib.Outcome], out: pathlib.Path, data: str
 ) -> dict[str, Any]:
-    """The variants side by side, what explains the path, and the figures, depth by depth."""
+    """The variants side by side, what becomes of the gradient, and figures, depth by depth."""
     numbers = {}
     for depth in sorted({points.parse_series(o.point.series)[1] for o in outcomes}):
         members: dict[str, list[outcome_lib.Outcome]] = {}
@@ -60,7 +60,7 @@ def _analyse_depth(
         drawing.losses_against_rate(losses, unigram_nats, out, f"loss_against_rate_{name}")
     uncapped, capped = (
         [run for variant in group for run in courses.get(variant, {}).values()]
-        for group in (points.OPEN_ENDED, points.CAPPED)
+        for group in (points.UNCAPPED, points.CAPPED)
     )
     if uncapped or capped:
         drawing.reach_against_products(uncapped, capped, out, f"reach_{name}")
@@ -73,7 +73,7 @@ def _analyse_depth(
         "variants": {
             variant: comparison.table(losses[variant])
             | merit.summary(rows.get(variant, {}), unigram_nats)
-            | _of_paths(courses.get(variant, {}))
+            | _of_runs(courses.get(variant, {}), grid)
             for variant in losses
         },
         "pairs": _pairs(rows, unigram_nats),
@@ -82,39 +82,51 @@ def _analyse_depth(
 
 
 def _courses(outcomes: Sequence[outcome_lib.Outcome]) -> Courses:
-    return {
-        (outcome.point.peak_lr, outcome.point.seed): mechanism.course(records)
-        for outcome in outcomes
-        if (records := outcome.telemetry()) and "branch_cosine" in records
-    }
+    """Of the runs that completed: one that diverged ends in a step that is no gradient's fault."""
+    found = {}
+    for outcome in outcomes:
+        records = outcome.telemetry() if outcome.state == outcome_lib.DONE else None
+        if records and "branch_cosine" in records and (run := mechanism.course(records)):
+            found[outcome.point.peak_lr, outcome.point.seed] = run
+    return found
 
 
 def _pairs(rows: Mapping[str, Mapping[int, merit.Row]], unigram_nats: float) -> dict:
-    """`merit.compare` of every variant and Keel, and of remedies and the other topologies."""
+    """`merit.compare` of every variant and Keel, and of remedies and the other topologies.
+
+    The primary number of each pair also has "p_holm", corrected for the number of pairs.
+    """
     wanted = [(variant, _REFERENCE) for variant in rows if variant != _REFERENCE]
     wanted += [(variant, other) for other, variants in _MORE_PAIRS.items() for variant in variants]
-    return {
+    found = {
         f"{first} over {second}": merit.compare(rows[first], rows[second], unigram_nats)
         for first, second in wanted
         if first in rows and second in rows
     }
+    corrected = intervals.holm([pair["nats_below"]["p"] for pair in found.values()])
+    for pair, p in zip(found.values(), corrected, strict=True):
+        pair["nats_below"]["p_holm"] = p
+    return found
 
 
-def _of_paths(runs: Courses) -> dict:
-    """What became of the path in a variant's runs: over its rates, and at each of them."""
-    if not runs:
-        return {}
-    least = {}
-    for (_, seed), run in runs.items():
-        least[seed] = min(least.get(seed, 0.0), float(np.log10(run.reach[-1])))
+def _of_runs(runs: Courses, grid: Sequence[float]) -> dict:
+    """What became of a variant's gradient: over its rates, and at each of them.
+
+    "lost_rates": at how many of the rates it was lost in any record, an interval over the seeds
+    that have a course at every rate of the grid.
+    """
+    seeds = {seed for _, seed in runs}
+    whole = [seed for seed in sorted(seeds) if all((rate, seed) in runs for rate in grid)]
+    lost = [sum(runs[rate, seed].was_lost for rate in grid) for seed in whole]
     return {
-        # Of each seed, at the rate where it is least.
-        "log10_final_reach": intervals.mean(list(least.values())),
-        "num_closed": sum(bool(run.reach[-1] < mechanism.CLOSED) for run in runs.values()),
-        "by_rate_telemetry": [
+        "lost_rates": intervals.mean(lost),
+        "telemetry": [
             {"rate": rate} | _medians([run for (own, _), run in runs.items() if own == rate])
             for rate in sorted({rate for rate, _ in runs})
         ],
+        "error_decades": {
+            predictor: _errors({"": runs}, predictor) for predictor in ("path", "orthogonal")
+        },
     }
 
 
@@ -128,38 +140,48 @@ def _medians(runs: Sequence[mechanism.Course]) -> dict:
     }
 
 
-def _mechanism(courses: Mapping[str, Courses]) -> dict:
-    """What explains how much reaches the bottom, in the variants without a cap, seed by seed.
+def _errors(courses: Mapping[str, Courses], predictor: str) -> dict:
+    """The root mean square over runs of `mechanism.error_decades`, an interval over seeds."""
+    by_seed: dict[int, list[float]] = {}
+    for runs in courses.values():
+        for (_, seed), run in runs.items():
+            if (error := mechanism.error_decades(run, predictor)) is not None:
+                by_seed.setdefault(seed, []).append(error)
+    return intervals.mean([float(np.sqrt(np.mean(np.square(row)))) for row in by_seed.values()])
 
-    "path" and "orthogonal": `mechanism.fit`, each number an interval over seeds.
-    "position_cosine_closed": the least of it at the end of a run whose path is closed.
-    "first_closed": at what share of the run's steps its path was closed for the first time.
+
+def _mechanism(courses: Mapping[str, Courses]) -> dict:
+    """What explains how much reaches the bottom, in the variants of `points.EXPLAINED`.
+
+    "error_decades": of both products. "position_cosine": at the end of the runs whose gradient was
+    lost then, and of those that kept it, each seed's mean. "first_lost": after which share of its
+    steps a run that is lost at the end was lost for the first time, each seed's mean. "num_lost"
+    and "num_kept": how many runs these are.
     """
-    by_seed: dict[int, list[mechanism.Course]] = {}
-    for variant in points.OPEN_ENDED:
-        for (_, seed), run in courses.get(variant, {}).items():
-            by_seed.setdefault(seed, []).append(run)
-    found: dict[str, Any] = {}
-    for predictor in ("path", "orthogonal"):
-        fits = [fit for runs in by_seed.values() if (fit := mechanism.fit(runs, predictor))]
-        found[predictor] = {
-            name: intervals.mean([fit[name] for fit in fits]) for name in ("slope", "error_decades")
-        }
-    closed = [
-        [run for run in runs if run.reach[-1] < mechanism.CLOSED] for runs in by_seed.values()
-    ]
-    found["position_cosine_closed"] = intervals.mean(
-        [min(float(run.position_cosine[-1]) for run in runs) for runs in closed if runs]
-    )
-    found["first_closed"] = intervals.mean(
-        [
-            float(np.mean([(run.first_closed() or 0) / run.step[-1] for run in runs]))
-            for runs in closed
-            if runs
-        ]
-    )
-    found["num_closed"] = sum(map(len, closed))
-    return found
+    explained = {name: courses[name] for name in points.EXPLAINED if name in courses}
+    lost: dict[int, list[mechanism.Course]] = {}
+    kept: dict[int, list[mechanism.Course]] = {}
+    for runs in explained.values():
+        for (_, seed), run in runs.items():
+            (lost if run.is_lost else kept).setdefault(seed, []).append(run)
+
+    def mean(by_seed, number):
+        return intervals.mean(
+            [float(np.mean([number(run) for run in runs])) for runs in by_seed.values()]
+        )
+
+    return {
+        "error_decades": {
+            predictor: _errors(explained, predictor) for predictor in ("path", "orthogonal")
+        },
+        "position_cosine": {
+            name: mean(by_seed, lambda run: run.position_cosine[-1])
+            for name, by_seed in (("lost", lost), ("kept", kept))
+        },
+        "first_lost": mean(lost, lambda run: run.first_lost() / run.step[-1]),
+        "num_lost": sum(map(len, lost.values())),
+        "num_kept": sum(map(len, kept.values())),
+    }
 
 
 EXPERIMENT = experiment.of_sweep(points.PRESETS, analyse)

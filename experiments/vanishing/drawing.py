@@ -20,7 +20,7 @@ _LABELS = {
     "all_three": "all three",
     "small_init": "matrices of 0.02",
     "wide": "64 wide",
-    "long_warmup": "half of it warm-up",
+    "long_warmup": "warm-up over half the run",
     "decay": "weight decay 0.3",
     "beta2": "β₂ = 0.999",
     "unclipped": "not clipped",
@@ -153,10 +153,12 @@ def _draw_courses(axes, by_run, quantity: str) -> list[dict]:
     drawn = []
     for number, rate in enumerate(rates):
         members = [run for (own, _), run in by_run.items() if own == rate]
-        # A run that diverged has fewer records.
-        length = min(len(run.step) for run in members)
-        lines = [_values(run, quantity)[:length] for run in members]
-        step, median = members[0].step[:length], np.median(lines, axis=0)
+        # A record that is not finite is missing in its run.
+        step = np.unique(np.concatenate([run.step for run in members]))
+        lines = np.full((len(members), len(step)), np.nan)
+        for line, run in zip(lines, members, strict=True):
+            line[np.searchsorted(step, run.step)] = _values(run, quantity)
+        median = np.nanmedian(lines, axis=0)
         axes.plot(step, median, color=figures.shade(number, len(rates)), label=f"{rate:g}")
         drawn.append({"rate": rate, "x": step, "y": median})
     return drawn

@@ -1,11 +1,15 @@
-"""What closes the path of the gradient: how much reaches the bottom, beside what r and θ say.
+"""What keeps the gradient from the bottom: what arrives there, beside what r and θ say.
 
-Each sub-layer above block 0 is x' = LN(αx + F), so that with r = |F| / (α|x|), and θ the angle
-between F and x, it multiplies the cotangent of x, relative to the stream's size, by
-1 / sqrt(1 + 2 r cos θ + r^2) (the norm's division), and by what the branch's own derivative does.
-The first factor is known from the telemetry's means over the tokens; at right angles it is that of
-Keel's paper (arXiv:2601.19895, §3). All numbers here are of the sub-layers between the inputs of
-block 1 and of the last sub-layer.
+Each sub-layer above block 0 is x' = LN(αx + F). With r = |F| / (α|x|), and θ the angle between F
+and x, the norm's division multiplies what comes along the residual path, relative to the stream's
+size, by 1 / sqrt(1 + 2 r cos θ + r^2), forwards and backwards. At right angles that is the factor
+of Keel's paper (arXiv:2601.19895, §3). F's own derivative is not in it: a branch that is k x turns
+nothing and loses nothing, as its derivative makes up for the division. A branch that is the same
+for all tokens has no such derivative, and moves them all to where it points.
+
+From the telemetry's mean squares over all tokens, so that the factor is rms(αx) / rms(αx + F) of
+the whole batch; tokens of which less arrives weigh less in the measured ratio. All numbers are of
+the sub-layers between the inputs of block 1 and of the last sub-layer.
 
 Dimension letters: R records, N blocks.
 """
@@ -15,17 +19,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# A product or a ratio below this is 0 for what follows: float32's squares end near it.
+from keel_jax.training import gradient_path
+
+# Products and ratios below this are set to it; float32's squares end near it.
 LEAST = 1e-15
-# Below this a path counts as closed; with less than half of the gradient it begins to close.
-CLOSED, CLOSING = 1e-3, 0.5
+# Where less than this arrives, or should, there is something to explain.
+_SOMETHING_LOST = 0.5
 
 Records = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """One run, record by record; arrays are [R]."""
+    """One run, record by record; arrays are [R]. Records that are not finite are left out."""
 
     # Optimizer steps.
     step: np.ndarray
@@ -41,41 +47,54 @@ class Course:
     # Mean cosine between two positions of the stream that enters the last sub-layer.
     position_cosine: np.ndarray
 
-    def first_closed(self) -> int | None:
-        """The first recorded step at which the path was closed; None if none."""
-        is_closed = self.reach < CLOSED
-        return int(self.step[is_closed.argmax()]) if is_closed.any() else None
+    @property
+    def is_lost(self) -> bool:
+        """Whether the gradient was lost at the end: the last record's reach is below LOST."""
+        return bool(self.reach[-1] < gradient_path.LOST)
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether it was in any record."""
+        return bool((self.reach < gradient_path.LOST).any())
+
+    def first_lost(self) -> int | None:
+        """The first recorded step at which it was; None if none."""
+        return int(self.step[(self.reach < gradient_path.LOST).argmax()]) if self.was_lost else None
 
 
-def course(records: Records) -> Course:
-    """From a run's records, [R, N, 2] each."""
-    flat = {
-        name: _between(records[name]) for name in ("branch_ratio", "branch_cosine", "branch_rms")
-    }
-    relative_RN2 = records["cotangent_rms"] * records["stream_rms"]
-    radial = flat["branch_ratio"] * flat["branch_cosine"]
-    exponent = radial.sum(axis=1)
-    # `_between` begins with an attention sub-layer.
-    attention = radial[:, ::2].sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        reach = np.nan_to_num(relative_RN2[:, 1, 0] / relative_RN2[:, -1, -1])
-        share = attention / exponent
-    return Course(
-        step=records["step"],
-        reach=np.maximum(reach, LEAST),
-        path=_product(1 + 2 * radial + flat["branch_ratio"] ** 2),
-        orthogonal=_product(1 + flat["branch_ratio"] ** 2),
-        exponent=exponent,
-        attention_share=share,
-        branch_rms=np.median(flat["branch_rms"], axis=1),
-        position_cosine=records["position_cosine"][:, -1, -1],
+def course(records: Records) -> Course | None:
+    """From a run's records, [R, N, 2] each; None if none of them is finite."""
+    ratio, cosine, branch_rms = (
+        _between(records[name]) for name in ("branch_ratio", "branch_cosine", "branch_rms")
     )
+    radial = ratio * cosine
+    exponent = radial.sum(axis=1)
+    relative_RN2 = records["cotangent_rms"] * records["stream_rms"]
+    bottom, top = relative_RN2[:, 1, 0], relative_RN2[:, -1, -1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = Course(
+            step=records["step"],
+            reach=np.maximum(bottom / top, LEAST),
+            path=_product(1 + 2 * radial + ratio**2),
+            orthogonal=_product(1 + ratio**2),
+            exponent=exponent,
+            # `_between` begins with an attention sub-layer.
+            attention_share=radial[:, ::2].sum(axis=1) / exponent,
+            branch_rms=np.median(branch_rms, axis=1),
+            position_cosine=records["position_cosine"][:, -1, -1],
+        )
+    # Without a cotangent at the top there is no ratio; a step that diverged has no numbers.
+    is_finite = np.isfinite([bottom, top, radial.sum(axis=1), ratio.sum(axis=1)]).all(axis=0)
+    is_finite &= top > 0
+    if not is_finite.any():
+        return None
+    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(Course)}
+    return Course(**{name: value[is_finite] for name, value in values.items()})
 
 
 def describe(run: Course) -> dict[str, float | None]:
     """A run in a few numbers, at the record where the least reaches the bottom, and at the end."""
     worst = int(run.reach.argmin())
-    first = run.first_closed()
     return {
         "least_reach": float(run.reach[worst]),
         "path_there": float(run.path[worst]),
@@ -85,30 +104,33 @@ def describe(run: Course) -> dict[str, float | None]:
         "branch_rms_there": float(run.branch_rms[worst]),
         "position_cosine_there": float(run.position_cosine[worst]),
         "final_reach": float(run.reach[-1]),
-        "first_closed_step": first,
+        "final_position_cosine": float(run.position_cosine[-1]),
+        "first_lost_step": run.first_lost(),
     }
 
 
-def fit(runs: Sequence[Course], predictor: str) -> dict[str, float] | None:
-    """How well a product explains what reaches the bottom, where less than half of it does.
+def error_decades(run: Course, predictor: str) -> float | None:
+    """By how much a product is off in a run, where it is worst: |log10 reach - log10 product|.
+
+    Of two records: the one in which the least reaches the bottom, and the one for which the product
+    says so. Thus a product that cries wolf is as wrong as one that says nothing.
 
     Args:
       predictor: "path" or "orthogonal", a field of `Course`.
 
     Returns:
-      "slope": of the line through the origin of log reach over log predictor, by least squares;
-      "error_decades": the root mean square of log10 reach - log10 predictor. None without a record
-      of a closing path.
+      None if neither is below 0.5: then nothing is to be explained. Records in which the reach or
+      the product is at LEAST say only that it is small, and are left out.
     """
-    reach, predicted = points(runs, predictor)
-    is_closing = (reach < CLOSING) & (reach > LEAST)
-    if not is_closing.any():
+    predicted = getattr(run, predictor)
+    is_known = (run.reach > LEAST) & (predicted > LEAST)
+    if not is_known.any():
         return None
-    y, x = np.log10(reach[is_closing]), np.log10(predicted[is_closing])
-    return {
-        "slope": float(x @ y / (x @ x)),
-        "error_decades": float(np.sqrt(np.mean((y - x) ** 2))),
-    }
+    reach, predicted = run.reach[is_known], predicted[is_known]
+    if min(reach.min(), predicted.min()) >= _SOMETHING_LOST:
+        return None
+    errors = np.abs(np.log10(reach) - np.log10(predicted))
+    return float(max(errors[reach.argmin()], errors[predicted.argmin()]))
 
 
 def points(runs: Sequence[Course], predictor: str) -> tuple[np.ndarray, np.ndarray]:

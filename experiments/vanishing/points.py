@@ -43,16 +43,12 @@ IN_TRAINING = {
     "muon": {"optim.name": "muon"},
 }
 VARIANTS: Mapping[str, Mapping[str, object]] = TOPOLOGIES | IN_MODEL | IN_TRAINING
-# Those that an outer norm follows and no cap bounds: in them the path can close.
-OPEN_ENDED = (
-    "keel",
-    "unit_embedding",
-    "qk_norm",
-    "small_init",
-    "wide",
-    *IN_TRAINING,
-)
+# Those whose branches are followed by an outer norm and bounded by no cap.
+UNCAPPED = ("keel", "unit_embedding", "qk_norm", "small_init", "wide", *IN_TRAINING)
+# Of these, the ones that begin with branches of the same size in a stream of the same width.
+EXPLAINED = tuple(name for name in UNCAPPED if name not in ("small_init", "wide"))
 CAPPED = tuple(name for name, options in IN_MODEL.items() if _CAP.items() <= options.items())
+_PRIMARY = ("keel", "keel_capped")
 _FIRST_LOOK = (*TOPOLOGIES, "keel_capped", "unit_embedding", "capped_unit_embedding")
 
 # 0 and 1 were a pilot's, 10 and more are those of lr_robustness, 30 and more of branch_weight.
@@ -74,8 +70,8 @@ def parse_series(name: str) -> tuple[str, int]:
 def micro() -> experiment.Preset:
     """64 sub-layers, 32 wide, 150 steps: two cores, minutes."""
     options = {"train.num_steps": 150, "optim.warmup_steps": 30, "telemetry.every_steps": 10}
-    points = _points(_FIRST_LOOK, 64, (3.2e-3, 1e-2, 3.2e-2), range(2), options)
-    return experiment.Preset(points=points, embedded_vocab_size=384, max_trials=6)
+    points = _points(_FIRST_LOOK, 64, (3.2e-3, 1e-2, 3.2e-2), range(3), options)
+    return experiment.Preset(points=points, embedded_vocab_size=384, max_trials=9)
 
 
 def deep() -> experiment.Preset:
@@ -83,12 +79,12 @@ def deep() -> experiment.Preset:
 
     What decides most comes first, so that a part of it is worth something.
     """
-    rates = (3.2e-3, 1e-2, 3.2e-2)
-    points = _points(tuple(VARIANTS), 256, rates, range(3), _DEEP)
+    rates = (1e-3, 3.2e-3, 1e-2, 3.2e-2)
+    points = _points(_PRIMARY, 256, rates, range(5), _DEEP)
+    points += _points(tuple(v for v in VARIANTS if v not in _PRIMARY), 256, rates, range(3), _DEEP)
     points += _points(tuple(VARIANTS), 64, (*rates, 1e-1), range(3), _DEEP)
-    few = ("keel", "keel_capped", "complete_p")
-    points += _points(few, 1024, rates[:2], range(3), _DEEP)
-    return experiment.Preset(points=points, embedded_vocab_size=384, max_trials=9)
+    points += _points((*_PRIMARY, "complete_p"), 1024, rates[:3], range(3), _DEEP)
+    return experiment.Preset(points=points, embedded_vocab_size=384, max_trials=10)
 
 
 def small() -> experiment.Preset:

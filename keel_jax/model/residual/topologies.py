@@ -50,8 +50,8 @@ def keel_scaled_inner_norm(model: config.ModelConfig) -> Topology:
 def keel_capped(model: config.ModelConfig) -> Topology:
     """x' = LN(alpha x + F(LN(x)) min(1, c / rms(F(LN(x))))), c = 1: this project's own.
 
-    A sum of branches in the stream's direction shrinks the gradient by exp(-sum |F| cos / L), of
-    which the cap leaves at least exp(-c) (docs/topologies.md).
+    With alpha = L and a stream of unit RMS, branches in the stream's direction leave at least
+    exp(-c) of what comes along the residual path above block 0 (docs/topologies.md).
     """
     return _keel_like(model, inner=True, branch_cap=model.branch_cap)
 
