@@ -109,6 +109,8 @@ def plan(
             )
         alpha = float(residual.topology(model).alpha[-1, residual.FFN])
         new = dataclasses.replace(new, alpha=alpha)
+    if method == "identity":
+        _check_cap(model, new)
     parts = [_order(model, new, old, slots, method, position) for old, slots in _parts(model, new)]
     source = np.concatenate(parts)
     inserted = np.append(False, source[1:] == source[:-1]) & (method == "identity")
@@ -141,6 +143,18 @@ def grow(
         return grown
 
     return jax.tree_util.tree_map_with_path(leaf_of, like)
+
+
+def _check_cap(old: config.ModelConfig, new: config.ModelConfig) -> None:
+    """Refuses to multiply branches that a cap would then cut."""
+    before, after = residual.topology(old), residual.topology(new)
+    if before.branch_cap is not None and (before.alpha[-1] != after.alpha[-1]).any():
+        raise errors.UserError(
+            f"method=identity: with alpha={after.alpha[-1, residual.FFN]:g} instead of "
+            f"{before.alpha[-1, residual.FFN]:g} branches would have to be as much larger, and "
+            f"model.branch_cap={old.branch_cap:g} would cut them. Use alpha=keep, or stack or "
+            "interleave."
+        )
 
 
 # --- Orders --------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ def test_mix_ln_grows_as_two_stacks(method):
 
 # A block of theirs does something even where its branches give 0.
 NOT_KEPT = topologies.names(lambda row: not row.is_kept_by_zero)
+CAPPED = topologies.readers("branch_cap")
 
 
 @pytest.mark.parametrize("topology", NOT_KEPT)
@@ -134,7 +135,7 @@ def test_identity_is_refused_where_zero_is_not_nothing(topology):
     ("topology", "position"),
     # At the end, a gain is handed on once, and over many.
     [
-        *((name, "spread") for name in config.TOPOLOGIES if name not in NOT_KEPT),
+        *((name, "spread") for name in config.TOPOLOGIES if name not in (*NOT_KEPT, *CAPPED)),
         ("keel", "end"),
         ("post_ln", "end"),
         ("layernorm_scaling", "end"),
@@ -171,12 +172,21 @@ def test_identity_keeps_the_function_of_variants(options):
     assert moved(growth.plan(small(**options), 5, "identity")) < 5e-5
 
 
-@pytest.mark.parametrize("topology", ("keel", "keel_scaled_input", "deepnorm"))
+@pytest.mark.parametrize("topology", CAPPED)
+def test_a_cap_allows_no_other_alpha_under_identity(topology):
+    """Branches would have to grow with alpha, beyond the cap."""
+    with pytest.raises(ValueError, match=r"alpha=20 instead of 8.*branch_cap=0.5.*alpha=keep"):
+        growth.plan(small(topology=topology, branch_cap=0.5), 10, "identity")
+    for method in ("stack", "interleave"):
+        assert np.isfinite(moved(growth.plan(small(topology=topology), 10, method)))
+
+
+@pytest.mark.parametrize("topology", ("keel", "keel_scaled_input", "deepnorm", *CAPPED))
 def test_the_old_alpha_may_stay(topology):
     how = growth.plan(small(topology=topology), 9, "identity", keep_alpha=True)
     assert how.alphas[0] == how.alphas[1] == residual.topology(how.old).alpha[-1, 0]
     assert moved(how) < 5e-5
-    how = growth.plan(small(topology=topology), 9, "identity")
+    how = growth.plan(small(topology=topology), 9, "stack")
     assert how.alphas[1] == residual.topology(small(topology=topology, num_blocks=9)).alpha[-1, 0]
 
 
