@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Float
 
 from keel_jax import errors
+from keel_jax.config import limits
 from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.inference import requests, scoring
 from keel_jax.model import lm, sampling
@@ -118,8 +119,12 @@ class Model:
           seed: the same prompts and seed give the same texts.
 
         Raises:
-          UserError: a prompt is longer than `max_length` tokens with its EOS.
+          UserError: `num_tokens` is below 1, or a prompt is longer than `max_length` tokens with
+            its EOS.
         """
+        limits.at_least("num_tokens", num_tokens, 1)
+        if not prompts:
+            return []
         rows = [self._with_eos(prompt) for prompt in prompts]
         prompt_BP = np.zeros((len(rows), max(map(len, rows))), np.int32)
         for row, ids in zip(prompt_BP, rows, strict=True):

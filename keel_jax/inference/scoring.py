@@ -7,7 +7,6 @@ of sums over another number of rows. Padding is at the end, where causal attenti
 Dimension letters: B rows, T time.
 """
 
-import collections.abc
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from keel_jax import config, errors
+from keel_jax.config import limits
 from keel_jax.inference import requests
 from keel_jax.model import lm
 from keel_jax.parallel import sharding
@@ -36,6 +36,8 @@ class Score:
     # Whether greedy decoding would have written exactly these tokens.
     is_greedy: bool
     num_tokens: int
+    # Tokens of the context that did not fit in front of them, and were not read.
+    num_cut: int = 0
 
 
 class Scorer:
@@ -45,8 +47,9 @@ class Scorer:
         """`batch_size` is rounded up to a multiple of the mesh's shards.
 
         Raises:
-          UserError: the mesh splits sequences or the depth.
+          UserError: `batch_size` is below 1, or the mesh splits sequences or the depth.
         """
+        limits.at_least("batch_size", batch_size, 1)
         sizes = model.mesh.shape
         if sizes["context"] * sizes["stage"] > 1:
             raise errors.UserError(
@@ -60,18 +63,10 @@ class Scorer:
         self._lengths = _lengths(self.max_length, sharding.num_shards("stream_time", sizes))
         self._programs: dict[int, Callable] = {}
 
-    def __call__(
-        self,
-        rows: Sequence[requests.Row],
-        with_progress: Callable[[collections.abc.Iterable], collections.abc.Iterable] = iter,
-    ) -> list[Score]:
-        """The score of every row, in order.
-
-        Args:
-          with_progress: wraps the iterator of batches, to show progress.
-        """
-        scores: list[Score | None] = [None] * len(rows)
-        for length, members in with_progress(list(self._batches(rows))):
+    def __call__(self, rows: Sequence[requests.Row]) -> list[Score]:
+        """The score of every row, in order."""
+        scores: dict[int, Score] = {}
+        for length, members in self._batches(rows):
             log_p_BT, is_first_BT = self._run(length, [rows[member] for member in members])
             for place, member in enumerate(members):
                 end = len(rows[member].ids) - 1
@@ -80,8 +75,9 @@ class Scorer:
                     float(log_p_BT[place, scored].sum(dtype=np.float64)),
                     bool(is_first_BT[place, scored].all()),
                     rows[member].num_scored,
+                    rows[member].num_cut,
                 )
-        return [score for score in scores if score is not None]
+        return [scores[member] for member in range(len(rows))]
 
     def _batches(self, rows: Sequence[requests.Row]) -> Iterator[tuple[int, Sequence[int]]]:
         """The longest first: if memory is short, that is known at once."""

@@ -59,6 +59,12 @@ def test_the_loss_of_a_text_is_that_of_all_its_tokens(model):
     assert losses[2].nats == pytest.approx(nats, rel=1e-5)
 
 
+def test_nothing_is_written_after_no_prompt(model):
+    assert model.generate([], num_tokens=3) == []
+    with pytest.raises(ValueError, match="num_tokens=0 must be at least 1"):
+        model.generate(["def f"], num_tokens=0)
+
+
 def test_prompts_of_different_lengths_are_written_on_as_each_alone(model):
     prompts = ["def f", "", "    return x + 4\n"]
     together = model.generate(prompts, num_tokens=5)

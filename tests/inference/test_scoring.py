@@ -42,6 +42,26 @@ def test_eight_devices_score_as_one(workdir, model, mesh):
         assert (one.is_greedy, one.num_tokens) == (other.is_greedy, other.num_tokens)
 
 
+@pytest.mark.parametrize("mesh", [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)], ids=str)
+def test_eight_devices_write_as_one(workdir, model, mesh):
+    several = keel_jax.load(workdir, mesh=mesh_lib.make(config.MeshConfig(**mesh)))
+    prompts = ["def f", "", "    return x"]
+    assert model.generate(prompts, num_tokens=6) == several.generate(prompts, num_tokens=6)
+    one, other = (each.logits("def f(x)") for each in (model, several))
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_an_empty_batch_is_refused(model, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size} must be at least 1"):
+        model.score(PAIRS, batch_size=batch_size)
+
+
+def test_what_does_not_fit_in_front_is_counted(model):
+    counts = [score.num_cut for score in model.score([("x = 1\n" * 60, "y"), ("x", "y")])]
+    assert counts[0] > 100 and counts[1] == 0
+
+
 def test_a_mesh_that_splits_sequences_is_refused(workdir):
     mesh = mesh_lib.make(config.MeshConfig(fsdp=4, context=2))
     with pytest.raises(ValueError, match="context=2 and stage=1 cannot score single tokens"):

@@ -4,8 +4,6 @@ import pytest
 
 from experiments.configs import deep as deep_config
 from experiments.lr_robustness import analysis, points
-from experiments.sweeps import experiment, registration, results
-from keel_jax.runtime import exit_codes
 from tests.experiments import faked_sweep
 
 # Millions of steps of a sub-layer in a trial, as docs/experiments.md says.
@@ -67,14 +65,9 @@ def test_its_cost_is_that_of_the_docs(preset, millions):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _COSTS)
-def test_every_prediction_is_of_a_number_that_there_is(name, token_dir, tmp_path, monkeypatch):
-    preset = points.PRESETS[name]()
-    faked = faked_sweep.of(preset, token_dir, tmp_path)
-    assert faked.run(preset.points) == exit_codes.DONE
-    request = experiment.Request(name="lr_robustness", preset=name, out=tmp_path / "out")
-    monkeypatch.setattr(registration, "verify", lambda registered, commits: {})
-    assert experiment.analyse_sweep(request, faked, preset, analysis.analyse) == exit_codes.DONE
-    checks = results.load(tmp_path / "out")["numbers"]["checks"]
-    assert len(checks) == len(registration.load("lr_robustness", name).predictions)
-    for claim, check in checks.items():
-        assert check["mean"] is not None, f"{claim}: there is no {check['number']}"
+def test_every_prediction_is_of_a_number_that_there_is(name, token_dir, tmp_path):
+    numbers = faked_sweep.numbers_of_all_predictions(
+        "lr_robustness", name, points.PRESETS[name](), analysis.analyse, token_dir, tmp_path
+    )
+    for claim, check in numbers["checks"].items():
+        assert check["mean"] is not None, claim

@@ -33,7 +33,9 @@ def _stack(x_TD, branch, gain: float, alpha: float, num_sublayers: int) -> tuple
 
     The first two sub-layers stand for block 0, whose records do not matter.
     """
-    rms = lambda x: jnp.sqrt(jnp.mean(x * x))  # noqa: E731
+
+    def rms(x):
+        return jnp.sqrt(jnp.mean(x * x))
 
     def sublayer(x):
         return norms.rms_norm(alpha * x + branch(x), gain * jnp.ones(x.shape[-1]), 0.0)
