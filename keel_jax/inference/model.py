@@ -13,7 +13,7 @@ from jaxtyping import Float
 from keel_jax import errors
 from keel_jax.config import limits
 from keel_jax.data import tokenizer as tokenizer_lib
-from keel_jax.inference import requests, scoring
+from keel_jax.inference import generation, requests, scoring
 from keel_jax.model import lm, sampling
 from keel_jax.training import checkpoint, trained
 
@@ -55,6 +55,7 @@ class Model:
         self.max_length = model.cfg.train.seq_len
         self._network = lm.LanguageModel(model.cfg.model)
         self._scorers: dict[int, scoring.Scorer] = {}
+        self._generators: dict[tuple[int, sampling.Sampling], generation.Generator] = {}
 
     def logits(self, text: str) -> Float[np.ndarray, "T V"]:
         """Logits of the token after EOS and after each token of `text`, float32 [T, V].
@@ -64,7 +65,7 @@ class Model:
         Raises:
           UserError: the text is longer than `max_length` - 1 tokens.
         """
-        ids = self._with_eos(text)
+        ids = requests.of_prompt(self.tokenizer, text, self.max_length).ids
         # One program for all texts: what follows a token does not change it.
         tokens_BT = np.zeros((1, self.max_length), np.int32)
         tokens_BT[0, : len(ids)] = ids
@@ -111,34 +112,70 @@ class Model:
         num_tokens: int,
         how: sampling.Sampling | None = None,
         seed: int = 0,
+        stop: Sequence[str] = (),
+        batch_size: int = 16,
+        cut_prompts: bool = False,
     ) -> list[str]:
         """What the model writes after each prompt, at most `num_tokens` tokens.
 
         Args:
           how: default: the most likely token each time.
-          seed: the same prompts and seed give the same texts.
+          seed: prompt i is written on with the keys of (seed, i), whatever the batches are.
+          stop: a text ends before the first of these strings.
+          cut_prompts: of a prompt that leaves less room than `num_tokens` in `max_length`, keep the
+            end (the harness's left truncation).
 
         Raises:
-          UserError: `num_tokens` is below 1, or a prompt is longer than `max_length` tokens with
-            its EOS.
+          UserError: `num_tokens` or `batch_size` is below 1, a `stop` string is empty, or a prompt
+            is longer than `max_length` tokens with its EOS; with `cut_prompts`, if `num_tokens`
+            leaves no room for any.
         """
-        limits.at_least("num_tokens", num_tokens, 1)
-        if not prompts:
-            return []
-        rows = [self._with_eos(prompt) for prompt in prompts]
-        prompt_BP = np.zeros((len(rows), max(map(len, rows))), np.int32)
-        for row, ids in zip(prompt_BP, rows, strict=True):
-            row[: len(ids)] = ids
-        tokens_BT = self._generate(
-            self.trained.params,
-            prompt_BP,
-            np.array([len(row) for row in rows], np.int32),
-            jax.random.key(seed),
+        written = self.generate_timed(
+            prompts,
             num_tokens=num_tokens,
-            how=how or sampling.Sampling(temperature=0.0),
+            how=how,
+            seed=seed,
+            stop=stop,
+            batch_size=batch_size,
+            cut_prompts=cut_prompts,
         )
-        end = self.tokenizer.eos_id
-        return [self.tokenizer.decode(_until(row, end)) for row in np.asarray(tokens_BT)]
+        return [text.text for text in written.texts]
+
+    def generate_timed(
+        self,
+        prompts: Sequence[str],
+        *,
+        num_tokens: int,
+        how: sampling.Sampling | None = None,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        batch_size: int = 16,
+        cut_prompts: bool = False,
+    ) -> generation.Texts:
+        """As `generate`, with the numbers of tokens and the seconds that it took."""
+        limits.at_least("num_tokens", num_tokens, 1)
+        if isinstance(stop, str) or not all(stop):
+            raise errors.UserError(f"stop={stop!r} must be a list of strings that are not empty.")
+        room = self.max_length - num_tokens if cut_prompts else None
+        if room is not None and room < 1:
+            raise errors.UserError(
+                f"num_tokens={num_tokens} leaves no room for a prompt in the {self.max_length} "
+                "positions that the model knows: ask for fewer tokens."
+            )
+        generator = self._generator(batch_size, how or sampling.Sampling(temperature=0.0))
+        rows = [
+            requests.of_prompt(self.tokenizer, prompt, self.max_length, room) for prompt in prompts
+        ]
+        decode = self.tokenizer.decode
+
+        def has_stop(ids: np.ndarray) -> bool:
+            return generation.first_stop(decode(ids), stop) is not None
+
+        drawn, seconds = generator(
+            rows, num_tokens=num_tokens, seed=seed, is_over=has_stop if stop else None
+        )
+        texts = [generation.of_drawn(each, decode, stop, num_tokens) for each in drawn]
+        return generation.Texts(texts, seconds)
 
     def scorer(self, batch_size: int) -> scoring.Scorer:
         """The scorer of that batch size, with the programs that it has compiled so far."""
@@ -146,37 +183,22 @@ class Model:
             self._scorers[batch_size] = scoring.Scorer(self.trained, batch_size)
         return self._scorers[batch_size]
 
-    def _with_eos(self, text: str) -> np.ndarray:
-        """EOS and the tokens of `text`, int32."""
-        ids = np.concatenate([[self.tokenizer.eos_id], self.tokenizer.encode(text)])
-        if len(ids) > self.max_length:
-            raise errors.UserError(
-                f"The prompt has {len(ids)} tokens (the EOS before it included), but the model was "
-                f"trained on windows of {self.max_length}: it knows no later positions. Give its "
-                "last part alone, or train with a longer train.seq_len."
+    def _generator(self, batch_size: int, how: sampling.Sampling) -> generation.Generator:
+        """The generator of that batch size and sampling, with the programs compiled so far."""
+        key = batch_size, how
+        if key not in self._generators:
+            self._generators[key] = generation.Generator(
+                self.trained,
+                how,
+                batch_size=batch_size,
+                end_id=self.tokenizer.eos_id,
+                num_ids=self.tokenizer.vocab_size,
             )
-        return ids.astype(np.int32)
+        return self._generators[key]
 
     @functools.cached_property
     def _logits(self) -> Callable:
         return jax.jit(lambda params, tokens: self._network.apply({"params": params}, tokens))
-
-    @functools.cached_property
-    def _generate(self) -> Callable:
-        def draw(params, prompt_BP, length_B, key, num_tokens, how):
-            return sampling.generate(
-                self._network,
-                params,
-                prompt_BP,
-                length_B,
-                key,
-                num_tokens=num_tokens,
-                sampling=how,
-                end_id=self.tokenizer.eos_id,
-                num_ids=self.tokenizer.vocab_size,
-            )
-
-        return jax.jit(draw, static_argnames=("num_tokens", "how"))
 
 
 def load(
@@ -195,8 +217,3 @@ def load(
       UserError: no run or checkpoint there, a directory of several trials, or another tokenizer.
     """
     return Model(trained.load(workdir, mesh or trained.one_device(), step))
-
-
-def _until(ids: np.ndarray, end_id: int) -> np.ndarray:
-    ends = np.flatnonzero(ids == end_id)
-    return ids[: ends[0]] if ends.size else ids

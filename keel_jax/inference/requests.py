@@ -15,6 +15,9 @@ import numpy as np
 from keel_jax import errors
 from keel_jax.data import tokenizer as tokenizer_lib
 
+# The shortest program; each next one is half as long again, up to the training's windows.
+_SHORTEST, _GROWTH = 32, 1.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -74,6 +77,44 @@ def of_text(tokenizer: tokenizer_lib.Tokenizer, text: str, max_length: int) -> l
         begin = max(0, stop - max_length - 1)
         rows.append(Row(ids[begin:stop], stop - 1 - first))
     return rows
+
+
+def of_prompt(
+    tokenizer: tokenizer_lib.Tokenizer, prompt: str, max_length: int, room: int | None = None
+) -> Row:
+    """EOS and the tokens of `prompt`, none of which is scored.
+
+    Args:
+      max_length: positions that the model knows.
+      room: if given, only so many tokens at the end are kept (the harness's left truncation).
+
+    Raises:
+      UserError: the prompt is longer than `max_length` with its EOS, and there is no `room`.
+    """
+    eos = np.array([tokenizer.eos_id], np.int32)
+    ids = np.concatenate([eos, tokenizer.encode(prompt)])
+    if room is not None:
+        num_cut = max(0, len(ids) - room)
+        return Row(ids[num_cut:], 0, num_cut)
+    if len(ids) > max_length:
+        raise errors.UserError(
+            f"The prompt has {len(ids)} tokens (the EOS before it included), but the model was "
+            f"trained on windows of {max_length}: it knows no later positions. Give its "
+            "last part alone (`generate` does with cut_prompts=True), or train with a longer "
+            "train.seq_len."
+        )
+    return Row(ids, 0)
+
+
+def lengths(longest: int, multiple: int) -> list[int]:
+    """The lengths to which rows are padded, ascending: multiples of `multiple`."""
+    found, length = [], float(min(_SHORTEST, longest))
+    while True:
+        rounded = -(-int(length) // multiple) * multiple
+        if rounded >= longest:
+            return [*found, -(-longest // multiple) * multiple]
+        found.append(rounded)
+        length *= _GROWTH
 
 
 def by_length(rows: Sequence[Row], lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:

@@ -22,8 +22,6 @@ from keel_jax.parallel import sharding
 from keel_jax.runtime import compiler_options
 from keel_jax.training import loss, trained
 
-# The shortest program; each next one is half as long again, up to the training's windows.
-_SHORTEST, _GROWTH = 32, 1.5
 _AXES = ("batch", "time")
 
 
@@ -60,7 +58,7 @@ class Scorer:
         self.batch_size = -(-batch_size // num_shards) * num_shards
         self.max_length = model.cfg.train.seq_len
         self._model = model
-        self._lengths = _lengths(self.max_length, sharding.num_shards("stream_time", sizes))
+        self._lengths = requests.lengths(self.max_length, sharding.num_shards("stream_time", sizes))
         self._programs: dict[int, Callable] = {}
 
     def __call__(self, rows: Sequence[requests.Row]) -> list[Score]:
@@ -95,17 +93,6 @@ class Scorer:
         place = sharding.sharding(self._model.mesh, _AXES, (self.batch_size, length))
         inputs, targets = jax.device_put((ids[:, :-1], ids[:, 1:]), place)
         return jax.device_get(self._programs[length](self._model.params, inputs, targets))
-
-
-def _lengths(longest: int, multiple: int) -> list[int]:
-    """The lengths of the programs, ascending: multiples of the shards of time."""
-    lengths, length = [], float(min(_SHORTEST, longest))
-    while True:
-        rounded = -(-int(length) // multiple) * multiple
-        if rounded >= longest:
-            return [*lengths, -(-longest // multiple) * multiple]
-        lengths.append(rounded)
-        length *= _GROWTH
 
 
 def _compile(model: trained.Trained, batch_size: int, length: int) -> Callable[..., Any]:

@@ -88,11 +88,18 @@ class LanguageModel(nn.Module):
         return self.output(h_BTD), stats
 
     def decode(
-        self, tokens_BT: Int[ArrayLike, "B T"], start_B: Int[ArrayLike, " B"], cache: layers.Cache
-    ) -> tuple[Float[Array, "B T V"], layers.Cache]:
+        self,
+        tokens_BT: Int[ArrayLike, "B T"],
+        start_B: Int[ArrayLike, " B"],
+        cache: layers.Cache,
+        last_B: Int[ArrayLike, " B"] | None = None,
+    ) -> tuple[Float[Array, "B T_or_1 V"], layers.Cache]:
         """Logits [B, T, V] of tokens at positions start_B onwards, and the cache.
 
         Row b's slots before start_B[b] must have been written by earlier calls.
+
+        Args:
+          last_B: if given, only the logits of token last_B[b] of row b are computed: [B, 1, V].
         """
         tokens_BT = jnp.asarray(tokens_BT)
         index_BT = jnp.asarray(start_B)[:, None] + jnp.arange(tokens_BT.shape[1])[None]
@@ -101,7 +108,10 @@ class LanguageModel(nn.Module):
         )
         h_BTD, written, _ = self.depth(self.embedding(tokens_BT), context, cache)
         assert written is not None
-        return logits(self.output(h_BTD), self._output_matrix()), written
+        h_BTD = self.output(h_BTD)
+        if last_B is not None:
+            h_BTD = jnp.take_along_axis(h_BTD, jnp.asarray(last_B)[:, None, None], axis=1)
+        return logits(h_BTD, self._output_matrix()), written
 
     def _output_matrix(self) -> Float[Array, "D V"]:
         """The logits' weights; available once the embedding and the output have been called."""

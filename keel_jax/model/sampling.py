@@ -7,13 +7,14 @@ import dataclasses
 import math
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from keel_jax import errors
-from keel_jax.model import lm
-from keel_jax.model.arrays import Array
+from keel_jax.model import layers, lm
+from keel_jax.model.arrays import Array, Leaf
 
 _LEAST_TEMPERATURE = 1e-6
 
@@ -47,64 +48,123 @@ class Sampling:
             raise errors.UserError(f"top_p={self.top_p} must lie in (0, 1].")
 
 
-def generate(
-    model: lm.LanguageModel,
-    params: Any,
-    prompt_BP: Int[Array, "B P"],
-    length_B: Int[Array, " B"],
-    key: Array,
-    *,
-    num_tokens: int,
-    sampling: Sampling,
-    end_id: int,
-    num_ids: int,
-) -> Int[Array, "B {num_tokens}"]:
-    """Draws `num_tokens` tokens after each prompt; int32 [B, num_tokens], `end_id` once ended.
+@flax.struct.dataclass
+class State:
+    """Rows of which `num_drawn` tokens each are drawn."""
 
-    Args:
-      prompt_BP: int32 ids; the first length_B[b] of row b are its prompt, the rest is ignored.
-      key: a PRNG key; the tokens are a pure function of it.
-      num_ids: ids from this one on are padding of the vocabulary and never drawn.
-    """
-    batch_size, prompt_size = prompt_BP.shape
-    cache = lm.empty_cache(model.model, batch_size, prompt_size + num_tokens)
+    # The last token of each row, int32 [B]: not in the cache yet.
+    token_B: Leaf
+    # Whether nothing more is to be drawn, bool [B].
+    ended_B: Leaf
+    # int32 [].
+    num_drawn: Leaf
+    cache: layers.Cache
 
-    def next_logits(tokens_BT, start_B, last_B, cache):
-        logits_BTV, cache = model.apply(
-            {"params": params}, tokens_BT, start_B, cache, method="decode"
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws tokens for a batch of rows, each from its own keys."""
+
+    model: lm.LanguageModel
+    sampling: Sampling
+    # Nothing is drawn after this id. -1: there is no such id.
+    end_id: int
+    # Ids from this one on are padding of the vocabulary and never drawn.
+    num_ids: int
+
+    def begin(
+        self,
+        params: Any,
+        prompt_BP: Int[Array, "B P"],
+        length_B: Int[Array, " B"],
+        key_B: Array,
+        *,
+        cache_size: int,
+    ) -> State:
+        """The first token after each prompt; the whole prompts are read at once.
+
+        Args:
+          prompt_BP: int32 ids; the first length_B[b] of row b are its prompt, the rest is ignored.
+          key_B: a PRNG key for each row; the row's tokens are a pure function of it.
+          cache_size: slots of the cache, at least P.
+        """
+        batch_size, prompt_size = prompt_BP.shape
+        # Slots after a short prompt are meaningless, but they are in the future of every query
+        # until a drawn token overwrites them.
+        cache = lm.empty_cache(self.model.model, batch_size, prompt_size)
+        start_B = jnp.zeros_like(length_B)
+        logits_BV, cache = self._logits(params, prompt_BP, start_B, cache, length_B - 1)
+        # Queries of the prompt are compared with its keys alone; the rest of the cache comes later.
+        more = [(0, 0), (0, 0), (0, cache_size - prompt_size), (0, 0), (0, 0)]
+        num_drawn = jnp.zeros((), jnp.int32)
+        token_B = self._draw(logits_BV, key_B, num_drawn, jnp.zeros(batch_size, bool))
+        return State(
+            token_B=token_B,
+            ended_B=token_B == self.end_id,
+            num_drawn=num_drawn + 1,
+            cache=jax.tree.map(lambda x: jnp.pad(x, more), cache),
         )
-        return jnp.take_along_axis(logits_BTV, last_B[:, None, None], axis=1)[:, 0], cache
 
-    def draw(logits_BV, key, ended_B):
-        tokens_B = sample(logits_BV[:, :num_ids], key, sampling)
-        return jnp.where(ended_B, end_id, tokens_B)
+    def go_on(
+        self,
+        params: Any,
+        state: State,
+        length_B: Int[Array, " B"],
+        key_B: Array,
+        limit: Int[Array, ""],
+        *,
+        num_tokens: int,
+    ) -> tuple[State, Int[Array, "B {num_tokens}"]]:
+        """Up to `num_tokens` more tokens: until all rows have ended, or have `limit` tokens.
 
-    def one_more(carry, index):
-        tokens_B, ended_B, cache = carry
-        zeros = jnp.zeros_like(length_B)
-        logits_BV, cache = next_logits(tokens_B[:, None], length_B + index, zeros, cache)
-        tokens_B = draw(logits_BV, jax.random.fold_in(key, index + 1), ended_B)
-        return (tokens_B, ended_B | (tokens_B == end_id), cache), tokens_B
+        Returns:
+          the state, and the tokens drawn, int32 [B, num_tokens], `end_id` once ended.
+        """
+        first = state.num_drawn
 
-    # The whole prompt at once. Slots after a short prompt are meaningless, but they are in the
-    # future of every query until a drawn token overwrites them.
-    logits_BV, cache = next_logits(prompt_BP, jnp.zeros_like(length_B), length_B - 1, cache)
-    first_B = draw(logits_BV, jax.random.fold_in(key, 0), jnp.zeros(batch_size, bool))
-    carry = (first_B, first_B == end_id, cache)
-    _, tokens_TB = jax.lax.scan(one_more, carry, jnp.arange(num_tokens - 1))
-    return jnp.concatenate([first_B[None], tokens_TB]).T
+        def wants_more(carry):
+            state, _ = carry
+            stop = jnp.minimum(limit, first + num_tokens)
+            return (state.num_drawn < stop) & ~state.ended_B.all()
+
+        def one_more(carry):
+            state, drawn_BT = carry
+            logits_BV, cache = self._logits(
+                params, state.token_B[:, None], length_B + state.num_drawn - 1, state.cache
+            )
+            token_B = self._draw(logits_BV, key_B, state.num_drawn, state.ended_B)
+            drawn_BT = drawn_BT.at[:, state.num_drawn - first].set(token_B)
+            ended_B = state.ended_B | (token_B == self.end_id)
+            return State(token_B, ended_B, state.num_drawn + 1, cache), drawn_BT
+
+        drawn_BT = jnp.full((len(length_B), num_tokens), self.end_id, jnp.int32)
+        return jax.lax.while_loop(wants_more, one_more, (state, drawn_BT))
+
+    def _logits(self, params, tokens_BT, start_B, cache, last_B=None) -> tuple[Array, layers.Cache]:
+        """Logits after each row's last token, [B, V], and the cache."""
+        result: Any = self.model.apply(
+            {"params": params}, tokens_BT, start_B, cache, last_B, method="decode"
+        )
+        logits_B1V, cache = result
+        return logits_B1V[:, 0, : self.num_ids], cache
+
+    def _draw(self, logits_BV, key_B, number, ended_B):
+        key_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(key_B)
+        return jnp.where(ended_B, self.end_id, sample(logits_BV, key_B, self.sampling))
 
 
-def sample(logits_BV: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[Array, " B"]:
-    """One token id per row; int32 [B]."""
+def sample(logits_BV: Float[Array, "B V"], key_B: Array, sampling: Sampling) -> Int[Array, " B"]:
+    """One token id per row, each drawn with its own key; int32 [B]."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = _cut(logits_BV / sampling.temperature, sampling)
-    return jax.random.categorical(key, logits_BV).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
 
 
 def _cut(logits_BV, sampling: Sampling):
     """-inf for every token outside of top_k and top_p."""
+    if sampling.top_p == 1 and not 0 < sampling.top_k < logits_BV.shape[-1]:
+        return logits_BV
     sorted_BV = -jnp.sort(-logits_BV, axis=-1)
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         sorted_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < sampling.top_k, sorted_BV, -jnp.inf)

@@ -8,7 +8,6 @@ import pytest
 import scipy.special
 
 from keel_jax.inference import requests
-from keel_jax.model import sampling
 from tests.inference import texts
 
 
@@ -63,14 +62,3 @@ def test_nothing_is_written_after_no_prompt(model):
     assert model.generate([], num_tokens=3) == []
     with pytest.raises(ValueError, match="num_tokens=0 must be at least 1"):
         model.generate(["def f"], num_tokens=0)
-
-
-def test_prompts_of_different_lengths_are_written_on_as_each_alone(model):
-    prompts = ["def f", "", "    return x + 4\n"]
-    together = model.generate(prompts, num_tokens=5)
-    assert together == [model.generate([prompt], num_tokens=5)[0] for prompt in prompts]
-    how = sampling.Sampling(temperature=1.0)
-    one, same, other = (
-        model.generate(prompts, num_tokens=5, how=how, seed=seed) for seed in (1, 1, 2)
-    )
-    assert one == same != other

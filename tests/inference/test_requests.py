@@ -103,3 +103,9 @@ def test_an_empty_text_has_no_rows():
 def test_rows_get_the_least_length_that_holds_them():
     rows = [requests.Row(np.zeros(size + 1, np.int32), 1) for size in (3, 8, 9, 4, 1)]
     assert list(requests.by_length(rows, [4, 8, 16])) == [(4, [0, 3, 4]), (8, [1]), (16, [2])]
+
+
+def test_lengths_grow_by_half():
+    expected = [32, 48, 72, 112, 168, 248, 368, 552, 824, 1232, 1848, 2048]
+    assert requests.lengths(2048, 8) == expected
+    assert requests.lengths(20, 1) == [20]

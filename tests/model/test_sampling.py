@@ -1,5 +1,6 @@
 """Cached decoding equals the forward pass, and sampling follows its options."""
 
+import functools
 import math
 
 import jax
@@ -42,6 +43,24 @@ def test_cached_decoding_equals_the_forward_pass(topology):
     np.testing.assert_allclose(jnp.concatenate(parts, 1), forward, rtol=2e-4, atol=2e-5)
 
 
+def _generate(model, params, prompts, *, num_tokens, how, end_id=-1, num_ids=64):
+    """Chunk by chunk of 3 tokens after prompts that are lists of ids."""
+    sampler = sampling.Sampler(model, how, end_id, num_ids)
+    longest = max(map(len, prompts))
+    prompt_BP = jnp.asarray([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
+    length_B = jnp.asarray([len(prompt) for prompt in prompts])
+    key_B = jax.random.split(jax.random.key(0), len(prompts))
+    go_on = jax.jit(functools.partial(sampler.go_on, num_tokens=3))
+    state = jax.jit(functools.partial(sampler.begin, cache_size=longest + num_tokens))(
+        params, prompt_BP, length_B, key_B
+    )
+    drawn = [state.token_B[:, None]]
+    while state.num_drawn < num_tokens and not state.ended_B.all():
+        state, drawn_BT = go_on(params, state, length_B, key_B, num_tokens)
+        drawn.append(drawn_BT)
+    return np.concatenate(drawn, axis=1)[:, :num_tokens]
+
+
 def _greedy_without_cache(model, params, prompt, num_tokens):
     # Padded to one length, so that it compiles once; causality keeps the padding out of sight.
     forward = jax.jit(model.apply)
@@ -52,50 +71,37 @@ def _greedy_without_cache(model, params, prompt, num_tokens):
     return tokens[0, len(prompt) : len(prompt) + num_tokens].tolist()
 
 
+GREEDY = sampling.Sampling(temperature=0.0)
+
+
 def test_greedy_generation_equals_repeated_forward_passes_for_ragged_prompts():
     model, params = _model()
     prompts = [[1, 5, 9, 2, 7], [3, 4]]
-    prompt_BP = jnp.asarray([prompts[0], prompts[1] + [0, 0, 0]])
-    tokens = sampling.generate(
-        model,
-        params,
-        prompt_BP,
-        jnp.asarray([5, 2]),
-        jax.random.key(0),
-        num_tokens=8,
-        sampling=sampling.Sampling(temperature=0.0),
-        end_id=-1,
-        num_ids=64,
-    )
+    tokens = _generate(model, params, prompts, num_tokens=8, how=GREEDY)
     for row, prompt in zip(tokens, prompts, strict=True):
         assert row.tolist() == _greedy_without_cache(model, params, prompt, 8)
 
 
-def test_nothing_follows_the_end():
+def test_nothing_follows_the_end_and_the_loop_ends_with_the_last_row():
     model, params = _model()
-    prompt = [1, 5, 9]
-    free = _greedy_without_cache(model, params, prompt, 6)
-    end = free[2]
-    tokens = sampling.generate(
-        model,
-        params,
-        jnp.asarray([prompt]),
-        jnp.asarray([3]),
-        jax.random.key(0),
-        num_tokens=6,
-        sampling=sampling.Sampling(temperature=0.0),
-        end_id=end,
-        num_ids=64,
-    )[0].tolist()
-    first = free.index(end)
-    assert tokens == free[: first + 1] + [end] * (5 - first)
+    prompts = [[1, 5, 9], [2, 2]]
+    free = [_greedy_without_cache(model, params, prompt, 6) for prompt in prompts]
+    end = free[0][2]
+    [tokens] = _generate(model, params, prompts[:1], num_tokens=6, how=GREEDY, end_id=end)
+    first = free[0].index(end)
+    # The loop has not gone on to the six tokens of the limit.
+    assert tokens.tolist() == (free[0][: first + 1] + [end] * 6)[:4]
+    both = _generate(model, params, prompts, num_tokens=6, how=GREEDY, end_id=end)
+    assert both[0].tolist() == free[0][: first + 1] + [end] * (5 - first)
+    assert both[1].tolist() == free[1] and end not in free[1]
 
 
 def _counts(num=4000, **options):
     logits = jnp.log(jnp.asarray([0.5, 0.3, 0.15, 0.05]))
     keys = jax.random.split(jax.random.key(0), num)
-    draw = jax.vmap(lambda k: sampling.sample(logits[None], k, sampling.Sampling(**options))[0])
-    return np.bincount(draw(keys), minlength=4) / num
+    logits_BV = jnp.broadcast_to(logits, (num, 4))
+    drawn = sampling.sample(logits_BV, keys, sampling.Sampling(**options))
+    return np.bincount(drawn, minlength=4) / num
 
 
 @pytest.mark.parametrize(
@@ -116,17 +122,8 @@ def test_sampling_follows_its_options(options, expected):
 
 def test_padding_of_the_vocabulary_is_never_drawn():
     model, params = _model()
-    tokens = sampling.generate(
-        model,
-        params,
-        jnp.ones((8, 2), int),
-        jnp.full(8, 2),
-        jax.random.key(0),
-        num_tokens=16,
-        sampling=sampling.Sampling(temperature=3.0),
-        end_id=-1,
-        num_ids=3,
-    )
+    how = sampling.Sampling(temperature=3.0)
+    tokens = _generate(model, params, [[1, 1]] * 8, num_tokens=16, how=how, num_ids=3)
     assert set(np.unique(tokens)) <= {0, 1, 2}
 
 
