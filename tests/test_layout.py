@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "keel_jax"
 # From the floor up: a package imports itself and those before it.
 PACKAGES = (
-    "config", "runtime", "parallel", "data", "model", "training", "planning", "inference",
+    "config", "runtime", "parallel", "data", "model", "training", "planning", "inference", "tasks",
     "entry points"
 )  # fmt: skip
 
