@@ -26,7 +26,7 @@ PACKAGE = ROOT / "keel_jax"
 # From the floor up: a package imports itself and those before it.
 PACKAGES = (
     "config", "depth_suite", "runtime", "parallel", "data", "model", "training", "planning",
-    "inference", "entry points"
+    "inference", "tasks", "entry points"
 )  # fmt: skip
 
 

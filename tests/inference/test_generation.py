@@ -78,6 +78,10 @@ def test_a_batch_of_which_all_rows_have_ended_draws_nothing_more(model, short_ch
         model.trained, sampling.Sampling(temperature=0.0), batch_size=2, end_id=-1, num_ids=300
     )
     rows = [requests.Row(np.array([1, 40, 50], np.int32), 0)] * 2
+    begin, go_on = generator._program(2, 32, 40)
+    chunks = []
+    programs = begin, lambda *arguments: chunks.append(1) or go_on(*arguments)
+    monkeypatch.setattr(generator, "_program", lambda *_: programs)
     asked = []
 
     def is_over(ids):
@@ -87,7 +91,7 @@ def test_a_batch_of_which_all_rows_have_ended_draws_nothing_more(model, short_ch
     drawn, seconds = generator(rows, num_tokens=40, seed=0, is_over=is_over)
     # One token of the prompt's pass, then chunks of 4; the first row ends after one of them, the
     # second after two, and the first is not asked again.
-    assert asked == [1, 1, 5, 5, 9]
+    assert asked == [1, 1, 5, 5, 9] and len(chunks) == 2
     assert seconds > 0
     assert [len(each.ids) for each in drawn] == [5, 9]
 
