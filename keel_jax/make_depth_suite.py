@@ -91,7 +91,7 @@ def _write_jsonl(path: epath.Path, rows: Iterator[records.Record]) -> dict[str, 
 
 
 def describe(index: dict[str, Any]) -> str:
-    """The index as text: the number of examples of each file, and where there are fewer than asked."""
+    """The index as text: the examples of each file, and where there are fewer than asked for."""
     lines = [f"{len(index['files'])} files, version {index['version']}, seed {index['seed']}"]
     for file, entry in index["files"].items():
         asked = index["num_test" if file.startswith(splits.TEST) else "num_train"]

@@ -3,8 +3,16 @@
 Modulo a prime, adding, subtracting and multiplying by anything but 0 are bijections. The number
 that the computation begins with is uniform and everything else is drawn without regard to it, so
 the answer is uniform whatever the rest of the prompt is: no part of the numbers says anything about
-it. Every number that is added or subtracted matters with probability 1, a factor unless it
-multiplies a 0, which is the case with probability 1/7.
+it. In a chain, every number that is added or subtracted matters with probability 1, and a factor
+unless it multiplies a 0, which is the case with probability 1/7; of the numbers of an expression
+95 % matter or more (measured, 1 to 16 deep).
+
+Formulas in general are NC1-complete to evaluate (Buss 1987), and a transformer of fixed depth and
+polynomial width cannot write down their value at once unless TC0 = NC1 (Feng et al. 2023,
+arXiv:2305.15408). These are a special case: on each level only one operand is deep, which keeps
+them short, and what is around it is a map x -> ax + b modulo 7. Such maps form a solvable group,
+whose products a constant depth can compute in principle (Liu et al. 2023, arXiv:2210.10749); what
+is asked of a model that does not find that construction is one step after another, or pairs.
 """
 
 import dataclasses
@@ -103,8 +111,8 @@ CHAIN = task.Task(
     dial="operations",
     chance=lambda difficulty: 1 / MODULUS,
     chance_text="1/7",
-    serial_depth="k steps in order; log2 k by composing them in pairs. The maps x -> ax + b modulo "
-    "7 are a solvable group, for which constant depth is enough in principle (Liu et al. 2023, "
+    serial_depth="k steps in order; O(log k) by composing them in pairs. The maps x -> ax + b are "
+    "a solvable group, for which a constant depth is enough in principle (Liu et al. 2023, "
     "arXiv:2210.10749)",
     make=make_chain,
 )
@@ -114,8 +122,8 @@ EXPRESSION = task.Task(
     dial="operations inside each other",
     chance=lambda difficulty: 1 / MODULUS,
     chance_text="1/7",
-    serial_depth="k from the inside out; O(log k) in parallel. Formulas are NC1-complete to "
-    "evaluate (Buss 1987), and a fixed depth cannot do so directly unless the width grows faster "
-    "than any polynomial or TC0 = NC1 (Feng et al. 2023, arXiv:2305.15408)",
+    serial_depth="k from the inside out; O(log k) in pairs, once each operand is found. Formulas "
+    "in general are NC1-complete (Buss 1987; Feng et al. 2023, arXiv:2305.15408); these, of which "
+    "one operand is deep on each level, are as modular_chain",
     make=make_expression,
 )

@@ -2,9 +2,10 @@
 
 The arrows form two rings of the same size, so every name is the tail of one arrow and the head of
 another, wherever the question begins: no name stands out. A ring has 2k + 2 names, so that walking
-backwards is no shorter (k + 2 steps). The choices are the answer, the two names after it and one of
-the other ring: neither the ring nor a rough idea of the distance tells the answer. An arrow on the
-way that leads elsewhere always changes the answer.
+backwards is no shorter (k + 2 steps). The choices are the answer, the name before or after it, and
+two neighbours of the other ring: a rough idea of the distance does not tell the answer, and nor do
+the choices and the arrows between them. An arrow on the way that leads elsewhere always changes the
+answer.
 
 Looking k hops ahead is the k-hop induction heads task of Sanford, Hsu and Telgarsky (2024,
 arXiv:2402.09268): depth O(log k), by doubling the length of the known jumps, is enough for a
@@ -30,8 +31,10 @@ def make(rng: draws.Draws, difficulty: int) -> example.Problem:
     rings = [chosen[first : first + size] for first in range(0, len(chosen), size)]
     arrows = [f"{ring[i - 1]}>{ring[i]}" for ring in rings for i in range(size)]
     start, answer = rings[0][0], rings[0][difficulty]
-    near = [rings[0][(difficulty + further) % size] for further in (1, 2)]
-    others = [*near, rng.choice(rings[1])]
+    # With one hop, the name before is the one asked about.
+    neighbour = rings[0][difficulty + (1 if difficulty == 1 or rng.coin() else -1)]
+    place = rng.below(size)
+    others = [neighbour, rings[1][place - 1], rings[1][place]]
     hops = "1 step" if difficulty == 1 else f"{difficulty} steps"
     return example.Problem(
         "arrows " + " ".join(sorted(arrows)),

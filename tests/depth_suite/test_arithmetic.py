@@ -80,7 +80,7 @@ def test_a_number_in_a_chain_matters_unless_it_multiplies_zero(difficulty):
 
 
 @pytest.mark.parametrize("difficulty", [2, 8])
-def test_a_number_in_an_expression_matters_nine_times_in_ten(difficulty):
+def test_a_number_in_an_expression_matters_in_95_percent_of_cases(difficulty):
     results = []
     for each in many.examples("expression", difficulty):
         text = _stated(each.prompt)
@@ -88,7 +88,7 @@ def test_a_number_in_an_expression_matters_nine_times_in_ten(difficulty):
             other = str((int(text[place]) + 1) % 7)
             changed = _value(each.task, text[:place] + other + text[place + 1 :])
             results.append(f" {changed}" != each.answer)
-    assert sum(results) / len(results) > 0.9
+    assert sum(results) / len(results) > 0.94
 
 
 def _problem(task: str, prompt: str) -> tuple:

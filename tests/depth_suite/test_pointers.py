@@ -43,10 +43,20 @@ def test_answers_are_at_their_distance_and_no_nearer_backwards(difficulty):
         assert hops == difficulty == distances[each.answer.strip()]
         backwards = _distances([(head, tail) for tail, head in arrows], start)
         assert backwards[each.answer.strip()] == difficulty + 2
-        others = sorted(
-            distances.get(name.strip(), -1) for name in each.choices if name != each.answer
-        )
-        assert others == [-1, difficulty + 1, difficulty + 2]
+
+
+@pytest.mark.parametrize("difficulty", [2, 5])
+def test_the_choices_are_two_pairs_of_neighbours_and_the_answer_any_of_the_four(difficulty):
+    """Which choice is led to by another, and in which ring it is, says nothing."""
+    num_first = 0
+    for each in many.examples("pointer_chase", difficulty, 400):
+        arrows = _arrows(each.prompt)
+        own = _distances(arrows, _asked(each.prompt)[0])
+        inside = [(a, b) for a, b in arrows if {f" {a}", f" {b}"} <= set(each.choices)]
+        assert len({name for pair in inside for name in pair}) == 4 and len(inside) == 2
+        assert sum(name.strip() in own for name in each.choices) == 2
+        num_first += each.answer.strip() in {a for a, _ in inside}
+    assert abs(num_first / 400 - 1 / 2) < many.tolerance(1 / 2, 400)
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
@@ -87,13 +97,13 @@ def test_the_arrow_to_the_answer_may_stand_anywhere():
 
 def test_maps_are_told_apart_however_their_arrows_are_ordered():
     maps = {
-        split: {frozenset(_arrows(each.prompt)) for each in many.examples(*TASK, split)}
+        split: {
+            frozenset(_arrows(each.prompt))
+            for each in many.examples("pointer_chase", 1, 500, split)
+        }
         for split in ("train", "test")
     }
     assert len(maps["train"]) == len(maps["test"]) == 500 and not maps["train"] & maps["test"]
-
-
-TASK = ("pointer_chase", 1, 500)
 
 
 def test_names_run_out():

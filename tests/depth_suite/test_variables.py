@@ -20,8 +20,8 @@ def _run(lines: list[str]) -> str:
 def test_answers_are_what_the_code_prints(difficulty):
     for each in many.examples("variables", difficulty):
         lines = each.prompt.split("\n")
-        assert each.answer == _run(lines) and len(lines) == 4 + 4 * difficulty + 1
-        assert {f" {line[-1]}" for line in lines[:4]} == set(each.choices)
+        assert each.answer == _run(lines) and len(lines) == 5 + 5 * difficulty + 1
+        assert {f" {line[-1]}" for line in lines[:5]} == set(each.choices)
         assert len({line[0] for line in lines[:-1]}) <= 8
 
 
@@ -34,12 +34,11 @@ def test_as_many_assignments_matter_as_the_difficulty_says(difficulty):
     for each in many.examples("variables", difficulty)[:25]:
         lines = each.prompt.split("\n")
         num_mattering = 0
-        for place in range(4, len(lines) - 1):
+        for place in range(5, len(lines) - 1):
             held: dict = {}
             exec("\n".join(lines[:place]), {}, held)
             target, source = lines[place].split(" = ")
             others = [name for name, value in held.items() if value != held[source]]
-            # Not what is no longer passed on: a variable whose value moved on holds it still.
             changed = {
                 _run([*lines[:place], f"{target} = {other}", *lines[place + 1 :]]) != each.answer
                 for other in others
