@@ -1,17 +1,35 @@
-"""Measures a trained model on a validation split: `python -m keel_jax.evaluate --workdir=DIR`."""
+"""Measures a trained model: its loss on a validation split, or its scores on benchmarks.
+
+`python -m keel_jax.evaluate --workdir=DIR` measures the loss;
+`python -m keel_jax.evaluate --workdir=DIR --tasks=piqa,gsm8k --task_data=FOLDER` scores tasks.
+"""
 
 import dataclasses
+import pathlib
+from typing import Any
 
 import jax
 import rich.progress
 from absl import flags
 from etils import epath
 
+from keel_jax import errors
 from keel_jax.runtime import agreement, cli, distributed, result_file
+from keel_jax.tasks import catalogue, loading, results, running, summary
+from keel_jax.tasks import evaluation as task_evaluation
 from keel_jax.training import checkpoint, evaluation, metrics, trained
 
 # Flags that must be the same in several processes.
-_SAME = ("workdir", "step", "batch_size", "seq_len")
+_SAME = (
+    "workdir", "step", "batch_size", "seq_len", "tasks", "num_shots", "shot_seed", "limit",
+    "num_samples", "temperature", "seed", "num_tokens", "run_code",
+)  # fmt: skip
+# Flags that mean nothing without --tasks, or with them.
+_OF_TASKS = (
+    "task_data", "num_shots", "shot_seed", "limit", "num_samples", "temperature", "seed",
+    "num_tokens", "run_code", "allow_root", "figure", "items",
+)  # fmt: skip
+_OF_LOSS = ("data_path", "seq_len")
 
 
 def evaluate(
@@ -74,15 +92,31 @@ def evaluate(
 
 
 def main(_: list[str]) -> None:
+    _check_flags()
     with distributed.program(distributed.from_flags()):
-        _evaluate()
+        if distributed.is_lead():
+            result_file.check("--json", _JSON.value)
+            result_file.check("--figure", _FIGURE.value)
+        same = {f"--{name}": flags.FLAGS[name].value for name in _SAME}
+        agreement.check(same, "with different flags", "Start all of them with the same command")
+        result = _scored_tasks() if _TASKS.value else _measured_loss()
+        if distributed.is_lead():
+            result_file.write_json(_JSON.value, result)
 
 
-def _evaluate():
-    if distributed.is_lead():
-        result_file.check("--json", _JSON.value)
-    same = {f"--{name}": flags.FLAGS[name].value for name in _SAME}
-    agreement.check(same, "with different flags", "Start all of them with the same command")
+def _check_flags() -> None:
+    """Refuses flags that nothing would read."""
+    unread = _OF_LOSS if _TASKS.value else _OF_TASKS
+    given = [f"--{name}" for name in unread if flags.FLAGS[name].present]
+    if given:
+        raise errors.UserError(
+            f"{', '.join(given)}: read only {'without' if _TASKS.value else 'with'} --tasks."
+        )
+    if _TASKS.value and not _TASK_DATA.value:
+        raise errors.UserError("--tasks needs --task_data, the folder of the benchmarks' files.")
+
+
+def _measured_loss() -> dict[str, Any]:
     result = evaluate(
         _WORKDIR.value,
         step=_STEP.value,
@@ -91,14 +125,44 @@ def _evaluate():
         seq_len=_SEQ_LEN.value,
         visible=distributed.is_lead(),
     )
-    if not distributed.is_lead():
-        return
-    print(
-        f"step {result['step']}: {result['loss_nats_per_token']:.4f} nats/token, perplexity "
-        f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits/byte, accuracy "
-        f"{result['accuracy']:.4f} over {result['num_tokens']:,} tokens"
+    if distributed.is_lead():
+        print(
+            f"step {result['step']}: {result['loss_nats_per_token']:.4f} nats/token, perplexity "
+            f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits/byte, accuracy "
+            f"{result['accuracy']:.4f} over {result['num_tokens']:,} tokens"
+        )
+    return result
+
+
+def _scored_tasks() -> dict[str, Any]:
+    found, step = task_evaluation.evaluate(
+        _WORKDIR.value,
+        _TASKS.value,
+        pathlib.Path(_TASK_DATA.value or ""),
+        step=_STEP.value,
+        num_shots=_NUM_SHOTS.value,
+        shot_seed=_SHOT_SEED.value,
+        limit=_LIMIT.value,
+        options=running.Options(
+            batch_size=_BATCH_SIZE.value or running.Options.batch_size,
+            num_samples=_NUM_SAMPLES.value,
+            temperature=_TEMPERATURE.value,
+            seed=_SEED.value,
+            num_tokens=_NUM_TOKENS.value,
+            may_run_code=_RUN_CODE.value,
+            may_run_as_root=_ALLOW_ROOT.value,
+        ),
+        items=_ITEMS.value,
+        visible=distributed.is_lead(),
     )
-    result_file.write_json(_JSON.value, result)
+    if distributed.is_lead():
+        print(f"step {step}\n{summary.table(found)}")
+        if _LIMIT.value:
+            print(f"Only the first {_LIMIT.value} items of each subject: not a benchmark's score.")
+        if _FIGURE.value:
+            title = f"{_WORKDIR.value}, step {step}"
+            epath.Path(_FIGURE.value).write_bytes(summary.draw(found, title))
+    return {"step": step, "limit": _LIMIT.value, **results.as_json(found)}
 
 
 if __name__ == "__main__":
@@ -106,11 +170,41 @@ if __name__ == "__main__":
     _STEP = cli.define_step()
     _DATA_PATH = flags.DEFINE_string("data_path", None, "Token shards; default: the run's own.")
     _BATCH_SIZE = flags.DEFINE_integer(
-        "batch_size", None, "Rows at a time; default: the run's.", lower_bound=1
+        "batch_size", None, "Rows at a time; default: the run's, of tasks 16.", lower_bound=1
     )
     _SEQ_LEN = flags.DEFINE_integer(
         "seq_len", None, "Tokens a row; default: the run's.", lower_bound=1
     )
+    _TASKS = flags.DEFINE_list(
+        "tasks", [], f"Benchmarks, sets of them ({', '.join(catalogue.GROUPS)}), or all."
+    )
+    _TASK_DATA = flags.DEFINE_string("task_data", None, "Folder of the benchmarks' files.")
+    _NUM_SHOTS = flags.DEFINE_integer(
+        "num_shots", None, "Examples in each prompt; default: each benchmark's.", lower_bound=0
+    )
+    _SHOT_SEED = flags.DEFINE_integer("shot_seed", loading.DEFAULT_SEED, "Of drawn examples.")
+    _LIMIT = flags.DEFINE_integer(
+        "limit", None, "Only so many items of each subject: a first look.", lower_bound=1
+    )
+    _NUM_SAMPLES = flags.DEFINE_integer(
+        "num_samples", 1, "Generated answers an item; several are drawn.", lower_bound=1
+    )
+    _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of several answers.", lower_bound=0)
+    _SEED = flags.DEFINE_integer("seed", 0, "Of several answers.")
+    _NUM_TOKENS = flags.DEFINE_integer(
+        "num_tokens",
+        None,
+        "Of a generated answer, at most; default: each benchmark's.",
+        lower_bound=1,
+    )
+    _RUN_CODE = flags.DEFINE_bool(
+        "run_code", False, "Run programs that the model wrote, confined (docs/tasks.md)."
+    )
+    _ALLOW_ROOT = flags.DEFINE_bool("allow_root", False, "Run them even when you are root.")
+    _ITEMS = flags.DEFINE_string(
+        "items", None, "Directory of single items' grades; default: in the work directory."
+    )
+    _FIGURE = flags.DEFINE_string("figure", None, "Also draw the scores into this PNG file.")
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
     distributed.define_flags()
     cli.run(main)

@@ -10,7 +10,8 @@ most a chunk of tokens in vain, and the device waits for the host once a chunk.
 Every row is drawn with keys of its own. What else is in the batch, and the batch size, changes a
 row's logits by no more than the rounding of sums over another number of rows or cache slots.
 
-Dimension letters: B rows, P prompt time, S cache slots, T drawn tokens.
+Dimension letters: R rows of a call, B rows of a batch, P prompt time, S cache slots, T drawn
+tokens.
 """
 
 import contextlib
@@ -111,21 +112,25 @@ class Generator:
         *,
         num_tokens: int,
         seed: int,
+        numbers: Sequence[int] | None = None,
         is_over: Callable[[np.ndarray], bool] | None = None,
     ) -> tuple[list[Drawn], float]:
         """What is drawn after each row, in order, and the seconds without compilation.
 
         Args:
-          seed: row i is drawn with the keys of (seed, i).
+          seed, numbers: row i is drawn with the keys of (seed, numbers[i]); default: (seed, i).
           is_over: tells from the tokens of a row whether it has ended; asked once a chunk.
         """
         drawn, seconds = {}, 0.0
+        index_R = np.arange(len(rows)) if numbers is None else np.asarray(numbers)
         size = min(self._batch_size, max(1, len(rows)))
         size = -(-size // self._num_shards) * self._num_shards
         for length, members in self._batches(rows, size):
             programs = self._program(size, length, num_tokens)
             begin = time.perf_counter()
-            ids = self._run(programs, rows, members, size, length, num_tokens, seed, is_over)
+            ids = self._run(
+                programs, rows, index_R, members, size, length, num_tokens, seed, is_over
+            )
             seconds += time.perf_counter() - begin
             drawn |= {
                 member: Drawn(_until(row, self._end_id), rows[member].num_cut)
@@ -143,7 +148,9 @@ class Generator:
             length = next(length for length in self._lengths if length >= longest)
             yield length, members[first : first + size]
 
-    def _run(self, programs, rows, members, size, length, num_tokens, seed, is_over) -> np.ndarray:
+    def _run(
+        self, programs, rows, index_R, members, size, length, num_tokens, seed, is_over
+    ) -> np.ndarray:
         """The tokens of one batch, int32 [B, T], `end_id` once a row has ended."""
         prompt_BP = np.zeros((size, length), np.int32)
         length_B = np.ones(size, np.int32)
@@ -151,7 +158,7 @@ class Generator:
         for place, member in enumerate(members):
             ids = rows[member].ids
             prompt_BP[place, : len(ids)] = ids
-            length_B[place], index_B[place] = len(ids), member
+            length_B[place], index_B[place] = len(ids), index_R[member]
         begin, go_on = programs
         params, put = self._model.params, self._put
         prompt_BP, length_B, index_B = put(prompt_BP), put(length_B), put(index_B)

@@ -148,11 +148,17 @@ class Model:
         num_tokens: int,
         how: sampling.Sampling | None = None,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
         stop: Sequence[str] = (),
         batch_size: int = 16,
         cut_prompts: bool = False,
     ) -> generation.Texts:
-        """As `generate`, with the numbers of tokens and the seconds that it took."""
+        """As `generate`, with the numbers of tokens and the seconds that it took.
+
+        Args:
+          numbers: prompt i is written on with the keys of (seed, numbers[i]), so that a part of
+            some prompts gets the texts that all of them would have got; each in [0, 2^31).
+        """
         limits.at_least("num_tokens", num_tokens, 1)
         if isinstance(stop, str) or not all(stop):
             raise errors.UserError(f"stop={stop!r} must be a list of strings that are not empty.")
@@ -172,7 +178,11 @@ class Model:
             return generation.first_stop(decode(ids), stop) is not None
 
         drawn, seconds = generator(
-            rows, num_tokens=num_tokens, seed=seed, is_over=has_stop if stop else None
+            rows,
+            num_tokens=num_tokens,
+            seed=seed,
+            numbers=numbers,
+            is_over=has_stop if stop else None,
         )
         texts = [generation.of_drawn(each, decode, stop, num_tokens) for each in drawn]
         return generation.Texts(texts, seconds)
@@ -180,7 +190,10 @@ class Model:
     def scorer(self, batch_size: int) -> scoring.Scorer:
         """The scorer of that batch size, with the programs that it has compiled so far."""
         if batch_size not in self._scorers:
-            self._scorers[batch_size] = scoring.Scorer(self.trained, batch_size)
+            model = self.trained
+            self._scorers[batch_size] = scoring.Scorer(
+                model.cfg, model.mesh, model.params, batch_size
+            )
         return self._scorers[batch_size]
 
     def _generator(self, batch_size: int, how: sampling.Sampling) -> generation.Generator:

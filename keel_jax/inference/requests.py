@@ -63,6 +63,19 @@ def of_continuation(
     return _cut(ids, num_scored, max_length)
 
 
+def of_pairs(
+    tokenizer: tokenizer_lib.Tokenizer,
+    pairs: Sequence[tuple[str, str]],
+    max_length: int,
+    where: str,
+) -> tuple[Row, ...]:
+    """The rows of (context, continuation), as `of_continuation`; an error begins with `where`."""
+    try:
+        return tuple(of_continuation(tokenizer, *pair, max_length) for pair in pairs)
+    except errors.UserError as error:
+        raise errors.UserError(f"{where}: {error}") from error
+
+
 def of_text(tokenizer: tokenizer_lib.Tokenizer, text: str, max_length: int) -> list[Row]:
     """Rows that score every token of `text` once, each but the first after a full window.
 

@@ -7,6 +7,7 @@ of sums over another number of rows. Padding is at the end, where causal attenti
 Dimension letters: B rows, T time.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -20,7 +21,7 @@ from keel_jax.inference import requests
 from keel_jax.model import lm
 from keel_jax.parallel import sharding
 from keel_jax.runtime import compiler_options
-from keel_jax.training import loss, trained
+from keel_jax.training import loss
 
 _AXES = ("batch", "time")
 
@@ -41,14 +42,20 @@ class Score:
 class Scorer:
     """The compiled programs of one model, made as they are needed."""
 
-    def __init__(self, model: trained.Trained, batch_size: int = 16):
+    def __init__(
+        self, cfg: config.Config, mesh: jax.sharding.Mesh, params: Any, batch_size: int = 16
+    ):
         """`batch_size` is rounded up to a multiple of the mesh's shards.
+
+        Args:
+          cfg: with the attention kernel resolved for `mesh`.
+          params: of one model, on `mesh`.
 
         Raises:
           UserError: `batch_size` is below 1, or the mesh splits sequences or the depth.
         """
         limits.at_least("batch_size", batch_size, 1)
-        sizes = model.mesh.shape
+        sizes = mesh.shape
         if sizes["context"] * sizes["stage"] > 1:
             raise errors.UserError(
                 f"A mesh with context={sizes['context']} and stage={sizes['stage']} cannot score "
@@ -56,10 +63,16 @@ class Scorer:
             )
         num_shards = sharding.num_shards("batch", sizes)
         self.batch_size = -(-batch_size // num_shards) * num_shards
-        self.max_length = model.cfg.train.seq_len
-        self._model = model
+        self.max_length = cfg.train.seq_len
+        self._cfg, self._mesh, self._params = cfg, mesh, params
         self._lengths = requests.lengths(self.max_length, sharding.num_shards("stream_time", sizes))
         self._programs: dict[int, Callable] = {}
+
+    def of(self, params: Any) -> "Scorer":
+        """The scorer of other weights of the same model, with the programs compiled so far."""
+        other = copy.copy(self)
+        other._params = params
+        return other
 
     def __call__(self, rows: Sequence[requests.Row]) -> list[Score]:
         """The score of every row, in order."""
@@ -89,29 +102,29 @@ class Scorer:
         for row, out in zip(rows, ids, strict=False):
             out[: len(row.ids)] = row.ids
         if length not in self._programs:
-            self._programs[length] = _compile(self._model, self.batch_size, length)
-        place = sharding.sharding(self._model.mesh, _AXES, (self.batch_size, length))
+            self._programs[length] = self._compile(length)
+        place = sharding.sharding(self._mesh, _AXES, (self.batch_size, length))
         inputs, targets = jax.device_put((ids[:, :-1], ids[:, 1:]), place)
-        return jax.device_get(self._programs[length](self._model.params, inputs, targets))
+        return jax.device_get(self._programs[length](self._params, inputs, targets))
 
+    def _compile(self, length: int) -> Callable[..., Any]:
+        """The program (params, inputs [B, T], targets [B, T]) -> `loss.token_scores`."""
+        model, mesh = self._cfg.model, self._mesh
+        # There is no backward pass, so nothing is saved or recomputed.
+        options = dataclasses.replace(model, recompute=config.RecomputeConfig(plan="none"))
+        network = lm.LanguageModel(options)
 
-def _compile(model: trained.Trained, batch_size: int, length: int) -> Callable[..., Any]:
-    """The program (params, inputs [B, T], targets [B, T]) -> `loss.token_scores`."""
-    # There is no backward pass, so nothing is saved or recomputed.
-    options = dataclasses.replace(model.cfg.model, recompute=config.RecomputeConfig(plan="none"))
-    network = lm.LanguageModel(options)
+        def scores(params, inputs_BT, targets_BT):
+            h_BTD = cast(jax.Array, network.apply({"params": params}, inputs_BT, method="hidden"))
+            w_DV = lm.output_matrix(params, options)
+            return loss.token_scores(h_BTD, w_DV, targets_BT, chunk=self._cfg.train.loss_chunk)
 
-    def scores(params, inputs_BT, targets_BT):
-        h_BTD = cast(jax.Array, network.apply({"params": params}, inputs_BT, method="hidden"))
-        w_DV = lm.output_matrix(params, options)
-        return loss.token_scores(h_BTD, w_DV, targets_BT, chunk=model.cfg.train.loss_chunk)
-
-    tokens = jax.ShapeDtypeStruct(
-        (batch_size, length),
-        np.int32,
-        sharding=sharding.sharding(model.mesh, _AXES, (batch_size, length)),
-    )
-    with jax.set_mesh(model.mesh):
-        everywhere = sharding.replicated(model.mesh)
-        lowered = jax.jit(scores, out_shardings=everywhere).lower(model.params, tokens, tokens)
-    return lowered.compile(compiler_options=compiler_options.options(model.mesh.devices.flat[0]))
+        tokens = jax.ShapeDtypeStruct(
+            (self.batch_size, length),
+            np.int32,
+            sharding=sharding.sharding(mesh, _AXES, (self.batch_size, length)),
+        )
+        with jax.set_mesh(mesh):
+            everywhere = sharding.replicated(mesh)
+            lowered = jax.jit(scores, out_shardings=everywhere).lower(self._params, tokens, tokens)
+        return lowered.compile(compiler_options=compiler_options.options(mesh.devices.flat[0]))

@@ -1,6 +1,7 @@
 """A trained model, loaded from its work directory, with its tokenizer and matching data."""
 
 import dataclasses
+import hashlib
 
 import jax
 from etils import epath
@@ -11,7 +12,7 @@ from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import compilation
-from keel_jax.training import checkpoint, checkpoint_meta, inputs, trials
+from keel_jax.training import checkpoint, checkpoint_meta, inputs, manifest, trials
 from keel_jax.training import state as state_lib
 
 
@@ -40,6 +41,16 @@ class Trained:
                 f"was trained with {self.meta.tokenizer_fingerprint[:12]}: put that one back."
             )
         return tokenizer
+
+    def identity(self) -> str:
+        """Hexadecimal; tells these weights from others that the same directory has held."""
+        manifest_path = (
+            trials.holder(self.workdir) / checkpoint.DIRECTORY / str(self.meta.step) / manifest.FILE
+        )
+        pointer = trials.pointer(self.workdir)
+        digest = hashlib.sha256(manifest_path.read_bytes() if manifest_path.exists() else b"")
+        digest.update(f"{self.meta.run_id} {self.meta.step} {pointer and pointer.trial}".encode())
+        return digest.hexdigest()[:32]
 
     def open_data(self, path: str | None = None) -> inputs.Inputs:
         """The run's token shards, or those of another `path`.

@@ -42,6 +42,18 @@ def test_a_text_depends_on_its_prompt_its_place_and_the_seed_alone(model, how):
     assert all(text.startswith(start[:3]) for text, start in zip(whole, shorter, strict=True))
 
 
+def test_a_part_of_some_prompts_is_written_on_as_all_of_them(model):
+    """If each brings its number."""
+    whole = model.generate_timed(PROMPTS, num_tokens=12, how=SAMPLED, seed=3).texts
+    part = model.generate_timed(
+        [PROMPTS[5], PROMPTS[0]], num_tokens=12, how=SAMPLED, seed=3, numbers=[5, 0]
+    )
+    assert part.texts == [whole[5], whole[0]]
+    numbers = [2**31 - 1 - place for place in range(len(PROMPTS))]
+    others = model.generate_timed(PROMPTS, num_tokens=12, how=SAMPLED, seed=3, numbers=numbers)
+    assert others.texts != whole
+
+
 def test_a_text_ends_before_the_first_stop_string(model, free, short_chunks):
     """Three characters of a text, most of which are parts of several tokens."""
     for length in (1, 3):

@@ -49,6 +49,17 @@ def test_eight_devices_have_the_logits_of_one(workdir, model, mesh):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_other_weights_are_scored_by_the_same_programs(model):
+    rows = [requests.of_continuation(model.tokenizer, *pair, model.max_length) for pair in PAIRS]
+    scorer = model.scorer(4)
+    before = scorer(rows)
+    other = scorer.of(jax.tree.map(lambda leaf: leaf * 2, model.trained.params))
+    changed = other(rows)
+    assert other._programs is scorer._programs
+    assert all(a.log_likelihood != b.log_likelihood for a, b in zip(before, changed, strict=True))
+    assert scorer(rows) == before
+
+
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_an_empty_batch_is_refused(model, batch_size):
     with pytest.raises(ValueError, match=f"batch_size={batch_size} must be at least 1"):
@@ -67,7 +78,9 @@ def test_a_mesh_that_splits_sequences_is_refused(workdir):
 
 
 def test_programs_are_few_and_compiled_once(model):
-    scorer = scoring.Scorer(model.trained, batch_size=2)
+    scorer = scoring.Scorer(
+        model.trained.cfg, model.trained.mesh, model.trained.params, batch_size=2
+    )
     rows = [requests.Row(np.ones(size + 1, np.int32), 1) for size in (*range(1, 41), 3)]
     assert len(scorer(rows)) == 41
     assert sorted(scorer._programs) == [32, 40]
