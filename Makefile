@@ -7,6 +7,9 @@ VENV ?= .venv
 EXTRAS ?=
 STEPS ?=
 OUT ?= runs/quickstart
+# What slow tests need and `make test` does not: lm-evaluation-harness, which brings no PyTorch.
+SLOW_EXTRAS := eval
+comma := ,
 # Test processes side by side.
 JOBS ?= 2
 # For pytest, as in EXTRA_OPTIONS="--exitfirst --durations=20".
@@ -33,6 +36,8 @@ test: lint  ## the suite, without its slow part
 	@$(VENV)/bin/python -m keel_jax.runtime.versions
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m "not slow" $(EXTRA_OPTIONS) tests
 
+# Besides its own extras it installs those that slow tests alone need.
+test-slow: override EXTRAS := $(if $(EXTRAS),$(EXTRAS)$(comma))$(SLOW_EXTRAS)
 test-slow: setup  ## the slow part: minutes
 	@$(VENV)/bin/python -m keel_jax.runtime.versions
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m slow $(EXTRA_OPTIONS) tests

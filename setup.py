@@ -50,6 +50,8 @@ setuptools.setup(
         "corpus": CORPUS,
         "formats": FORMATS,
         "gcs": ["gcsfs"],
+        # lm-evaluation-harness, of which keel_jax/inference/harness.py is a model; without PyTorch.
+        "eval": ["lm_eval>=0.4.13"],
         # What experiments.benchmarks.step compares with.
         "bench": ["torch>=2.6", "transformers>=4.50"],
         "dev": [
