@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from keel_jax import __version__, config, errors
+import keel_jax
+from keel_jax import config, errors
 from keel_jax.config import options, topologies
 from keel_jax.model import lm, residual
 
@@ -69,7 +70,7 @@ def of_model(model: config.ModelConfig, origin: Origin, eos_id: int, dtype: str)
     check_supported(model)
     topology = residual.topology(model)
     section = {
-        "version": __version__,
+        "version": keel_jax.__version__,
         "model": _options(model),
         **dataclasses.asdict(origin),
     }

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from keel_jax import __version__, config, errors
+import keel_jax
+from keel_jax import config, errors
 from keel_jax.config import topologies
 from keel_jax.interchange import hf_config
 from keel_jax.model import lm, residual
@@ -66,7 +67,7 @@ def write(
         topology=model.topology,
         paper=f" ([arXiv:{row.arxiv}](https://arxiv.org/abs/{row.arxiv}))" if row.arxiv else "",
         title=title,
-        version=__version__,
+        version=keel_jax.__version__,
         numbers=numbers,
         evaluation=_evaluation(metrics),
     )
