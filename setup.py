@@ -23,12 +23,15 @@ CORE = [
     "markdown-it-py>=3",
     "matplotlib>=3.10",
     "numpy>=2.0",
+    "protobuf>=5",
     "rich>=14",
     "scipy>=1.13",
 ]
 # The embedded corpus (keel_jax/data/preparing/embedded.py), pinned: its bytes are what numbers are
 # measured on.
 CORPUS = ["sympy==1.14.0"]
+# What an export compares its tokenizer.json with.
+HF = ["tokenizers>=0.21"]
 FORMATS = ["pyarrow>=20", "array_record>=0.8", "zstandard>=0.23"]
 
 setuptools.setup(
@@ -40,7 +43,8 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["keel_jax*", "experiments*", "launch*"]),
-    package_data={"launch": ["*.sh"]},
+    # The PyTorch file is copied into exported folders, and imported by transformers alone.
+    package_data={"launch": ["*.sh"], "keel_jax.interchange": ["torch_files/*.py"]},
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -49,11 +53,14 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "corpus": CORPUS,
         "formats": FORMATS,
+        "hf": HF,
         "gcs": ["gcsfs"],
         # lm-evaluation-harness, of which keel_jax/inference/harness.py is a model; without PyTorch.
         "eval": ["lm_eval>=0.4.13"],
         # What experiments.benchmarks.step compares with.
         "bench": ["torch>=2.6", "transformers>=4.50"],
+        # What the slow tests hand models over to; `make test-slow` installs it (.ci/torch.sh).
+        "torch": ["torch>=2.6", "transformers>=5.24"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -66,6 +73,9 @@ setuptools.setup(
             "jax[tpu]",
             *CORPUS,
             *FORMATS,
+            *HF,
+            # What reads an exported folder's weights elsewhere.
+            "safetensors>=0.5",
             # The notebook is executed in the tests.
             "nbclient>=0.10",
             "nbformat>=5.10",

@@ -24,7 +24,7 @@ from etils import epath
 from keel_jax import config, errors
 from keel_jax.model import growth as growth_lib
 from keel_jax.parallel import mesh as mesh_lib
-from keel_jax.runtime import cli, distributed, files, ownership, result_file, versions
+from keel_jax.runtime import cli, distributed, files, result_file, versions
 from keel_jax.training import ancestry, checkpoint, trained, verification
 from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
@@ -64,7 +64,7 @@ def grow(
     )
     verification.check_path(output)
     with workdir_lib.claimed(files.make_writable_directory(output)):
-        _check_empty(output)
+        workdir_lib.check_empty(output, "--output")
         mesh = mesh_lib.make(mesh_lib.widest(cfg.model))
         params, meta = trained.load_params(workdir, mesh, step)
         grown_cfg = dataclasses.replace(cfg, model=growth.new)
@@ -96,17 +96,6 @@ def grow(
             # Written last: no entry point accepts the directory without it.
             files.write_checked_json(output / checkpoint.CONFIG, config.to_dict(grown_cfg))
     return ancestor
-
-
-def _check_empty(output: epath.Path):
-    """Refuses a directory that holds more than its owner's claim. A collective."""
-    names = sorted({path.name for path in output.iterdir()} - {ownership.FILE})
-    [is_taken] = distributed.from_lead(bool(names))
-    if is_taken:
-        raise errors.UserError(
-            f"--output={output} is not empty ({', '.join(names[:3])}): choose a new or empty "
-            "directory."
-        )
 
 
 def _grown(params, growth: growth_lib.Growth, like):

@@ -32,10 +32,23 @@ _RARE = {"\u2581": "a", "\x1b": "b", "\x1d": "c", "\x1e": "d", "\x1f": "e"}
 _RARE_PATTERN = re.compile("[" + "".join(_RARE) + "]")
 _ESCAPED_PATTERN = re.compile(_ESC + "([" + "".join(_RARE.values()) + "])")
 _UNESCAPED = {letter: character for character, letter in _RARE.items()}
+# The same, for implementations that only replace one string by another, one after the other. The
+# escape character is escaped first and unescaped last.
+_RARE_STEPS = tuple(
+    (character, _ESC + letter)
+    for character, letter in sorted(_RARE.items(), key=lambda item: item[0] != _ESC)
+)
+ESCAPE_STEPS = (*_RARE_STEPS, *_WHITESPACE)
+UNESCAPE_STEPS = (*_WHITESPACE, *reversed(_RARE_STEPS))
 
 # Longer texts are encoded part by part: BPE slows down with length (measured on a 3 MB text: 1.2 M
 # tokens/s in parts of 2**15, 0.6 M in parts of 2**20). Parts this long add 0.003 % of tokens.
-_MAX_ENCODE_CHARACTERS = 1 << 15
+MAX_ENCODE_CHARACTERS = 1 << 15
+# The scores of our unigram models are multiples of this, so that float32 holds every sum of them
+# over a part exactly: scores are at most about 20. Ways of cutting a text that are equally likely,
+# as those of a run of spaces are, then tie in every implementation, instead of being chosen by
+# the rounding of all that stands before.
+SCORE_QUANTUM = 1 / 8
 _PROBE = 'def f(x):\n    return  x\t# "ü" 漢字 \u2581 \U0001f600\r\n\n\n        end '
 
 
@@ -52,7 +65,7 @@ class Tokenizer:
 
     def __init__(self, model_bytes: bytes, name: str = "tokenizer"):
         """Reads a model from its bytes; `name` is for messages. Raises UserError if it is none."""
-        self._processor, self.eos_id = _processor(model_bytes, name)
+        self._processor, self.eos_id = processor(model_bytes, name)
         self.vocab_size = self._processor.vocab_size()
         self.fingerprint = hashlib.sha256(model_bytes).hexdigest()
         self._is_escaped = self._processor.id_to_piece(self.eos_id) == EOS_PIECE
@@ -122,27 +135,27 @@ class Tokenizer:
 
 def vocabulary(path: epath.Path) -> tuple[int, int]:
     """(vocab_size, eos_id) of a model file. Raises UserError if it is unusable."""
-    processor, eos_id = _processor(path.read_bytes(), str(path))
-    return processor.vocab_size(), eos_id
+    model, eos_id = processor(path.read_bytes(), str(path))
+    return model.vocab_size(), eos_id
 
 
-def _processor(model_bytes: bytes, name: str) -> tuple[sentencepiece.SentencePieceProcessor, int]:
+def processor(model_bytes: bytes, name: str) -> tuple[sentencepiece.SentencePieceProcessor, int]:
     """A model, and the id that separates documents. Raises UserError if it is unusable."""
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+        model = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
     except RuntimeError as error:
         raise errors.UserError(
             f"{name} ({len(model_bytes)} bytes) is not a SentencePiece model: "
             f"{sentencepiece_message(error)}"
         ) from error
-    eos_id = processor.eos_id() if processor.eos_id() >= 0 else processor.bos_id()
+    eos_id = model.eos_id() if model.eos_id() >= 0 else model.bos_id()
     if eos_id < 0:
         raise errors.UserError(
             f"{name} has neither an EOS nor a BOS id, and one of them must separate documents: "
             "train it again with eos_id, or let keel_jax.prepare train one (leave out "
             "--tokenizer)."
         )
-    return processor, eos_id
+    return model, eos_id
 
 
 def escape(text: str) -> str:
@@ -167,8 +180,8 @@ def unescape(text: str) -> str:
 def _encodable_parts(text: str) -> Iterable[str]:
     """Cuts a very long text into parts, after a newline where there is one."""
     start = 0
-    while len(text) - start > _MAX_ENCODE_CHARACTERS:
-        stop = start + _MAX_ENCODE_CHARACTERS
+    while len(text) - start > MAX_ENCODE_CHARACTERS:
+        stop = start + MAX_ENCODE_CHARACTERS
         stop = text.rfind("\n", start, stop) + 1 or stop
         yield text[start:stop]
         start = stop

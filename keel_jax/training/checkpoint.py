@@ -123,8 +123,9 @@ class Checkpoints:
             damaged[step] = damage
         if damaged.get(max(steps, default=0)) == [verification.WEIGHTS_ALONE]:
             raise errors.UserError(
-                f"{self.directory.parent} only holds weights, written by keel_jax.grow, and no "
-                "run to continue: use another --workdir, and start the run from these weights with "
+                f"{self.directory.parent} only holds weights, written by keel_jax.grow or "
+                "keel_jax.import_hf, and no run to continue: use another --workdir, and start the "
+                "run from these weights with "
                 f"--config.train.init_from={self.directory.parent}."
             )
         if damaged and len(damaged) == len(steps):
@@ -305,29 +306,21 @@ class Checkpoints:
           UserError: there is no such checkpoint, and those that exist are named; it is damaged, or
             one of another model.
         """
+        restored, meta = self._restore(self._choose(step), {"params": abstract_params})
+        return restored["params"], meta
+
+    def find_params(self, step: Step = None) -> tuple[epath.Path, checkpoint_meta.Meta]:
+        """The directory of `step`, verified, for `leaves`; errors as in `restore_params`."""
+        chosen = self._choose(step)
+        return self.directory / str(chosen), self._restore(chosen, {})[1]
+
+    def _choose(self, step: Step) -> int:
         steps = sorted(self._manager.all_steps(), reverse=True)
         if step == "best":
             step = retention.best_step(self.directory, steps)
-        if not steps or (step is not None and step not in steps):
-            wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            choice = f"the steps there: {steps[::-1]}" if steps else "there is none yet"
-            raise errors.UserError(f"{self.directory} does not hold {wanted}; {choice}.")
-        damaged = {}
-        for candidate in steps if step is None else [step]:
-            if not (damage := self._damage(candidate, _WEIGHTS)):
-                break
-            damaged[candidate] = damage
-        else:
-            raise errors.UserError(verification.none_is_whole(self.directory, damaged))
-        for other, damage in damaged.items():
-            logging.warning(
-                "%s is damaged (%s): step %s is used.",
-                self.directory / str(other),
-                verification.summary(damage),
-                candidate,
-            )
-        restored, meta = self._restore(candidate, {"params": abstract_params})
-        return restored["params"], meta
+        return verification.whole_step(
+            self.directory, steps, step, lambda candidate: self._damage(candidate, _WEIGHTS)
+        )
 
     def _restore(
         self, step: int, items: dict[str, Any]

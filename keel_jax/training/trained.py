@@ -106,27 +106,36 @@ def load_params(
     Raises:
       UserError: `workdir` holds several trials, no run, or no such checkpoint.
     """
-    workdir = epath.Path(workdir)
-    pointer = trials.pointer(workdir)
-    cfg = checkpoint.load_config(trials.holder(workdir))
+    cfg, pointer = check_source(workdir)
+    holder = trials.holder(workdir)
+    with checkpoint.Checkpoints(holder) as checkpoints:
+        params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
+    meta.check_model(config.model_options(cfg), holder)
+    if pointer:
+        params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
+    return params, meta
+
+
+def check_source(workdir: epath.PathLike) -> tuple[config.Config, trials.Pointer | None]:
+    """The config of the run whose checkpoints hold `workdir`'s weights, and which trial's they are.
+
+    Raises:
+      UserError: `workdir` holds several trials, no run, or no checkpoint.
+    """
+    pointer, holder = trials.pointer(workdir), trials.holder(workdir)
+    cfg = checkpoint.load_config(holder)
     if cfg.num_trials > 1 and pointer is None:
         raise errors.UserError(
             f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
         )
-    if not checkpoint.exist(trials.holder(workdir)):
+    if not checkpoint.exist(holder):
         raise errors.UserError(f"{workdir} holds no checkpoint yet.")
-    with checkpoint.Checkpoints(trials.holder(workdir)) as checkpoints:
-        params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
-    meta.check_model(config.model_options(cfg), trials.holder(workdir))
     if pointer and pointer.trial >= cfg.num_trials:
         raise errors.UserError(
-            f"{workdir}/trial.json names trial {pointer.trial}, but the run in "
-            f"{trials.holder(workdir)} has trials 0 to {cfg.num_trials - 1}: put the trial's "
-            "own file back."
+            f"{workdir}/trial.json names trial {pointer.trial}, but the run in {holder} has trials "
+            f"0 to {cfg.num_trials - 1}: put the trial's own file back."
         )
-    if pointer:
-        params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
-    return params, meta
+    return cfg, pointer
 
 
 def load_trial_config(workdir: epath.PathLike) -> config.Config:

@@ -1,7 +1,7 @@
 """Whether a checkpoint is still what was written."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from keel_jax import errors
 from keel_jax.runtime import distributed
 from keel_jax.training import manifest
 
-# Of a checkpoint that `keel_jax.grow` wrote, for a run that would continue from it.
+# Of a checkpoint that `keel_jax.grow` or `import_hf` wrote, for a run that would continue from it.
 WEIGHTS_ALONE = "it holds weights alone"
 # Longest finding of one process that the others get to know.
 _TEXT_BYTES = 256
@@ -124,6 +124,43 @@ def none_is_whole(checkpoints: epath.Path, damaged: dict[int, list[str]]) -> str
         f"No checkpoint in {checkpoints} is whole ({found}). Put back what is missing or changed, "
         "or move the directory away."
     )
+
+
+def whole_step(
+    checkpoints: epath.Path,
+    steps: Sequence[int],
+    step: int | None,
+    damage_of: Callable[[int], list[str]],
+) -> int:
+    """`step` if it is whole, or (None) the newest of `steps` that is.
+
+    Args:
+      checkpoints: their directory, for messages.
+      steps: those that there are, the newest first.
+      damage_of: what is wrong with one of them.
+
+    Raises:
+      UserError: there is no such checkpoint, and those that exist are named; or it is damaged.
+    """
+    if not steps or (step is not None and step not in steps):
+        wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        choice = f"the steps there: {list(steps[::-1])}" if steps else "there is none yet"
+        raise errors.UserError(f"{checkpoints} does not hold {wanted}; {choice}.")
+    damaged = {}
+    for candidate in steps if step is None else [step]:
+        if not (found := damage_of(candidate)):
+            break
+        damaged[candidate] = found
+    else:
+        raise errors.UserError(none_is_whole(checkpoints, damaged))
+    for other, found in damaged.items():
+        logging.warning(
+            "%s is damaged (%s): step %s is used.",
+            checkpoints / str(other),
+            summary(found),
+            candidate,
+        )
+    return candidate
 
 
 def check_arrays(directory: epath.Path, wanted: dict[str, str]) -> None:

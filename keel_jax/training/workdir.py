@@ -78,6 +78,24 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
+def check_empty(directory: epath.Path, flag: str) -> None:
+    """Refuses a directory that holds more than its owner's claim. A collective.
+
+    Args:
+      flag: that named it, for the message.
+
+    Raises:
+      UserError: it is not empty.
+    """
+    names = sorted({path.name for path in directory.iterdir()} - {ownership.FILE})
+    [is_taken] = distributed.from_lead(bool(names))
+    if is_taken:
+        raise errors.UserError(
+            f"{flag}={directory} is not empty ({', '.join(names[:3])}): choose a new or empty "
+            "directory."
+        )
+
+
 def has_ended_as(workdir: epath.Path, state: str) -> bool:
     """Whether the last run here ended in `state` ("done", "diverged", …)."""
     return best_effort.read_object(workdir / status_lib.FILE).get("state") == state

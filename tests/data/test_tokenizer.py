@@ -28,7 +28,7 @@ def test_any_text_comes_back(model_type, sources, tmp_path):
 def test_long_texts_are_cut_and_come_back(model_path, monkeypatch):
     model = tokenizer.Tokenizer.load(model_path)
     whole = model.encode("word\n" * 100)
-    monkeypatch.setattr(tokenizer, "_MAX_ENCODE_CHARACTERS", 50)
+    monkeypatch.setattr(tokenizer, "MAX_ENCODE_CHARACTERS", 50)
     for text in ("word\n" * 100, "\u2581x" * 100, "\x1b" * 101, "a" * 50, "a" * 51):
         before, ids, after = model.encode_batch(["before", text, "after"])
         assert model.decode(ids) == text

@@ -9,6 +9,7 @@ from typing import Any
 
 import sentencepiece
 from etils import epath
+from sentencepiece import sentencepiece_model_pb2
 
 from keel_jax import errors
 from keel_jax.data import tokenizer
@@ -108,8 +109,20 @@ def train_tokenizer(
             "text), or give more text."
         ) from error
     model_bytes = model.getvalue()
+    if model_type == "unigram":
+        model_bytes = _with_rounded_scores(model_bytes)
     epath.Path(output_path).write_bytes(model_bytes)
     return hashlib.sha256(model_bytes).hexdigest()
+
+
+def _with_rounded_scores(model_bytes: bytes) -> bytes:
+    """The model with the scores of its pieces rounded to `tokenizer.SCORE_QUANTUM`."""
+    pb2: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    model = pb2.ModelProto.FromString(model_bytes)
+    for piece in model.pieces:
+        if piece.type == model.SentencePiece.NORMAL:
+            piece.score = round(piece.score / tokenizer.SCORE_QUANTUM) * tokenizer.SCORE_QUANTUM
+    return model.SerializeToString(deterministic=True)
 
 
 def _word_lines(word_counts: collections.Counter[str]) -> Iterable[str]:

@@ -1,0 +1,1 @@
+"""Handing a model over to transformers, and taking one over from there."""
