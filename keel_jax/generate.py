@@ -12,10 +12,12 @@ from keel_jax.runtime import cli, result_file
 def main(_: list[str]) -> None:
     result_file.check("--json", _JSON.value)
     how = sampling.Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
-    prompts = _PROMPT.value * _NUM_SAMPLES.value
-    texts = model.load(_WORKDIR.value, step=_STEP.value).generate(
-        prompts, num_tokens=_NUM_TOKENS.value, how=how, seed=_SEED.value
-    )
+    loaded = model.load(_WORKDIR.value, step=_STEP.value)
+    prompts = _PROMPT.value
+    if _CHAT.value:
+        prompts = [loaded.chat_prompt([{"role": "user", "content": text}]) for text in prompts]
+    prompts = prompts * _NUM_SAMPLES.value
+    texts = loaded.generate(prompts, num_tokens=_NUM_TOKENS.value, how=how, seed=_SEED.value)
     samples = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
     for number, sample in enumerate(samples):
         if len(samples) > 1:
@@ -27,6 +29,9 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
     _PROMPT = flags.DEFINE_multi_string("prompt", [""], "What to continue; may be repeated.")
+    _CHAT = flags.DEFINE_bool(
+        "chat", False, "Each prompt is a user's message, in the checkpoint's chat template."
+    )
     _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Samples per prompt.", lower_bound=1)
     _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 128, "Tokens drawn, at most.", lower_bound=1)
     _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: the most likely token.")

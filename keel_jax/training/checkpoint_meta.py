@@ -26,6 +26,8 @@ class Meta:
     # Drawn when the run began, by which its log is told from another's; "" in checkpoints of
     # versions that did not record it.
     run_id: str = ""
+    # `ChatTemplate.to_json` of the conversations that were learned; None if there were none.
+    chat_template: dict[str, object] | None = None
 
     @classmethod
     def from_json(cls, values: dict) -> "Meta":
@@ -35,7 +37,8 @@ class Meta:
           KeyError: one is missing that has always been there.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        wanted = names - ({"model", "eval_loss", "run_id"} - values.keys())
+        later = {"model", "eval_loss", "run_id", "chat_template"}
+        wanted = names - (later - values.keys())
         return cls(**{name: values[name] for name in wanted})
 
     def check_model(self, model: dict[str, object], workdir: epath.PathLike) -> None:

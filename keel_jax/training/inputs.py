@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from keel_jax import config, errors
-from keel_jax.data import loader, shards
+from keel_jax.data import chat_template, loader, shards
 from keel_jax.runtime import agreement
 from keel_jax.training import checkpoint_meta, transfer
 from keel_jax.training import state as state_lib
@@ -35,6 +35,12 @@ class Inputs:
         return joined if len(self.token_sets) == 1 else hashlib.sha256(joined.encode()).hexdigest()
 
     @property
+    def chat_template(self) -> chat_template.ChatTemplate | None:
+        """In which the conversations are written; None if no set holds conversations."""
+        templates = [token_set.chat_template for token_set in self.token_sets]
+        return next(filter(None, templates), None)
+
+    @property
     def bytes_per_token(self) -> tuple[float, float]:
         """Bytes per token, both weighted by the loss weights: of training and of validation."""
         splits = [token_set.split("train") for token_set in self.token_sets]
@@ -47,8 +53,8 @@ def open_inputs(data: config.DataConfig) -> Inputs:
     """Opens every set of `data.path`; in several processes a collective.
 
     Raises:
-      UserError: no path, a directory that is no complete set, sets of different tokenizers, or
-        other sets than those of another process.
+      UserError: no path, a directory that is no complete set, sets of different tokenizers or
+        chat templates, or other sets than those of another process.
     """
     if not data.paths:
         raise errors.UserError(
@@ -63,6 +69,7 @@ def open_inputs(data: config.DataConfig) -> Inputs:
                 f"{token_sets[0].path} with {token_sets[0].tokenizer_fingerprint[:12]}: prepare "
                 "one of them again with the other's tokenizer.model."
             )
+    _check_templates(token_sets)
     opened = Inputs(token_sets)
     fingerprints = {
         "the data's fingerprint": opened.fingerprint[:12],
@@ -83,6 +90,20 @@ def _open(path: str, data: config.DataConfig) -> shards.TokenSet:
             f"{shlex.quote(config.join_paths([whole]))}."
         )
     return shards.open_set(path, verify=data.verify_checksums)
+
+
+def _check_templates(token_sets: collections.abc.Sequence[shards.TokenSet]) -> None:
+    """Those that hold conversations have one template; others may be mixed in."""
+    named = [(s.path, s.chat_template) for s in token_sets if s.chat_template is not None]
+    for path, template in named[1:]:
+        first_path, first = named[0]
+        if template.digest != first.digest:
+            raise errors.UserError(
+                f"{path} has its conversations in the chat template {template.name!r} "
+                f"({template.digest[:12]}), {first_path} in {first.name!r} ({first.digest[:12]}), "
+                "but a checkpoint has one: prepare one of them again with the other's "
+                "--chat_template."
+            )
 
 
 def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
@@ -124,6 +145,7 @@ def meta(cfg: config.Config, inputs: Inputs) -> checkpoint_meta.Meta:
         data_fingerprint=inputs.fingerprint,
         tokenizer_fingerprint=inputs.first.tokenizer_fingerprint,
         model=config.model_options(cfg),
+        chat_template=inputs.chat_template.to_json() if inputs.chat_template else None,
     )
 
 

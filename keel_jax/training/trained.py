@@ -7,6 +7,7 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.config import options
+from keel_jax.data import chat_template
 from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
@@ -40,6 +41,24 @@ class Trained:
                 f"was trained with {self.meta.tokenizer_fingerprint[:12]}: put that one back."
             )
         return tokenizer
+
+    def chat_template(self) -> chat_template.ChatTemplate:
+        """The template of the conversations that the checkpoint has learned.
+
+        Raises:
+          UserError: it has learned none, or its metadata are damaged.
+        """
+        if self.meta.chat_template is None:
+            raise errors.UserError(
+                f"{self.workdir} was not trained on conversations, so it knows no chat template: "
+                "fine-tune it on a set prepared with --chat_template, or give texts as prompts."
+            )
+        try:
+            return chat_template.ChatTemplate.from_json(self.meta.chat_template)
+        except ValueError as error:
+            raise errors.UserError(
+                f"The metadata of step {self.meta.step} in {self.workdir} are damaged: {error}."
+            ) from error
 
     def open_data(self, path: str | None = None) -> inputs.Inputs:
         """The run's token shards, or those of another `path`.
