@@ -103,6 +103,12 @@ def train_batches(
     return iter(batches[first::world_size].to_iter_dataset(options))
 
 
+def num_windows(token_set: shards.TokenSet, *, seq_len: int, split: str = "train") -> int:
+    """How many windows `train_batches` draws from one set in an epoch. Errors as there."""
+    _check_packing(token_set, seq_len)
+    return len(_Windows(token_set.split(split), seq_len, token_set.eos_id, True))
+
+
 def validation_batches(
     token_set: shards.TokenSet,
     *,

@@ -102,6 +102,10 @@ class Checkpoints:
             self._manager.close()
         # Otherwise it would wait for processes that may be dead or may be waiting for this one.
 
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         """The newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
@@ -297,7 +301,7 @@ class Checkpoints:
         return state, meta
 
     def restore_params(
-        self, abstract_params: Any, step: Step = None
+        self, abstract_params: Any, step: int | None = None
     ) -> tuple[dict, checkpoint_meta.Meta]:
         """Only the weights, of `step`; None is the newest checkpoint that is whole.
 
@@ -306,8 +310,6 @@ class Checkpoints:
             one of another model.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        if step == "best":
-            step = retention.best_step(self.directory, steps)
         if not steps or (step is not None and step not in steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             choice = f"the steps there: {steps[::-1]}" if steps else "there is none yet"

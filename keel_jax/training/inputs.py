@@ -3,6 +3,7 @@
 import collections.abc
 import dataclasses
 import hashlib
+import math
 import os
 import shlex
 
@@ -107,10 +108,12 @@ def _check_templates(token_sets: collections.abc.Sequence[shards.TokenSet]) -> N
 
 
 def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
-    """`cfg` with the tokenizer's vocabulary size, unless a larger one is set, and absolute paths.
+    """`cfg` with the tokenizer's vocabulary size, unless a larger one is set, absolute paths, and
+    the steps of a length in epochs.
 
     Raises:
-      UserError: the model's vocabulary is smaller than the tokenizer's.
+      UserError: the model's vocabulary is smaller than the tokenizer's; or the length in epochs
+        contradicts one in steps, or is of a mixture.
     """
     pieces, wanted = inputs.first.vocab_size, cfg.model.vocab_size
     if wanted and wanted < pieces:
@@ -119,11 +122,40 @@ def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
             f"{inputs.first.path}; unset it to use the tokenizer's."
         )
     paths = [path if "://" in path else os.path.abspath(path) for path in cfg.data.paths]
+    train, trials = cfg.train, cfg.trials
+    if train.num_epochs:
+        steps = _steps_of_epochs(cfg, inputs)
+        train = dataclasses.replace(train, num_steps=steps(train.num_epochs), num_tokens=0)
+        trial_steps = tuple(map(steps, trials.num_epochs))
+        trials = dataclasses.replace(trials, num_steps=trial_steps or trials.num_steps)
+        for name, was, now in (
+            ("train.num_steps", cfg.train.num_steps, train.num_steps),
+            ("trials.num_steps", cfg.trials.num_steps, trials.num_steps),
+        ):
+            if was and was != now:
+                raise errors.UserError(
+                    f"Give the length of the run once: {name}={was}, but the epochs of these data "
+                    f"are {now} steps. Unset one of the two."
+                )
     return dataclasses.replace(
         cfg,
+        train=train,
+        trials=trials,
         model=dataclasses.replace(cfg.model, vocab_size=wanted or pieces),
         data=dataclasses.replace(cfg.data, path=config.join_paths(paths)),
     )
+
+
+def _steps_of_epochs(cfg: config.Config, inputs: Inputs) -> collections.abc.Callable[[float], int]:
+    """Epochs of the training split as steps, rounded up."""
+    if len(inputs.token_sets) > 1:
+        raise errors.UserError(
+            f"train.num_epochs={cfg.train.num_epochs} is not defined for the mixture of "
+            f"{len(inputs.token_sets)} sets in data.path: give train.num_steps."
+        )
+    num_windows = loader.num_windows(inputs.first, seq_len=cfg.train.seq_len)
+    # A product that is whole but for float64's rounding is whole.
+    return lambda epochs: math.ceil(epochs * num_windows / cfg.train.batch_size - 1e-9)
 
 
 def check_sizes(cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh) -> None:

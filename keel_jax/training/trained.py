@@ -12,7 +12,7 @@ from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import compilation
-from keel_jax.training import checkpoint, checkpoint_meta, inputs, trials
+from keel_jax.training import best, checkpoint, checkpoint_meta, inputs, trials
 from keel_jax.training import state as state_lib
 
 
@@ -90,6 +90,7 @@ def load(
     Raises:
       UserError: no run, no such checkpoint, or a directory of several trials.
     """
+    workdir, step = _best(epath.Path(workdir), step)
     cfg = checkpoint.load_config(workdir)
     # Not the config's directory: cached programs are code, and `workdir` may be someone else's.
     if cfg.runtime.compilation_cache_dir:
@@ -111,30 +112,55 @@ def load_params(
 ) -> tuple[dict, checkpoint_meta.Meta]:
     """The weights of the run, or the trial, in `workdir`, sharded over `mesh`.
 
+    Of a run of several trials, "best" is the state of the trial with the lowest validation loss.
+
     Raises:
       UserError: `workdir` holds several trials, no run, or no such checkpoint.
     """
-    workdir = epath.Path(workdir)
+    workdir, step = _best(epath.Path(workdir), step)
     pointer = trials.pointer(workdir)
     cfg = checkpoint.load_config(trials.holder(workdir))
     if cfg.num_trials > 1 and pointer is None:
         raise errors.UserError(
-            f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
+            f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …, "
+            'or take the one with the lowest validation loss, step="best".'
         )
     if not checkpoint.exist(trials.holder(workdir)):
         raise errors.UserError(f"{workdir} holds no checkpoint yet.")
-    with checkpoint.Checkpoints(trials.holder(workdir)) as checkpoints:
-        params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
-    meta.check_model(config.model_options(cfg), trials.holder(workdir))
     if pointer and pointer.trial >= cfg.num_trials:
         raise errors.UserError(
             f"{workdir}/trial.json names trial {pointer.trial}, but the run in "
             f"{trials.holder(workdir)} has trials 0 to {cfg.num_trials - 1}: put the trial's "
             "own file back."
         )
+    with checkpoint.Checkpoints(trials.holder(workdir)) as checkpoints:
+        params, meta = checkpoints.restore_params(state_lib.abstract(cfg, mesh).params, step)
+    meta.check_model(config.model_options(cfg), trials.holder(workdir))
     if pointer:
         params = state_lib.trial_of(params, pointer.trial, cfg.num_trials)
     return params, meta
+
+
+def _best(workdir: epath.Path, step: checkpoint.Step) -> tuple[epath.Path, int | None]:
+    """The directory and the step that "best" stands for; others are returned as they are.
+
+    Raises:
+      UserError: nothing there was validated.
+    """
+    if step != "best":
+        return workdir, step
+    pointer, holder = trials.pointer(workdir), trials.holder(workdir)
+    cfg = checkpoint.load_config(holder)
+    with checkpoint.Checkpoints(holder) as checkpoints:
+        steps = checkpoints.steps()
+    trial, step = best.choose(holder, cfg, steps, pointer.trial if pointer else None)
+    return (workdir if pointer else trials.directories(holder, cfg)[trial]), step
+
+
+def load_own_config(workdir: epath.PathLike, step: checkpoint.Step = None) -> config.Config:
+    """The config of the run, or the trial, that `load` would load. Errors as there."""
+    workdir, _ = _best(epath.Path(workdir), step)
+    return checkpoint.load_config(workdir)
 
 
 def load_trial_config(workdir: epath.PathLike) -> config.Config:
