@@ -1,17 +1,19 @@
 """Measures a trained model on a validation split: `python -m keel_jax.evaluate --workdir=DIR`."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import rich.progress
 from absl import flags
 from etils import epath
 
+from keel_jax.inference import comparison
 from keel_jax.runtime import agreement, cli, distributed, result_file
-from keel_jax.training import checkpoint, evaluation, metrics, trained
+from keel_jax.training import checkpoint, evaluation, init_from, metrics, trained
 
 # Flags that must be the same in several processes.
-_SAME = ("workdir", "step", "batch_size", "seq_len")
+_SAME = ("workdir", "step", "batch_size", "seq_len", "before")
 
 
 def evaluate(
@@ -73,6 +75,31 @@ def evaluate(
     }
 
 
+def evaluate_before(
+    workdir: epath.PathLike,
+    before: str,
+    *,
+    step: checkpoint.Step = None,
+    data_path: str | None = None,
+    seq_len: int | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """`evaluate` of another model, on the data and in the windows of `evaluate(workdir, …)`.
+
+    Args:
+      before: "DIR" or "DIR/checkpoints/STEP", as for `train.init_from`.
+      options: those of `evaluate`.
+
+    Raises:
+      UserError: as `evaluate`; the two models have different tokenizers.
+    """
+    cfg = trained.load_own_config(workdir, step)
+    other, other_step = init_from.parse_checkpoint(before)
+    data_path = data_path or cfg.data.path
+    seq_len = cfg.train.seq_len if seq_len is None else seq_len
+    return evaluate(other, step=other_step, data_path=data_path, seq_len=seq_len, **options)
+
+
 def main(_: list[str]) -> None:
     with distributed.program(distributed.from_flags()):
         _evaluate()
@@ -83,14 +110,17 @@ def _evaluate():
         result_file.check("--json", _JSON.value)
     same = {f"--{name}": flags.FLAGS[name].value for name in _SAME}
     agreement.check(same, "with different flags", "Start all of them with the same command")
-    result = evaluate(
-        _WORKDIR.value,
-        step=_STEP.value,
-        data_path=_DATA_PATH.value,
-        batch_size=_BATCH_SIZE.value,
-        seq_len=_SEQ_LEN.value,
-        visible=distributed.is_lead(),
-    )
+    options: dict[str, Any] = {
+        "step": _STEP.value,
+        "data_path": _DATA_PATH.value,
+        "batch_size": _BATCH_SIZE.value,
+        "seq_len": _SEQ_LEN.value,
+        "visible": distributed.is_lead(),
+    }
+    before = None
+    if _BEFORE.value:  # first: what it refuses need not wait for the other
+        before = evaluate_before(_WORKDIR.value, _BEFORE.value, **options)
+    result = evaluate(_WORKDIR.value, **options)
     if not distributed.is_lead():
         return
     print(
@@ -98,7 +128,11 @@ def _evaluate():
         f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits/byte, accuracy "
         f"{result['accuracy']:.4f} over {result['num_tokens']:,} tokens"
     )
-    result_file.write_json(_JSON.value, result)
+    if before:
+        print(comparison.table({"before": before, "after": result}))
+        result_file.write_json(_JSON.value, {"before": before, "after": result})
+    else:
+        result_file.write_json(_JSON.value, result)
 
 
 if __name__ == "__main__":
@@ -110,6 +144,12 @@ if __name__ == "__main__":
     )
     _SEQ_LEN = flags.DEFINE_integer(
         "seq_len", None, "Tokens a row; default: the run's.", lower_bound=1
+    )
+    _BEFORE = flags.DEFINE_string(
+        "before",
+        None,
+        "Another run, or a checkpoint of it (DIR/checkpoints/STEP), such as the one that was "
+        "fine-tuned here: both are measured on the same data and printed side by side.",
     )
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
     distributed.define_flags()
