@@ -6,6 +6,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,15 +15,16 @@ from absl import flags
 from etils import epath
 
 from keel_jax import errors
+from keel_jax.inference import comparison
 from keel_jax.runtime import agreement, cli, distributed, result_file
 from keel_jax.tasks import catalogue, loading, results, running, summary
 from keel_jax.tasks import evaluation as task_evaluation
-from keel_jax.training import checkpoint, evaluation, metrics, trained
+from keel_jax.training import checkpoint, evaluation, init_from, metrics, trained
 
 # Flags that must be the same in several processes.
 _SAME = (
-    "workdir", "step", "batch_size", "seq_len", "tasks", "num_shots", "shot_seed", "limit",
-    "num_samples", "temperature", "seed", "num_tokens", "run_code",
+    "workdir", "step", "before", "batch_size", "seq_len", "tasks", "num_shots", "shot_seed",
+    "limit", "num_samples", "temperature", "seed", "num_tokens", "run_code",
 )  # fmt: skip
 # Flags that mean nothing without --tasks, or with them.
 _OF_TASKS = (
@@ -91,6 +93,31 @@ def evaluate(
     }
 
 
+def evaluate_before(
+    workdir: epath.PathLike,
+    before: str,
+    *,
+    step: checkpoint.Step = None,
+    data_path: str | None = None,
+    seq_len: int | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """`evaluate` of another model, on the data and in the windows of `evaluate(workdir, …)`.
+
+    Args:
+      before: "DIR" or "DIR/checkpoints/STEP", as for `train.init_from`.
+      options: those of `evaluate`.
+
+    Raises:
+      UserError: as `evaluate`; the two models have different tokenizers.
+    """
+    cfg = trained.load_own_config(workdir, step)
+    other, other_step = init_from.parse_checkpoint(before)
+    data_path = data_path or cfg.data.path
+    seq_len = cfg.train.seq_len if seq_len is None else seq_len
+    return evaluate(other, step=other_step, data_path=data_path, seq_len=seq_len, **options)
+
+
 def main(_: list[str]) -> None:
     _check_flags()
     with distributed.program(distributed.from_flags()):
@@ -117,29 +144,42 @@ def _check_flags() -> None:
 
 
 def _measured_loss() -> dict[str, Any]:
-    result = evaluate(
-        _WORKDIR.value,
-        step=_STEP.value,
-        data_path=_DATA_PATH.value,
-        batch_size=_BATCH_SIZE.value,
-        seq_len=_SEQ_LEN.value,
-        visible=distributed.is_lead(),
-    )
+    options: dict[str, Any] = {
+        "step": _STEP.value,
+        "data_path": _DATA_PATH.value,
+        "batch_size": _BATCH_SIZE.value,
+        "seq_len": _SEQ_LEN.value,
+        "visible": distributed.is_lead(),
+    }
+    before = None
+    if _BEFORE.value:  # first: what it refuses need not wait for the other
+        before = evaluate_before(_WORKDIR.value, _BEFORE.value, **options)
+    result = evaluate(_WORKDIR.value, **options)
     if distributed.is_lead():
         print(
             f"step {result['step']}: {result['loss_nats_per_token']:.4f} nats/token, perplexity "
             f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits/byte, accuracy "
             f"{result['accuracy']:.4f} over {result['num_tokens']:,} tokens"
         )
-    return result
+    return _beside(before, result, lambda measured: measured)
 
 
 def _scored_tasks() -> dict[str, Any]:
-    found, step = task_evaluation.evaluate(
-        _WORKDIR.value,
+    before = None
+    if _BEFORE.value:
+        workdir, step = init_from.parse_checkpoint(_BEFORE.value)
+        before = _scores(workdir, step, "before")
+    return _beside(before, _scores(_WORKDIR.value, _STEP.value, "after"), results.headlines)
+
+
+def _scores(workdir: epath.PathLike, step: checkpoint.Step, which: str) -> dict[str, Any]:
+    """The scores of one model, printed; `which` of two tells their files of items apart."""
+    items = _ITEMS.value and _BEFORE.value and epath.Path(_ITEMS.value) / which or _ITEMS.value
+    found, number = task_evaluation.evaluate(
+        workdir,
         _TASKS.value,
         pathlib.Path(_TASK_DATA.value or ""),
-        step=_STEP.value,
+        step=step,
         num_shots=_NUM_SHOTS.value,
         shot_seed=_SHOT_SEED.value,
         limit=_LIMIT.value,
@@ -152,17 +192,30 @@ def _scored_tasks() -> dict[str, Any]:
             may_run_code=_RUN_CODE.value,
             may_run_as_root=_ALLOW_ROOT.value,
         ),
-        items=_ITEMS.value,
+        items=items,
         visible=distributed.is_lead(),
     )
     if distributed.is_lead():
-        print(f"step {step}\n{summary.table(found)}")
+        print(f"{workdir}, step {number}\n{summary.table(found)}")
         if _LIMIT.value:
             print(f"Only the first {_LIMIT.value} items of each subject: not a benchmark's score.")
-        if _FIGURE.value:
-            title = f"{_WORKDIR.value}, step {step}"
+        if _FIGURE.value and which == "after":
+            title = f"{workdir}, step {number}"
             epath.Path(_FIGURE.value).write_bytes(summary.draw(found, title))
-    return {"step": step, "limit": _LIMIT.value, **results.as_json(found)}
+    return {"step": number, "limit": _LIMIT.value, **results.as_json(found)}
+
+
+def _beside(
+    before: dict[str, Any] | None,
+    result: dict[str, Any],
+    numbers: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """What is written as JSON; of two models, their `numbers` are printed side by side."""
+    if before is None:
+        return result
+    if distributed.is_lead():
+        print(comparison.table({"before": numbers(before), "after": numbers(result)}))
+    return {"before": before, "after": result}
 
 
 if __name__ == "__main__":
@@ -205,6 +258,13 @@ if __name__ == "__main__":
         "items", None, "Directory of single items' grades; default: in the work directory."
     )
     _FIGURE = flags.DEFINE_string("figure", None, "Also draw the scores into this PNG file.")
+    _BEFORE = flags.DEFINE_string(
+        "before",
+        None,
+        "Another run, or a checkpoint of it (DIR/checkpoints/STEP), such as the one that was "
+        "fine-tuned here: both are measured on the same data, or scored on the same tasks, and "
+        "printed side by side.",
+    )
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
     distributed.define_flags()
     cli.run(main)

@@ -12,8 +12,12 @@ from keel_jax.runtime import cli, result_file
 def main(_: list[str]) -> None:
     result_file.check("--json", _JSON.value)
     how = sampling.Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
-    prompts = _PROMPT.value * _NUM_SAMPLES.value
-    written = model.load(_WORKDIR.value, step=_STEP.value).generate_timed(
+    loaded = model.load(_WORKDIR.value, step=_STEP.value)
+    prompts = _PROMPT.value
+    if _CHAT.value:
+        prompts = [loaded.chat_prompt([{"role": "user", "content": text}]) for text in prompts]
+    prompts = prompts * _NUM_SAMPLES.value
+    written = loaded.generate_timed(
         prompts,
         num_tokens=_NUM_TOKENS.value,
         how=how,
@@ -40,6 +44,9 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
     _PROMPT = flags.DEFINE_multi_string("prompt", [""], "What to continue; may be repeated.")
+    _CHAT = flags.DEFINE_bool(
+        "chat", False, "Each prompt is a user's message, in the checkpoint's chat template."
+    )
     _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Samples per prompt.", lower_bound=1)
     _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 128, "Tokens drawn, at most.", lower_bound=1)
     _STOP = flags.DEFINE_multi_string("stop", [], "Ends a text; may be repeated.")

@@ -115,6 +115,13 @@ def describe(outcome: summary.Summary) -> str:
             f"  {name}: {split['num_documents']} documents, {split['num_tokens']} tokens, unigram "
             f"entropy {split['unigram_entropy_bits_per_byte']:.3f} bits/byte"
         )
+    if outcome.pack_tokens:
+        num_padding = sum(split["num_padding_tokens"] for split in outcome.splits.values())
+        lines.append(
+            f"  packed into windows of {outcome.pack_tokens} tokens: "
+            f"{num_padding / outcome.num_tokens:.1%} padding, {outcome.num_long_documents} "
+            f"documents longer than a window"
+        )
     if outcome.tokens_per_second:
         lines.append(f"  {outcome.tokens_per_second:.0f} tokens/s, {outcome.seconds:.1f} s in all")
     lines.append(

@@ -7,7 +7,6 @@ after these two, start again. In several processes: docs/processes.md.
 """
 
 import contextlib
-import dataclasses
 
 import jax
 from absl import flags
@@ -73,18 +72,18 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         # Logs, telemetry and console output.
         directories = trials.directories(workdir, cfg)
         ids = trials.log_ids(meta.run_id, cfg)
-        logs = resources.enter_context(logs_lib.Logs(directories, ids, step, cfg.train))
+        logs = resources.enter_context(
+            logs_lib.Logs(directories, ids, step, cfg.train, meta.trial_steps)
+        )
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
-
-        def save(state, **now):
-            checkpoints.save(state, dataclasses.replace(meta, **now))
 
         training = loop.Loop(
             cfg=cfg,
             programs=compiled,
             batches=inputs.train_batches(cfg, tokens, mesh, step),
             is_evaluated=logs_lib.are_evaluated(directories, step),
-            save=save,
+            meta=meta,
+            save=checkpoints.save,
             check_saved=checkpoints.check,
             write=logs.write,
             on_logged=status.update,

@@ -96,6 +96,12 @@ READERS = (
     Reader("train.init_partially", "train.init_from", bool, "a run with train.init_from"),
     Reader("train.keep_best", "train.eval_every_steps", bool, "a run with validations"),
     Reader(
+        "train.early_stopping_validations",
+        "train.eval_every_steps",
+        bool,
+        "a run with validations",
+    ),
+    Reader(
         "data.prefetch_batches",
         "data.num_threads",
         lambda threads: threads > 0,

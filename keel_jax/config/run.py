@@ -38,19 +38,13 @@ class Config:
         if self.model.recompute.plan == "reversible":
             self._check_reversible()
         self._check_schedule()
+        self._check_lengths()
         trials, devices = self.num_trials, self.mesh.trial * self.mesh.dcn_trial
         if devices != 1 and (trials == 1 or trials % devices):
             raise errors.UserError(
                 f"mesh.trial={devices} devices do not divide {trials} trial(s), so some would "
                 "repeat the work of others: set mesh.trial=1, or give trials.peak_lr or "
                 "trials.seed a multiple of that many entries."
-            )
-
-        if self.train.keep_best and trials > 1:
-            raise errors.UserError(
-                f"train.keep_best={self.train.keep_best} cannot choose between {trials} trials, "
-                "which share their checkpoints: set it to 0, and keep all of some steps with "
-                "train.keep_every_steps."
             )
 
     def _check_segments(self):
@@ -99,15 +93,33 @@ class Config:
                     "model.recompute.plan=segments, which saves as little."
                 )
 
+    def _check_lengths(self):
+        """The longest trial is as long as the run."""
+        for name, whole in (
+            ("num_steps", self.train.num_steps),
+            ("num_epochs", self.train.num_epochs),
+        ):
+            lengths = getattr(self.trials, name)
+            if lengths and (whole or name == "num_epochs") and max(lengths) != whole:
+                raise errors.UserError(
+                    f"The longest trial of trials.{name}={lengths} is not train.{name}={whole}, "
+                    f"the length of the run: set train.{name}={max(lengths)}."
+                )
+
     def _check_schedule(self):
-        """Warm-up and decay must fit into the run."""
-        optim, num_steps = self.optim, self.train.num_steps
+        """Warm-up and decay must fit into the run, and into its shortest trial."""
+        optim, num_steps = self.optim, min(self.trial_steps)
+        if not num_steps:  # of so many epochs: checked where the data are known
+            return
         decay = optim.decay_steps(num_steps)
         if optim.schedule in ("cosine", "wsd") and not 0 < decay <= num_steps - optim.warmup_steps:
+            length = "train.num_steps"
+            if self.trials.num_steps:
+                length = "the shortest of trials.num_steps"
             fraction = f"optim.wsd_decay_fraction={optim.wsd_decay_fraction} ({decay} steps)"
             raise errors.UserError(
                 f"The {optim.schedule} schedule has no room for its decay, at least 1 step after "
-                f"the warm-up: optim.warmup_steps={optim.warmup_steps}, train.num_steps="
+                f"the warm-up: optim.warmup_steps={optim.warmup_steps}, {length}="
                 f"{num_steps}{f', {fraction}' if optim.schedule == 'wsd' else ''}. Change one of "
                 "them."
             )
@@ -115,10 +127,15 @@ class Config:
     @property
     def trial_settings(self) -> tuple[tuple[float, int], ...]:
         """(peak_lr, seed) of every trial, at least one."""
-        count = max(1, len(self.trials.peak_lr), len(self.trials.seed))
+        count = max(1, self.trials.count)
         rates = self.trials.peak_lr or (self.optim.peak_lr,) * count
         seeds = self.trials.seed or (self.seed,) * count
         return tuple(zip(rates, seeds, strict=True))
+
+    @property
+    def trial_steps(self) -> tuple[int, ...]:
+        """The length of every trial in steps; 0 if they are in epochs and not resolved yet."""
+        return self.trials.num_steps or (self.train.num_steps,) * self.num_trials
 
     @property
     def num_trials(self) -> int:
@@ -127,9 +144,15 @@ class Config:
     def for_trial(self, trial: int) -> "Config":
         """The single run that trial `trial` is."""
         peak_lr, seed = self.trial_settings[trial]
+        train = self.train
+        if (num_steps := self.trial_steps[trial]) != train.num_steps:
+            train = dataclasses.replace(train, num_steps=num_steps, num_tokens=0)
+        if self.trials.num_epochs:
+            train = dataclasses.replace(train, num_epochs=self.trials.num_epochs[trial])
         return dataclasses.replace(
             self,
             seed=seed,
+            train=train,
             trials=TrialsConfig(),
             mesh=dataclasses.replace(self.mesh, trial=1, dcn_trial=1),
             optim=dataclasses.replace(self.optim, peak_lr=peak_lr),

@@ -1,6 +1,7 @@
 """The options of the training loop: length, batch, and what is written during the run."""
 
 import dataclasses
+import typing
 
 from keel_jax import errors
 from keel_jax.config import limits
@@ -15,6 +16,9 @@ class TrainConfig:
     num_steps: int = option(0, Change.RESULTS)
     # Length of the run in tokens, rounded up to steps; 0: from num_steps.
     num_tokens: int = option(0, Change.RESULTS)
+    # Length of the run in passes over the windows of data.path, rounded up to steps; 0: from
+    # num_steps or num_tokens.
+    num_epochs: float = option(0.0, Change.RESULTS)
     # Sequences per optimizer step, over all devices.
     batch_size: int = option(16, Change.RUN)
     # T, tokens per sequence.
@@ -44,8 +48,11 @@ class TrainConfig:
     # Of checkpoints whose step is a multiple of this, all are kept; 0: none beyond the newest.
     keep_every_steps: int = option(0, Change.NOTHING)
     # Number of checkpoints with the lowest validation losses that are kept too; each validation
-    # then writes one. 0: none beyond the newest.
+    # then writes one; of several trials the lowest loss of any counts. 0: none beyond the newest.
     keep_best: int = option(0, Change.NOTHING)
+    # Validations in a row without a new lowest loss after which a run, or a trial of it, ends; 0:
+    # it never ends early.
+    early_stopping_validations: int = option(0, Change.RESULTS)
     # What of a checkpoint is compared with its manifest before the run continues from it:
     # "contents" (every byte is read) or "sizes" (of all files).
     verify_checkpoints: str = option("contents", Change.NOTHING)
@@ -69,6 +76,7 @@ class TrainConfig:
             "checkpoint_every_steps",
             "keep_every_steps",
             "keep_best",
+            "early_stopping_validations",
             "check_every_steps",
             "reset_optimizer_at_step",
         ):
@@ -77,6 +85,7 @@ class TrainConfig:
         limits.at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
         limits.one_of("train.verify_checkpoints", self.verify_checkpoints, ("contents", "sizes"))
         limits.not_negative("train.z_loss", self.z_loss)
+        limits.not_negative("train.num_epochs", self.num_epochs)
         if self.batch_size % self.accumulation_steps:
             raise errors.UserError(
                 f"train.batch_size={self.batch_size} is not a multiple of "
@@ -84,21 +93,23 @@ class TrainConfig:
             )
         self._resolve_length()
         first, last = self.profile_range or (1, 1)
-        if not 1 <= first <= last <= self.num_steps:
+        if self.num_steps and not 1 <= first <= last <= self.num_steps:
             raise errors.UserError(
                 f"train.profile_steps={self.profile_steps!r} must be first:last with 1 <= first <= "
                 f"last <= train.num_steps={self.num_steps}."
             )
 
     def _resolve_length(self):
-        """Sets both numbers."""
+        """Sets both numbers; a length in epochs is resolved where the data are known."""
         steps, tokens = self.num_steps, self.num_tokens
         limits.at_least("train.num_steps", steps, 0)
         limits.at_least("train.num_tokens", tokens, 0)
         if not (steps or tokens):
+            if self.num_epochs:
+                return
             raise errors.UserError(
                 "The run has no length: set train.num_steps or train.num_tokens (0: from the "
-                "other one)."
+                "other one), or train.num_epochs."
             )
         if steps and tokens and tokens != steps * self.tokens_per_step:
             raise errors.UserError(
@@ -130,27 +141,46 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialsConfig:
-    """Several runs in one compiled program, in parallel: one (peak_lr, seed) each.
+    """Several runs in one compiled program, in parallel: one (peak_lr, seed, length) each.
 
-    With both empty there is one trial, (optim.peak_lr, seed). Each list has one entry per trial; an
-    empty one repeats the run's own value.
+    With all empty there is one trial, (optim.peak_lr, seed). Each list has one entry per trial; an
+    empty one repeats the run's own value. A trial that is shorter than the run ends there with its
+    own schedule, and from then on its state does not change.
     """
+
+    LISTS: typing.ClassVar = ("peak_lr", "seed", "num_steps", "num_epochs")
 
     # Peak learning rate of each trial.
     peak_lr: tuple[float, ...] = option((), Change.RUN)
     # Seed of each trial (initial weights and data order).
     seed: tuple[int, ...] = option((), Change.RUN)
+    # Length of each trial in optimizer steps; the longest is that of the run.
+    num_steps: tuple[int, ...] = option((), Change.RUN)
+    # Length of each trial in epochs; the longest is train.num_epochs.
+    num_epochs: tuple[float, ...] = option((), Change.RUN)
 
     def __post_init__(self):
+        for value in self.num_steps:
+            limits.at_least("trials.num_steps", value, 1)
+        for value in self.num_epochs:
+            limits.positive("trials.num_epochs", value)
         for value in self.peak_lr:
             limits.positive("trials.peak_lr", value)
         for value in self.seed:
             limits.seed("trials.seed", value)
-        if self.peak_lr and self.seed and len(self.peak_lr) != len(self.seed):
-            raise errors.UserError(
-                f"trials.peak_lr has {len(self.peak_lr)} entries, trials.seed has "
-                f"{len(self.seed)}: one (learning rate, seed) per trial."
-            )
+        given = {name: getattr(self, name) for name in self.LISTS if getattr(self, name)}
+        names = list(given)
+        for name in names[1:]:
+            if len(given[name]) != len(given[names[0]]):
+                raise errors.UserError(
+                    f"trials.{names[0]} has {len(given[names[0]])} entries, trials.{name} has "
+                    f"{len(given[name])}: one of each per trial."
+                )
+
+    @property
+    def count(self) -> int:
+        """How many trials the lists describe; 0: they are empty."""
+        return max(len(getattr(self, name)) for name in self.LISTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

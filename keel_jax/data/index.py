@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from keel_jax.data import chat_template
+
 CHECKSUM = "sha256"  # the key of an index's, or a sidecar's, own checksum
 
 _MOST = 2**63 - 1
@@ -53,6 +55,12 @@ def check(index: Mapping[str, Any]) -> None:
     check_left_out(index)
     splits = _of_kind(index, "splits", dict)
     held_out = number(index["settings"], "validation_fraction", "settings", most=1)
+    pack_tokens = 0
+    if "pack_tokens" in index["settings"]:
+        pack_tokens = whole_number(index["settings"], "pack_tokens", "settings", least=2)
+        whole_number(index, "num_long_documents")
+    if "chat_template" in index:
+        _check_template(index)
     expected = {"train", "validation"} if held_out else {"train"}
     if set(splits) != expected:
         raise Damaged(f"'splits' has {sorted(splits)}, not {sorted(expected)}")
@@ -62,6 +70,7 @@ def check(index: Mapping[str, Any]) -> None:
         if not isinstance(entry, dict):
             raise Damaged(f"{where!r} is {_shortened(entry)}, not an object")
         _check_split(name, entry, where, vocab_size)
+        check_padding(entry, where, entry["num_tokens"] - 1, pack_tokens)
         for shard in entry["shards"]:
             if shard["file"] in names:
                 raise Damaged(f"{where!r} names {shard['file']} twice")
@@ -101,6 +110,28 @@ def _check_split(name: str, entry: Mapping[str, Any], where: str, vocab_size: in
         raise Damaged(
             f"'{where}.unigram_entropy_bits_per_byte' is {per_byte}, but {expected} follows from "
             "the bits per token"
+        )
+
+
+def _check_template(index: Mapping[str, Any]) -> None:
+    """Checks that the template is one, and the one of the settings."""
+    try:
+        template = chat_template.ChatTemplate.from_json(index["chat_template"])
+    except ValueError as error:
+        raise Damaged(f"'chat_template': {error}") from error
+    settings = index["settings"]
+    if settings.get("chat_template_digest") != template.digest:
+        raise Damaged("'chat_template' is not the one of 'settings.chat_template_digest'")
+
+
+def check_padding(entry: Mapping[str, Any], where: str, num_tokens: int, pack_tokens: int) -> None:
+    """Checks that the tokens of a packed entry fill whole windows, and how many are padding."""
+    if not pack_tokens:
+        return
+    whole_number(entry, "num_padding_tokens", where, most=num_tokens)
+    if num_tokens % pack_tokens:
+        raise Damaged(
+            f"{where!r} has {num_tokens} tokens, not a multiple of the window's {pack_tokens}"
         )
 
 

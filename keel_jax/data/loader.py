@@ -73,12 +73,14 @@ def train_batches(
 
     Raises:
         UserError: sets with different tokenizers, weights that do not fit them, a split shorter
-            than one window, a batch that `world_size` does not divide. It is raised by the call,
-            not by the first batch.
+            than one window, a set packed in windows of another length, a batch that `world_size`
+            does not divide. It is raised by the call, not by the first batch.
     """
     import grain
 
     local_batch_size = _local_batch_size(batch_size, rank, world_size)
+    for token_set in token_sets:
+        _check_packing(token_set, seq_len)
     splits = [token_set.split(split) for token_set in token_sets]
     _check_mixture(token_sets, weights)
     sources = [
@@ -101,6 +103,12 @@ def train_batches(
     return iter(batches[first::world_size].to_iter_dataset(options))
 
 
+def num_windows(token_set: shards.TokenSet, *, seq_len: int, split: str = "train") -> int:
+    """How many windows `train_batches` draws from one set in an epoch. Errors as there."""
+    _check_packing(token_set, seq_len)
+    return len(_Windows(token_set.split(split), seq_len, token_set.eos_id, True))
+
+
 def validation_batches(
     token_set: shards.TokenSet,
     *,
@@ -120,6 +128,7 @@ def validation_batches(
     batches. The split has num_tokens - 1 targets; `num_batches` ends earlier.
     """
     local_batch_size = _local_batch_size(batch_size, rank, world_size)
+    _check_packing(token_set, seq_len)
     token_split = token_set.split(split)
     count = num_validation_batches(
         token_set, seq_len=seq_len, batch_size=batch_size, split=split, num_batches=num_batches
@@ -254,6 +263,16 @@ def _local_batch_size(batch_size: int, rank: int, world_size: int) -> int:
             f"processes: make the batch size a multiple of {world_size}."
         )
     return batch_size // world_size
+
+
+def _check_packing(token_set: shards.TokenSet, seq_len: int) -> None:
+    """Raises UserError if windows of `seq_len` tokens would cut through packed documents."""
+    if token_set.pack_tokens not in (0, seq_len):
+        raise errors.UserError(
+            f"{token_set.path} is packed in windows of {token_set.pack_tokens} tokens, and "
+            f"train.seq_len is {seq_len}: documents would be cut. Set train.seq_len="
+            f"{token_set.pack_tokens}, or prepare the set with --pack_tokens={seq_len}."
+        )
 
 
 def _check_mixture(token_sets: Sequence[shards.TokenSet], weights: Sequence[float]) -> None:

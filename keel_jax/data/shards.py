@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 
 from keel_jax import errors
+from keel_jax.data import chat_template, integrity, tokenizer
 from keel_jax.data import index as index_lib
-from keel_jax.data import integrity, tokenizer
 from keel_jax.runtime import files
 
 FORMAT = "keel_jax token shards"
@@ -71,6 +71,7 @@ class TokenSplit:
             a prompt); equal to num_bytes if all weights are 1.
         num_targets: targets with a loss weight above 0.
         total_target_weight: sum of the loss weights of all targets.
+        num_padding_tokens: tokens that fill the windows of a packed split, EOS of weight 0.
         unigram_entropy_bits_per_token, unigram_entropy_bits_per_byte: entropy of the stream's own
             token frequencies: the lowest loss of a model that ignores all context.
     """
@@ -85,6 +86,7 @@ class TokenSplit:
         self.num_loss_bytes: float = entry["num_loss_bytes"]
         self.num_targets: int = entry["num_targets"]
         self.total_target_weight: float = entry["total_target_weight"]
+        self.num_padding_tokens: int = entry.get("num_padding_tokens", 0)
         self.unigram_entropy_bits_per_token: float = entry["unigram_entropy_bits_per_token"]
         self.unigram_entropy_bits_per_byte: float = entry["unigram_entropy_bits_per_byte"]
         self.shards = tuple(Shard(**shard) for shard in entry["shards"])
@@ -187,6 +189,8 @@ class TokenSet:
         vocab_size, eos_id: the tokenizer's.
         tokenizer_fingerprint: sha256 of the tokenizer model.
         fingerprint: identifies tokenizer and tokens, wherever and by whatever they were made.
+        pack_tokens: tokens of the windows in which whole documents are packed; 0: they are not.
+        chat_template: in which its conversations are written; None: it has none.
         index: the whole of index.json.
     """
 
@@ -196,6 +200,9 @@ class TokenSet:
         self.vocab_size: int = index["vocab_size"]
         self.eos_id: int = index["eos_id"]
         self.tokenizer_fingerprint: str = index["tokenizer_fingerprint"]
+        self.pack_tokens: int = index["settings"].get("pack_tokens", 0)
+        template = index.get("chat_template")
+        self.chat_template = template and chat_template.ChatTemplate.from_json(template)
         self._splits = {
             name: TokenSplit(name, path, entry, np.dtype(index["dtype"]), self.eos_id)
             for name, entry in index["splits"].items()

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from keel_jax import errors
 from keel_jax.config import limits
+from keel_jax.data import chat_template
 from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.inference import generation, requests, scoring
 from keel_jax.model import lm, sampling
@@ -186,6 +187,31 @@ class Model:
         )
         texts = [generation.of_drawn(each, decode, stop, num_tokens) for each in drawn]
         return generation.Texts(texts, seconds)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt of the assistant's next message, in the template of the checkpoint.
+
+        Args:
+          messages: of {"role": "system", "user" or "assistant", "content": …}; the last one is not
+            the assistant's.
+
+        Raises:
+          UserError: the model has learned no conversations, or a message is not of this form.
+        """
+        template = self.trained.chat_template()
+        return template.prompt(chat_template.parse_messages(messages))
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        num_tokens: int,
+        how: sampling.Sampling | None = None,
+        seed: int = 0,
+    ) -> str:
+        """The assistant's next message; the arguments are those of `chat_prompt` and `generate`."""
+        prompt = self.chat_prompt(messages)
+        return self.generate([prompt], num_tokens=num_tokens, how=how, seed=seed)[0]
 
     def scorer(self, batch_size: int) -> scoring.Scorer:
         """The scorer of that batch size, with the programs that it has compiled so far."""

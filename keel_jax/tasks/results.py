@@ -115,6 +115,17 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
+def headlines(found: Mapping[str, Any]) -> dict[str, float]:
+    """Of what `as_json` made: each benchmark's first metric, and the averages."""
+    scores = {}
+    for name, result in found["tasks"].items():
+        metric, mean = next(iter(result["metrics"].items()))
+        scores[f"{name} ({metric})"] = mean["value"]
+    for name, average in found["averages"].items():
+        scores[f"average: {name}"] = average["value"]
+    return scores
+
+
 def _average(members: Sequence[Result]) -> Average:
     errors = [member.headline.stderr for member in members]
     known = [error for error in errors if error is not None]

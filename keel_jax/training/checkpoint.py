@@ -102,6 +102,10 @@ class Checkpoints:
             self._manager.close()
         # Otherwise it would wait for processes that may be dead or may be waiting for this one.
 
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         """The newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
@@ -298,7 +302,7 @@ class Checkpoints:
         return state, meta
 
     def restore_params(
-        self, abstract_params: Any, step: Step = None
+        self, abstract_params: Any, step: int | None = None
     ) -> tuple[dict, checkpoint_meta.Meta]:
         """Only the weights, of `step`; None is the newest checkpoint that is whole.
 
@@ -309,15 +313,13 @@ class Checkpoints:
         restored, meta = self._restore(self._choose(step), {"params": abstract_params})
         return restored["params"], meta
 
-    def find_params(self, step: Step = None) -> tuple[epath.Path, checkpoint_meta.Meta]:
+    def find_params(self, step: int | None = None) -> tuple[epath.Path, checkpoint_meta.Meta]:
         """The directory of `step`, verified, for `leaves`; errors as in `restore_params`."""
         chosen = self._choose(step)
         return self.directory / str(chosen), self._restore(chosen, {})[1]
 
-    def _choose(self, step: Step) -> int:
+    def _choose(self, step: int | None) -> int:
         steps = sorted(self._manager.all_steps(), reverse=True)
-        if step == "best":
-            step = retention.best_step(self.directory, steps)
         return verification.whole_step(
             self.directory, steps, step, lambda candidate: self._damage(candidate, _WEIGHTS)
         )

@@ -21,11 +21,18 @@ class Meta:
     diverged: bool = False
     # `config.model_options` of the run; None in checkpoints of versions that did not record it.
     model: dict[str, object] | None = None
-    # Validation loss of this state, nats per token; None if it was not validated before.
+    # Validation loss of this state, nats per token, of several trials the lowest; None if it was
+    # not validated before.
     eval_loss: float | None = None
     # Drawn when the run began, by which its log is told from another's; "" in checkpoints of
     # versions that did not record it.
     run_id: str = ""
+    # `Validations.to_json` of the run up to here; None if it was not validated before.
+    validations: dict[str, object] | None = None
+    # Optimizer steps of each trial, of which some have ended before the run; None: all `step`.
+    trial_steps: list[int] | None = None
+    # `ChatTemplate.to_json` of the conversations that were learned; None if there were none.
+    chat_template: dict[str, object] | None = None
 
     @classmethod
     def from_json(cls, values: dict) -> "Meta":
@@ -35,7 +42,8 @@ class Meta:
           KeyError: one is missing that has always been there.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        wanted = names - ({"model", "eval_loss", "run_id"} - values.keys())
+        later = {"model", "eval_loss", "run_id", "validations", "trial_steps", "chat_template"}
+        wanted = names - (later - values.keys())
         return cls(**{name: values[name] for name in wanted})
 
     def check_model(self, model: dict[str, object], workdir: epath.PathLike) -> None:

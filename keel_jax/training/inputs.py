@@ -3,6 +3,7 @@
 import collections.abc
 import dataclasses
 import hashlib
+import math
 import os
 import shlex
 
@@ -11,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from keel_jax import config, errors
-from keel_jax.data import loader, shards
+from keel_jax.data import chat_template, loader, shards
 from keel_jax.runtime import agreement
 from keel_jax.training import checkpoint_meta, transfer
 from keel_jax.training import state as state_lib
@@ -35,6 +36,12 @@ class Inputs:
         return joined if len(self.token_sets) == 1 else hashlib.sha256(joined.encode()).hexdigest()
 
     @property
+    def chat_template(self) -> chat_template.ChatTemplate | None:
+        """In which the conversations are written; None if no set holds conversations."""
+        templates = [token_set.chat_template for token_set in self.token_sets]
+        return next(filter(None, templates), None)
+
+    @property
     def bytes_per_token(self) -> tuple[float, float]:
         """Bytes per token, both weighted by the loss weights: of training and of validation."""
         splits = [token_set.split("train") for token_set in self.token_sets]
@@ -47,8 +54,8 @@ def open_inputs(data: config.DataConfig) -> Inputs:
     """Opens every set of `data.path`; in several processes a collective.
 
     Raises:
-      UserError: no path, a directory that is no complete set, sets of different tokenizers, or
-        other sets than those of another process.
+      UserError: no path, a directory that is no complete set, sets of different tokenizers or
+        chat templates, or other sets than those of another process.
     """
     if not data.paths:
         raise errors.UserError(
@@ -63,6 +70,7 @@ def open_inputs(data: config.DataConfig) -> Inputs:
                 f"{token_sets[0].path} with {token_sets[0].tokenizer_fingerprint[:12]}: prepare "
                 "one of them again with the other's tokenizer.model."
             )
+    _check_templates(token_sets)
     opened = Inputs(token_sets)
     fingerprints = {
         "the data's fingerprint": opened.fingerprint[:12],
@@ -85,11 +93,27 @@ def _open(path: str, data: config.DataConfig) -> shards.TokenSet:
     return shards.open_set(path, verify=data.verify_checksums)
 
 
+def _check_templates(token_sets: collections.abc.Sequence[shards.TokenSet]) -> None:
+    """Those that hold conversations have one template; others may be mixed in."""
+    named = [(s.path, s.chat_template) for s in token_sets if s.chat_template is not None]
+    for path, template in named[1:]:
+        first_path, first = named[0]
+        if template.digest != first.digest:
+            raise errors.UserError(
+                f"{path} has its conversations in the chat template {template.name!r} "
+                f"({template.digest[:12]}), {first_path} in {first.name!r} ({first.digest[:12]}), "
+                "but a checkpoint has one: prepare one of them again with the other's "
+                "--chat_template."
+            )
+
+
 def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
-    """`cfg` with the tokenizer's vocabulary size, unless a larger one is set, and absolute paths.
+    """`cfg` with the tokenizer's vocabulary size, unless a larger one is set, absolute paths, and
+    the steps of a length in epochs.
 
     Raises:
-      UserError: the model's vocabulary is smaller than the tokenizer's.
+      UserError: the model's vocabulary is smaller than the tokenizer's; or the length in epochs
+        contradicts one in steps, or is of a mixture.
     """
     pieces, wanted = inputs.first.vocab_size, cfg.model.vocab_size
     if wanted and wanted < pieces:
@@ -98,11 +122,40 @@ def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
             f"{inputs.first.path}; unset it to use the tokenizer's."
         )
     paths = [path if "://" in path else os.path.abspath(path) for path in cfg.data.paths]
+    train, trials = cfg.train, cfg.trials
+    if train.num_epochs:
+        steps = _steps_of_epochs(cfg, inputs)
+        train = dataclasses.replace(train, num_steps=steps(train.num_epochs), num_tokens=0)
+        trial_steps = tuple(map(steps, trials.num_epochs))
+        trials = dataclasses.replace(trials, num_steps=trial_steps or trials.num_steps)
+        for name, was, now in (
+            ("train.num_steps", cfg.train.num_steps, train.num_steps),
+            ("trials.num_steps", cfg.trials.num_steps, trials.num_steps),
+        ):
+            if was and was != now:
+                raise errors.UserError(
+                    f"Give the length of the run once: {name}={was}, but the epochs of these data "
+                    f"are {now} steps. Unset one of the two."
+                )
     return dataclasses.replace(
         cfg,
+        train=train,
+        trials=trials,
         model=dataclasses.replace(cfg.model, vocab_size=wanted or pieces),
         data=dataclasses.replace(cfg.data, path=config.join_paths(paths)),
     )
+
+
+def _steps_of_epochs(cfg: config.Config, inputs: Inputs) -> collections.abc.Callable[[float], int]:
+    """Epochs of the training split as steps, rounded up."""
+    if len(inputs.token_sets) > 1:
+        raise errors.UserError(
+            f"train.num_epochs={cfg.train.num_epochs} is not defined for the mixture of "
+            f"{len(inputs.token_sets)} sets in data.path: give train.num_steps."
+        )
+    num_windows = loader.num_windows(inputs.first, seq_len=cfg.train.seq_len)
+    # A product that is whole but for float64's rounding is whole.
+    return lambda epochs: math.ceil(epochs * num_windows / cfg.train.batch_size - 1e-9)
 
 
 def check_sizes(cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh) -> None:
@@ -124,6 +177,7 @@ def meta(cfg: config.Config, inputs: Inputs) -> checkpoint_meta.Meta:
         data_fingerprint=inputs.fingerprint,
         tokenizer_fingerprint=inputs.first.tokenizer_fingerprint,
         model=config.model_options(cfg),
+        chat_template=inputs.chat_template.to_json() if inputs.chat_template else None,
     )
 
 

@@ -60,6 +60,7 @@ def find(workdir: epath.PathLike, step: checkpoint.Step = None) -> Leaves:
     Raises:
       UserError: no run, no such checkpoint, a damaged one, or a directory of several trials.
     """
+    workdir, step = trained.find_best(epath.Path(workdir), step)
     cfg = trained.load_trial_config(workdir)
     whole, pointer = trained.check_source(workdir)
     holder = trials.holder(workdir)

@@ -36,12 +36,17 @@ class Logs:
         ids: Sequence[str],
         start_step: int,
         options: config.TrainConfig,
+        trial_steps: Sequence[int] | None = None,
     ):
-        """`ids` are those of `trials.log_ids`."""
-        logs = zip(directories, ids if distributed.is_lead() else (), strict=False)
+        """`ids` are those of `trials.log_ids`.
+
+        `trial_steps`: the steps that each trial has taken by `start_step`; None: all of them.
+        """
+        steps = trial_steps or [start_step] * len(directories)
+        logs = zip(directories, ids if distributed.is_lead() else (), steps, strict=False)
         self._logs = [
-            Log(directory, run_id, start_step, options.log_every_steps)
-            for directory, run_id in logs
+            Log(directory, run_id, start_step, options.log_every_steps, own_steps)
+            for directory, run_id, own_steps in logs
         ]
 
     def __enter__(self) -> "Logs":
@@ -74,7 +79,16 @@ class Log:
     TensorBoard's events are not.
     """
 
-    def __init__(self, workdir: epath.PathLike, run_id: str, start_step: int, log_every_steps: int):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        run_id: str,
+        start_step: int,
+        log_every_steps: int,
+        own_steps: int | None = None,
+    ):
+        """`own_steps`: after which the trial has ended, if that is before `start_step`."""
+        self._own_steps = start_step if own_steps is None else own_steps
         self._path, self._run_id = epath.Path(workdir) / JSONL, run_id
         self._start_step, self._log_every_steps = start_step, log_every_steps
         self._is_cut = False
@@ -123,7 +137,7 @@ class Log:
             trained[-1][_LOSS],
             trained[-1].get(_GRAD_NORM, 0),
         )
-        if last <= self._start_step - apart and not has_diverged:
+        if last <= self._own_steps - apart and not has_diverged:
             best_effort.warn(
                 f"{self._path} ends at step {last}, but its rows up to step {self._start_step} "
                 "were written before that step's checkpoint: the file was cut, and they are lost."

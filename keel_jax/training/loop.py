@@ -8,11 +8,20 @@ import collections.abc
 import dataclasses
 
 import jax
+import numpy as np
 
 from keel_jax import config
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import distributed, exit_codes
-from keel_jax.training import metrics, profiling, repeatability, telemetry_records, transfer
+from keel_jax.training import (
+    checkpoint_meta,
+    metrics,
+    profiling,
+    repeatability,
+    telemetry_records,
+    transfer,
+    validations,
+)
 from keel_jax.training import programs as programs_lib
 from keel_jax.training import progress as progress_lib
 from keel_jax.training import state as state_lib
@@ -40,8 +49,10 @@ class Loop:
     batches: collections.abc.Iterator[dict]
     # Per trial, whether a validation of the first step is in its log already.
     is_evaluated: collections.abc.Sequence[bool]
-    # (state, step=, diverged=, eval_loss=): writes a checkpoint in the background.
-    save: collections.abc.Callable
+    # Metadata of the run as it began, or as the checkpoint from which it continues has them.
+    meta: checkpoint_meta.Meta
+    # Writes a checkpoint in the background.
+    save: collections.abc.Callable[[state_lib.TrainState, checkpoint_meta.Meta], None]
     # Called before every step: raises the error of a save that failed.
     check_saved: collections.abc.Callable[[], None]
     # Writes one row of metrics for a trial.
@@ -61,7 +72,7 @@ class Loop:
     clock: clock_lib.Clock
 
     def run(self, state: state_lib.TrainState, step: int) -> tuple[int, int, state_lib.TrainState]:
-        """Trains from `step` to the end, to a stop request, or until every trial has diverged.
+        """Trains from `step` until every trial has ended or diverged, or to a stop request.
 
         Returns:
           The exit code, the steps taken by the longest-lived trial, and the last state, saved.
@@ -69,17 +80,29 @@ class Loop:
         self.clock.begin_steps()
         self._check = repeatability.Check(self.cfg.train.check_every_steps, self.clock)
         self._interval = _Interval(self.clock, step)
-        self._alive = [not trial for trial in transfer.fetch(state.diverged).reshape(-1)]
+        steps, rates, diverged = (
+            values.reshape(-1)
+            for values in transfer.fetch((state.step, state.peak_lr, state.diverged))
+        )
+        self._alive = [not trial for trial in diverged]
+        # The last step of each trial: of its own length, or at which it was stopped early.
+        self._ends = [
+            end if rate else int(at)
+            for end, rate, at in zip(self.cfg.trial_steps, rates, steps, strict=True)
+        ]
+        self._validations = validations.Validations(self.cfg.num_trials, self.meta.validations)
+        self._validated_at = 0
         self._unread: _Unread | None = None
         # The state after the last dispatched step.
         self._state = state
         self._first_step = step
         self._saved_at = self.clock.total
-        if self._is_due(step, self.cfg.train.eval_every_steps):
+        if self._is_validated(step):
             # The previous run was stopped during this validation.
             self._evaluate(step, state)
+            state = self._stop_early(step, state)
         with self.trace:
-            while step < self.cfg.train.num_steps and any(self._alive) and not self.stops(step):
+            while self._goes_on(step) and not self.stops(step):
                 self.check_saved()
                 if self.trace.begins_before(step + 1):
                     self._read_last()
@@ -96,7 +119,7 @@ class Loop:
                 if self.trace.ends_after(step):
                     self._read_last()
                     self.trace.stop()
-                self._pause(step, state)
+                state = self._state = self._pause(step, state)
             self._read_last()
         return self._finish(step, state)
 
@@ -114,32 +137,90 @@ class Loop:
 
     def _finish(self, step: int, state):
         """Saves before anything else, so that nothing is lost if the run is killed from here on."""
-        diverged = not any(self._alive)
-        step = int(transfer.fetch(state.step).max()) if diverged else step
-        with self.clock.measure("checkpoint_wait"):
-            self.save(state, step=step, diverged=diverged)
+        diverged, goes_on = not any(self._alive), self._goes_on(step)
+        step = step if goes_on else int(transfer.fetch(state.step).max())
+        self._save(step, state, diverged=diverged)
         if diverged:
             return exit_codes.DIVERGED, step, state
-        if step < self.cfg.train.num_steps or self._evaluate(step, state) is None:
+        if goes_on or self._evaluate(step, state) is None:
             return exit_codes.PREEMPTED, step, state
+        self._name_best(step)
         return exit_codes.DONE, step, state
 
     def _pause(self, step: int, state):
-        """Validates and copies the state for a checkpoint, if these are due."""
+        """Validates and copies the state for a checkpoint, if these are due; returns the state."""
         train = self.cfg.train
-        evaluates = self._is_due(step, train.eval_every_steps)
+        evaluates = self._is_validated(step)
         saves = self._is_due(step, train.checkpoint_every_steps) or self._is_time_to_save(step)
         if not (evaluates or saves):
-            return
+            return state
         self._read_last()
         losses = self._evaluate(step, state) if evaluates else None
+        state = self._stop_early(step, state)
         if (saves or (losses and train.keep_best)) and any(self._alive):
-            # Of several trials none is the best.
-            eval_loss = losses[0] if losses and self.cfg.num_trials == 1 else None
-            with self.clock.measure("checkpoint_wait"):
-                self.save(state, step=step, diverged=False, eval_loss=eval_loss)
-            self._saved_at = self.clock.total
+            found = [loss for loss in losses or [] if loss is not None]
+            self._save(step, state, eval_loss=min(found, default=None))
         self._interval = _Interval(self.clock, step)
+        return state
+
+    def _save(self, step: int, state, **more):
+        now = {
+            "validations": self._validations.to_json(),
+            "trial_steps": [min(step, end) for end in self._ends],
+        }
+        with self.clock.measure("checkpoint_wait"):
+            self.save(state, dataclasses.replace(self.meta, step=step, **now, **more))
+        self._saved_at = self.clock.total
+
+    def _goes_on(self, step: int) -> bool:
+        """Whether a trial is still to be trained after `step`."""
+        return any(alive and step < end for alive, end in zip(self._alive, self._ends, strict=True))
+
+    def _is_validated(self, step: int) -> bool:
+        """Whether `step` is followed by a validation: by the option, or as a trial ends there."""
+        is_an_end = step in self.cfg.trial_steps and self._is_due(step, step)
+        return is_an_end or self._is_due(step, self.cfg.train.eval_every_steps)
+
+    def _stop_early(self, step: int, state):
+        """The state after the validation of `step`; trials that do not improve are over in it."""
+        patience = self.cfg.train.early_stopping_validations
+        found = self._validations
+        stopped = [
+            trial
+            for trial, since in enumerate(found.num_since)
+            if patience and since >= patience and self._alive[trial] and step < self._ends[trial]
+        ]
+        if not stopped:
+            return state
+        for trial in stopped:
+            self._ends[trial] = step
+            self.progress.step(
+                step,
+                f"{self._name(trial)} stops early: {found.num_since[trial]} validations since "
+                f"{found.lowest[trial]:.4f} nats/token at step {found.at_step[trial]}",
+            )
+        rates = np.array(transfer.fetch(state.peak_lr))
+        rates.reshape(-1)[stopped] = 0  # a view: `rates` is contiguous
+        with jax.transfer_guard("allow"):
+            peak_lr = transfer.put_everywhere(rates, state.peak_lr.sharding)
+        return dataclasses.replace(state, peak_lr=peak_lr)
+
+    def _name_best(self, step: int):
+        """Says which of several trials had the lowest validation loss, and where."""
+        best = self._validations.best_trial()
+        if self.cfg.num_trials > 1 and best is not None:
+            self.progress.step(
+                step,
+                f"lowest validation loss: {self._validations.lowest[best]:.4f} nats/token of "
+                f"{self._name(best)} at step {self._validations.at_step[best]}",
+            )
+
+    def _name(self, trial: int) -> str:
+        if self.cfg.num_trials == 1:
+            return "the run"
+        peak_lr, seed = self.cfg.trial_settings[trial]
+        num_steps = self.cfg.trial_steps[trial]
+        return f"trial {trial:03} (peak_lr {peak_lr:g}, seed {seed}, {num_steps} steps)"
 
     def _is_time_to_save(self, step: int) -> bool:
         """Whether `checkpoint_every_minutes` have passed; all processes ask at the same steps."""
@@ -163,14 +244,14 @@ class Loop:
         self.clock.finish_step(step)
         newly_dead = [i for i, trial in enumerate(trials) if trial["diverged"] and self._alive[i]]
         self._record_telemetry(last, newly_dead, trials)
-        logged = step % self.cfg.train.log_every_steps == 0 or step in (1, self.cfg.train.num_steps)
+        logged = step % self.cfg.train.log_every_steps == 0 or step in (1, *self.cfg.trial_steps)
         if not (logged or newly_dead):
             self.progress.step(step, None)
             return
         speed = self._interval.close(step, self.cfg, self.peak_flops)
         rows = [self._row(step, trial, speed) for trial in trials]
         for trial, row in enumerate(rows):
-            if self._alive[trial]:
+            if self._alive[trial] and step <= self._ends[trial]:
                 self.write(trial, row)
         for trial in newly_dead:
             self._alive[trial] = False
@@ -189,7 +270,11 @@ class Loop:
         A diverged trial still has the state before the diverging step.
         """
         statistics = last.statistics
-        recorded = [trial for trial, is_alive in enumerate(self._alive) if is_alive]
+        recorded = [
+            trial
+            for trial, is_alive in enumerate(self._alive)
+            if is_alive and last.step <= self._ends[trial]
+        ]
         if statistics is None and newly_dead:
             statistics, recorded = self.telemetry.compute(self._state, last.batch), newly_dead
         if statistics is not None:
@@ -213,15 +298,19 @@ class Loop:
             **speed,
         }
 
-    def _evaluate(self, step: int, state) -> list[float] | None:
+    def _evaluate(self, step: int, state) -> list[float | None] | None:
         """Validates, unless that is logged.
 
         Returns:
-          The loss of every trial, or [] if they were logged; None if a stop request came first.
+          The loss of every trial, None of those that have ended before; [] if they were logged.
+          None if a stop request came first.
         """
         logged = self.is_evaluated if step == self._first_step else [False] * self.cfg.num_trials
+        if step == self._validated_at:
+            logged = [True] * self.cfg.num_trials
         due = [
-            alive and not is_logged for alive, is_logged in zip(self._alive, logged, strict=True)
+            alive and step <= end and not is_logged
+            for alive, end, is_logged in zip(self._alive, self._ends, logged, strict=True)
         ]
         if not any(due):
             return []  # the previous run was stopped after this validation
@@ -241,7 +330,13 @@ class Loop:
         losses = self._for_people(rows, "eval/loss_nats_per_token")
         per_byte = self._for_people(rows, "eval/bits_per_byte")
         self.progress.step(step, f"validation {losses} nats/token, {per_byte} bits/byte")
-        return [row["eval/loss_nats_per_token"] for row in rows]
+        found = [
+            row["eval/loss_nats_per_token"] if is_due else None
+            for row, is_due in zip(rows, due, strict=True)
+        ]
+        self._validations.add(step, found)
+        self._validated_at = step
+        return found
 
     def _for_people(self, rows: list[dict], name: str) -> str:
         """One number per trial, as text."""

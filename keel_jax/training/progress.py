@@ -1,5 +1,6 @@
 """The console output of a run: a bar on a terminal, a line per logged step elsewhere."""
 
+import dataclasses
 import sys
 
 import jax
@@ -24,6 +25,27 @@ def announce(cfg: config.Config, step: int, recompute: str) -> None:
         flush=True,
     )
     print(f"recompute: {recompute}", flush=True)
+    if cfg.train.init_from:
+        print(f"starting from {cfg.train.init_from}; {describe_groups(cfg.optim)}", flush=True)
+
+
+def describe_groups(optim: config.OptimConfig) -> str:
+    """Which groups of parameters are frozen, and which decay at what rate, in words."""
+    names = [field.name for field in dataclasses.fields(config.ParamGroups)]
+    rates = {name: getattr(optim.lr_multiplier, name) for name in names}
+    frozen = [name for name in names if not rates[name]]
+    decays = {
+        name: optim.weight_decay * getattr(optim.decay_multiplier, name)
+        for name in names
+        if rates[name]
+    }
+    by_decay = {
+        decay: [name for name in decays if decays[name] == decay]
+        for decay in sorted(set(decays.values()), reverse=True)
+    }
+    said = [f"frozen: {', '.join(frozen) or 'nothing'}"]
+    said += [f"decay {decay:g}: {', '.join(group)}" for decay, group in by_decay.items()]
+    return "; ".join(said)
 
 
 class Progress:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from keel_jax import config, errors
+from keel_jax import config
 
 
 def policy(
@@ -23,21 +23,6 @@ def policy(
     if train.keep_best:
         kept.append(_Best(directory, train.keep_best))
     return checkpoint_managers.AnyPreservationPolicy(kept)
-
-
-def best_step(directory: epath.Path, steps: Sequence[int]) -> int:
-    """The step among `steps` whose checkpoint in `directory` has the lowest validation loss.
-
-    Raises:
-      UserError: none of them was validated.
-    """
-    best = _Losses(directory).ascending(steps)
-    if not best:
-        raise errors.UserError(
-            f"{directory} holds no checkpoint with a validation loss: a run with "
-            "train.eval_every_steps writes and keeps them with train.keep_best."
-        )
-    return best[0]
 
 
 class _Best:

@@ -62,6 +62,21 @@ def unit_schedule(
     return lambda step: jnp.asarray(joined(step), jnp.float32)
 
 
+def of_lengths(
+    optim: config.OptimConfig, lengths: typing.Sequence[int], num_steps: jax.typing.ArrayLike
+) -> typing.Callable[[jax.typing.ArrayLike], jax.Array]:
+    """`unit_schedule` of `num_steps`, which may be traced and is one of `lengths`."""
+    distinct = sorted(set(lengths))
+    if len(distinct) == 1:
+        return unit_schedule(optim, distinct[0])
+
+    def factor(step):
+        factors = [unit_schedule(optim, length)(step) for length in distinct]
+        return jnp.select([num_steps == length for length in distinct], factors)
+
+    return factor
+
+
 def _one_minus_sqrt(decay_steps: int, final: float):
     def factor(step):
         # The pieces of a joined schedule are evaluated outside their range as well.

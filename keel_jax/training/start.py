@@ -35,9 +35,10 @@ def ended_before(
     if step is None:
         return None
     # As the lead sees it: on a network file system another process may see older files.
-    diverged, done, is_same = distributed.from_lead(
+    diverged, done, is_early, is_same = distributed.from_lead(
         workdir_lib.has_ended_as(workdir, "diverged"),
         workdir_lib.has_ended_as(workdir, "done"),
+        workdir_lib.has_stopped_early(workdir),
         not config.differences(checkpoint.load_config(workdir), cfg),
     )
     if diverged and not is_same:
@@ -53,6 +54,12 @@ def ended_before(
         )
     elif done and step >= cfg.train.num_steps:
         code, message = exit_codes.DONE, f"this run is done: step {step} of {cfg.train.num_steps}."
+    elif done and is_early and cfg.train.early_stopping_validations:
+        code, message = (
+            exit_codes.DONE,
+            f"this run is done: it stopped early at step {step} of {cfg.train.num_steps}. With "
+            "train.early_stopping_validations=0 it would go on.",
+        )
     else:
         return None
     if distributed.is_lead():
@@ -112,8 +119,18 @@ def begin(
         state = state_lib.with_new_optimizer(cfg, mesh, state)
     rates = np.asarray([rate for rate, _ in cfg.trial_settings], np.float32)
     rates = rates.reshape(state.peak_lr.shape)
+    if cfg.train.early_stopping_validations:
+        # What was stopped early stays stopped (`state.is_over`).
+        rates = np.where(transfer.fetch(state.peak_lr) == 0, np.float32(0), rates)
     rates = transfer.put_everywhere(rates, state.peak_lr.sharding)
-    meta = dataclasses.replace(meta, step=restored.step, run_id=restored.run_id or _new_run_id())
+    run_id = restored.run_id or _new_run_id()
+    meta = dataclasses.replace(
+        meta,
+        step=restored.step,
+        run_id=run_id,
+        validations=restored.validations,
+        trial_steps=restored.trial_steps,
+    )
     return dataclasses.replace(state, peak_lr=rates), meta
 
 

@@ -19,6 +19,9 @@ from keel_jax.model import depth, lm
 from keel_jax.parallel import sharding
 from keel_jax.training import optim
 
+# What the axis of the vmap over trials is called inside it.
+_TRIALS = "trials"
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -26,7 +29,8 @@ class TrainState:
 
     # int32 []: optimizer steps taken. The data position follows from it.
     step: jax.Array
-    # float32 []: the schedule's peak. Data, not code: any value runs the same program.
+    # float32 []: the schedule's peak. Data, not code: any value runs the same program. 0 marks a
+    # trial that was stopped early (`is_over`).
     peak_lr: jax.Array
     # bool []: the loss or a gradient was not finite; from then on the state does not change.
     diverged: jax.Array
@@ -42,7 +46,27 @@ def over_trials(
     """`function` of one trial as a function of all trials: itself, or its vmap over `trial`."""
     if num_trials == 1:
         return function
-    return jax.vmap(function, spmd_axis_name="trial", **vmap_options)
+    return jax.vmap(function, axis_name=_TRIALS, spmd_axis_name="trial", **vmap_options)
+
+
+def own(values: collections.abc.Sequence[int]) -> int | jax.Array:
+    """Of one value per trial the trial's own, in a function that `over_trials` maps.
+
+    Equal values are a constant, so that trials of equal lengths run the same program as ever.
+    """
+    if len(set(values)) == 1:
+        return values[0]
+    return jnp.asarray(values)[jax.lax.axis_index(_TRIALS)]
+
+
+def is_over(state: TrainState, cfg: config.Config) -> jax.Array | bool:
+    """Whether a trial has ended before the run, so that its state no longer changes.
+
+    It has taken the steps of its own length, or was stopped early.
+    """
+    if len(set(cfg.trial_steps)) == 1 and not cfg.train.early_stopping_validations:
+        return False
+    return (state.step >= own(cfg.trial_steps)) | (state.peak_lr == 0)
 
 
 def initializer(cfg: config.Config) -> collections.abc.Callable[[], TrainState]:

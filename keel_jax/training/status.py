@@ -43,6 +43,7 @@ class Status:
         self._clock, self._compilations = session.clock, session.compilations
         self._watchdog, self._events = session.watchdog, events
         self._step, self._written = 0, -math.inf
+        self._stopped_early = [False] * cfg.num_trials
         self._has_hung = False
         self._ancestry = ancestry.read(workdir)
         self._damaged_checkpoints = set_aside.listed(workdir)
@@ -69,10 +70,13 @@ class Status:
 
     def end(self, exit_code: int, step: int, state: state_lib.TrainState) -> int:
         """Records the end of the run with `exit_code`, which it returns, and of each trial."""
-        steps, diverged = transfer.fetch((state.step, state.diverged))
-        codes = [exit_codes.DIVERGED if trial else exit_code for trial in diverged.reshape(-1)]
-        self._step = step
-        self._write(exit_code, codes, steps.reshape(-1).tolist())
+        steps, diverged, rates = (
+            values.reshape(-1).tolist()
+            for values in transfer.fetch((state.step, state.diverged, state.peak_lr))
+        )
+        codes = [exit_codes.DIVERGED if trial else exit_code for trial in diverged]
+        self._step, self._stopped_early = step, [rate == 0 for rate in rates]
+        self._write(exit_code, codes, steps)
         return exit_code
 
     def _write(self, exit_code, trial_codes=None, trial_steps=None, error: str | None = None):
@@ -81,23 +85,38 @@ class Status:
         self._written = self._clock.total
         if exit_code is not None:
             self._events.stop(exit_code, error)
-        self._write_one(self._workdir, self._run_id, exit_code, self._step, error)
+        stopped = exit_code == exit_codes.DONE and self._step < self._cfg.train.num_steps
+        self._write_one(
+            self._workdir,
+            self._run_id,
+            exit_code,
+            self._step,
+            self._cfg.train.num_steps,
+            stopped,
+            error,
+        )
         if self._cfg.num_trials > 1:
             directories = trials.directories(self._workdir, self._cfg)
             ids = trials.log_ids(self._run_id, self._cfg)
             codes = trial_codes or [exit_code] * len(directories)
             steps = trial_steps or [self._step] * len(directories)
-            for each in zip(directories, ids, codes, steps, strict=True):
-                self._write_one(*each, error)
+            lengths = self._cfg.trial_steps
+            values = (ids, codes, steps, lengths, self._stopped_early)
+            for directory, run_id, code, at, length, stopped in zip(
+                directories, *values, strict=True
+            ):
+                self._write_one(directory, run_id, code, at, length, stopped, error)
 
-    def _write_one(self, directory, run_id, exit_code, step, error):
+    def _write_one(self, directory, run_id, exit_code, step, num_steps, stopped_early, error):
         cfg = self._cfg
         status = {
             _RUN_ID: run_id,
             "state": "running" if exit_code is None else exit_codes.STATES[exit_code],
             "exit_code": exit_code,
             "step": step,
-            "num_steps": cfg.train.num_steps,
+            "num_steps": num_steps,
+            # As the validation loss rose: of a run, before every trial had taken its steps.
+            "stopped_early": stopped_early,
             "tokens": step * cfg.train.tokens_per_step,
             "topology": cfg.model.topology,
             "alpha": float(residual.topology(cfg.model).alpha[-1, residual.FFN]),

@@ -72,7 +72,7 @@ def train_step(
     The loss is (sum of nats + z_loss * sum of (log Z)^2) / (sum of weights), both sums over the
     whole batch, so that accumulation in A micro-batches gives the same gradient. If the loss or
     the gradient's norm is not finite in this or an earlier step, the state is returned unchanged
-    except that it is marked `diverged`.
+    except that it is marked `diverged`. So is that of a trial that is over (`state.is_over`).
 
     Returns:
       The new state, and float32 scalars: the loss sums, "grad_norm" (before clipping),
@@ -86,14 +86,16 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
 
     finite = jnp.isfinite(sums["nats"]) & jnp.isfinite(grad_norm)
-    diverged = state.diverged | ~finite
+    is_over = state_lib.is_over(state, cfg)
+    diverged = state.diverged | (~finite & ~jnp.asarray(is_over))
+    keeps = diverged | is_over
     stepped = dataclasses.replace(
         state,
         step=state.step + 1,
         params=lm.project(optim.apply(state.params, updates, learning_rate), cfg.model),
         opt_state=opt_state,
     )
-    new_state = jax.tree.map(lambda new, old: jnp.where(diverged, old, new), stepped, state)
+    new_state = jax.tree.map(lambda new, old: jnp.where(keeps, old, new), stepped, state)
     metrics = {
         **sums,
         "grad_norm": grad_norm,
@@ -113,7 +115,9 @@ def mean_gradients(grads: Any, sums: Sums) -> Any:
 
 def learning_rate_of(state: state_lib.TrainState, cfg: config.Config) -> jax.Array:
     """The learning rate of the next step of `state`."""
-    return state.peak_lr * schedule.unit_schedule(cfg.optim, cfg.train.num_steps)(state.step)
+    lengths = cfg.trial_steps
+    factor = schedule.of_lengths(cfg.optim, lengths, state_lib.own(lengths))
+    return state.peak_lr * factor(state.step)
 
 
 def objective(

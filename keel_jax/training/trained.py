@@ -8,11 +8,12 @@ from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.config import options
+from keel_jax.data import chat_template
 from keel_jax.data import tokenizer as tokenizer_lib
 from keel_jax.model import attention
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import compilation
-from keel_jax.training import checkpoint, checkpoint_meta, inputs, manifest, trials
+from keel_jax.training import best, checkpoint, checkpoint_meta, inputs, manifest, trials
 from keel_jax.training import state as state_lib
 
 
@@ -52,6 +53,24 @@ class Trained:
         digest.update(f"{self.meta.run_id} {self.meta.step} {pointer and pointer.trial}".encode())
         return digest.hexdigest()[:32]
 
+    def chat_template(self) -> chat_template.ChatTemplate:
+        """The template of the conversations that the checkpoint has learned.
+
+        Raises:
+          UserError: it has learned none, or its metadata are damaged.
+        """
+        if self.meta.chat_template is None:
+            raise errors.UserError(
+                f"{self.workdir} was not trained on conversations, so it knows no chat template: "
+                "fine-tune it on a set prepared with --chat_template, or give texts as prompts."
+            )
+        try:
+            return chat_template.ChatTemplate.from_json(self.meta.chat_template)
+        except ValueError as error:
+            raise errors.UserError(
+                f"The metadata of step {self.meta.step} in {self.workdir} are damaged: {error}."
+            ) from error
+
     def open_data(self, path: str | None = None) -> inputs.Inputs:
         """The run's token shards, or those of another `path`.
 
@@ -82,6 +101,7 @@ def load(
     Raises:
       UserError: no run, no such checkpoint, or a directory of several trials.
     """
+    workdir, step = find_best(epath.Path(workdir), step)
     cfg = checkpoint.load_config(workdir)
     # Not the config's directory: cached programs are code, and `workdir` may be someone else's.
     if cfg.runtime.compilation_cache_dir:
@@ -103,9 +123,12 @@ def load_params(
 ) -> tuple[dict, checkpoint_meta.Meta]:
     """The weights of the run, or the trial, in `workdir`, sharded over `mesh`.
 
+    Of a run of several trials, "best" is the state of the trial with the lowest validation loss.
+
     Raises:
       UserError: `workdir` holds several trials, no run, or no such checkpoint.
     """
+    workdir, step = find_best(epath.Path(workdir), step)
     cfg, pointer = check_source(workdir)
     holder = trials.holder(workdir)
     with checkpoint.Checkpoints(holder) as checkpoints:
@@ -126,7 +149,8 @@ def check_source(workdir: epath.PathLike) -> tuple[config.Config, trials.Pointer
     cfg = checkpoint.load_config(holder)
     if cfg.num_trials > 1 and pointer is None:
         raise errors.UserError(
-            f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …"
+            f"{workdir} holds {cfg.num_trials} trials; name one of them: {workdir}/trials/000 …, "
+            'or take the one with the lowest validation loss, step="best".'
         )
     if not checkpoint.exist(holder):
         raise errors.UserError(f"{workdir} holds no checkpoint yet.")
@@ -136,6 +160,28 @@ def check_source(workdir: epath.PathLike) -> tuple[config.Config, trials.Pointer
             f"0 to {cfg.num_trials - 1}: put the trial's own file back."
         )
     return cfg, pointer
+
+
+def find_best(workdir: epath.Path, step: checkpoint.Step) -> tuple[epath.Path, int | None]:
+    """The directory and the step that "best" stands for; others are returned as they are.
+
+    Raises:
+      UserError: nothing there was validated.
+    """
+    if step != "best":
+        return workdir, step
+    pointer, holder = trials.pointer(workdir), trials.holder(workdir)
+    cfg = checkpoint.load_config(holder)
+    with checkpoint.Checkpoints(holder) as checkpoints:
+        steps = checkpoints.steps()
+    trial, step = best.choose(holder, cfg, steps, pointer.trial if pointer else None)
+    return (workdir if pointer else trials.directories(holder, cfg)[trial]), step
+
+
+def load_own_config(workdir: epath.PathLike, step: checkpoint.Step = None) -> config.Config:
+    """The config of the run, or the trial, that `load` would load. Errors as there."""
+    workdir, _ = find_best(epath.Path(workdir), step)
+    return checkpoint.load_config(workdir)
 
 
 def load_trial_config(workdir: epath.PathLike) -> config.Config:

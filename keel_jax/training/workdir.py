@@ -101,6 +101,11 @@ def has_ended_as(workdir: epath.Path, state: str) -> bool:
     return best_effort.read_object(workdir / status_lib.FILE).get("state") == state
 
 
+def has_stopped_early(workdir: epath.Path) -> bool:
+    """Whether the last run here ended before its length, as its validation loss rose."""
+    return best_effort.read_object(workdir / status_lib.FILE).get("stopped_early") is True
+
+
 def record_failure(workdir: epath.Path, error: Exception) -> None:
     """Records that the run here cannot go on, whatever its status said."""
     path = workdir / status_lib.FILE

@@ -210,6 +210,11 @@ _EFFECTS = {
     "data.weights": ((1.0,), None, dict(path="a")),
     "train.init_partially": (True, dict(init_from="runs/a"), dict(init_from="")),
     "train.keep_best": (1, dict(eval_every_steps=1), dict(eval_every_steps=0)),
+    "train.early_stopping_validations": (
+        2,
+        dict(eval_every_steps=1),
+        dict(eval_every_steps=0),
+    ),
     "data.prefetch_batches": (2, dict(num_threads=1), dict(num_threads=0)),
 }
 

@@ -115,13 +115,20 @@ def test_the_best_checkpoints_stay_and_can_be_read(token_dir, cache_dir, tmp_pat
     cfg = _config(token_dir, cache_dir, train=options, optim=dict(peak_lr=0.3, schedule="constant"))
     workdir = _train(cfg, tmp_path / "run")
     losses = _eval_losses(workdir)
-    del losses[NUM_STEPS]  # the last state is saved before it is validated
+    last = losses.pop(NUM_STEPS)  # the last state is saved before it is validated
     best = sorted(losses, key=losses.__getitem__)
     assert best != [6, 4, 2], "the newest would be the best"
     assert _steps(workdir) == sorted([*best[:2], NUM_STEPS])
+    # The log has its loss all the same, which is the lowest.
+    assert last < losses[best[0]]
+    assert evaluate.evaluate(workdir, step="best")["step"] == NUM_STEPS
+    shutil.rmtree(workdir / "checkpoints" / str(NUM_STEPS))
     found = evaluate.evaluate(workdir, step="best")
     assert found["step"] == best[0]
     assert found["loss_nats_per_token"] == pytest.approx(losses[best[0]], rel=1e-5)
+    # Without the log it is known from the checkpoints.
+    (workdir / "metrics.jsonl").unlink()
+    assert evaluate.evaluate(workdir, step="best")["step"] == best[0]
 
 
 def test_a_restart_knows_the_losses_of_the_checkpoints_before(tmp_path):
@@ -136,19 +143,17 @@ def test_a_restart_knows_the_losses_of_the_checkpoints_before(tmp_path):
     assert _steps(tmp_path) == [2, 7]
 
 
-def test_without_validations_there_is_no_best(whole):
-    with pytest.raises(errors.UserError, match=r"holds no checkpoint with a validation loss"):
-        evaluate.evaluate(whole, step="best")
+def test_without_validations_there_is_no_best(whole, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    (copy / "metrics.jsonl").unlink()
+    with pytest.raises(errors.UserError, match=r"holds no state with a validation loss"):
+        evaluate.evaluate(copy, step="best")
 
 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
         (dict(train=dict(keep_best=1)), r"keep_best=1 has no effect with train.eval_every_steps=0"),
-        (
-            dict(train=dict(keep_best=1, eval_every_steps=1), trials=dict(peak_lr=(1e-3, 2e-3))),
-            r"keep_best=1 cannot choose between 2 trials",
-        ),
         (dict(train=dict(checkpoint_every_minutes=-1.0)), r"must not be negative"),
         (dict(train=dict(init_partially=True)), r"has no effect with train.init_from=''"),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keel_jax import errors
-from keel_jax.data.preparing import documents, embedded, formats, input_files
+from keel_jax.data.preparing import documents, embedded, formats, input_files, records
 
 EMBEDDED = "embedded"
 INPUT_FORMATS = ("auto", *formats.READERS)
@@ -16,6 +16,7 @@ INPUT_FORMATS = ("auto", *formats.READERS)
 # at once, and enough to divide among workers and hosts.
 _MIN_UNIT_BYTES = 1 << 20
 _TARGET_NUM_UNITS = 1024
+_TEXT = records.Layout()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def discover(inputs: Sequence[str], *, input_format: str = "auto", unit_bytes: i
 
 
 def read_documents(
-    unit: WorkUnit, tally: documents.Tally, *, text_field: str = "text"
+    unit: WorkUnit, tally: documents.Tally, layout: records.Layout = _TEXT
 ) -> Iterator[documents.Document]:
     """The documents of a unit in order; bad and empty ones are left out and counted in `tally`.
 
@@ -119,14 +120,15 @@ def read_documents(
     reader = formats.READERS[unit.format]
     for path in unit.paths:
         try:
-            yield from reader(path, unit.start, unit.stop, tally, text_field)
+            yield from reader(path, unit.start, unit.stop, tally, layout)
         except FileNotFoundError as error:
             raise errors.UserError(f"{path} was removed after the preparation began.") from error
 
 
 def is_validation(document: documents.Document, validation_fraction: float) -> bool:
-    """Whether a document belongs to the validation split; only its content's hash decides."""
+    """Whether a document belongs to the validation split: its content's, or its group's, hash."""
     content = document.text if not document.prompt else f"{document.prompt}\0{document.text}"
+    content = document.group or content
     digest = hashlib.sha256(content.encode()).digest()
     return int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
 
@@ -136,7 +138,7 @@ def sample_training_texts(
     *,
     num_bytes: int,
     validation_fraction: float,
-    text_field: str = "text",
+    layout: records.Layout = _TEXT,
     tally: documents.Tally | None = None,
 ) -> Iterator[str]:
     """Texts of training documents, about `num_bytes` in all, the same ones on every machine.
@@ -150,7 +152,7 @@ def sample_training_texts(
     tally = tally or documents.Tally()
     for unit in sorted(corpus.units, key=lambda unit: unit.digest):
         unit_remaining = min(unit_limit, remaining)
-        for document in read_documents(unit, tally, text_field=text_field):
+        for document in read_documents(unit, tally, layout):
             if is_validation(document, validation_fraction):
                 tally.num_held_out += 1
                 continue

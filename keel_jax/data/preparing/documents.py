@@ -1,29 +1,28 @@
-"""Documents: parsed from a line, a record or a row, or rejected with a reason and counted."""
+"""Documents, and those that are left out: counted by kind, with a reason."""
 
 import codecs
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict, TypeGuard
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict
 
 from keel_jax import errors
 
 _MAX_EXAMPLES = 5
 _NUM_BYTES_LOOKED_AT = 1024
 UTF8_MARK = codecs.BOM_UTF8  # a byte-order mark, which is no part of the text
-MISSING = object()  # where a field would be
-_MAX_WEIGHT = float(np.finfo(np.float16).max)  # weights are stored as float16
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A document: `weight` is the loss weight of its text's tokens; its prompt's have weight 0."""
+    """A document: `weight` is the loss weight of its text's tokens; its prompt's have weight 0.
+
+    Documents of one `group` belong to one split; "": each document by itself.
+    """
 
     text: str
     prompt: str = ""
     weight: float = 1.0
+    group: str = ""
 
     def parts(self) -> tuple[tuple[str, float], ...]:
         """(text, loss weight) parts in order; each is tokenized on its own."""
@@ -64,15 +63,14 @@ class Tally:
     kinds: dict[str, KindCount] = dataclasses.field(default_factory=dict)
     max_bad: int | None = None  # one more bad document is an error; None: any number is allowed
 
-    def keep(self, document: Document | Rejection, where: str) -> TypeGuard[Document]:
-        """Whether the result of parsing is a document to keep; if not, it is counted."""
-        if isinstance(document, Rejection):
-            self.add_bad(where, document)
-            return False
-        if not document.text:
-            self.num_empty += 1
-            return False
-        return True
+    def kept(self, parsed: Sequence[Document] | Rejection, where: str) -> list[Document]:
+        """The documents of a record that have text; what is left out is counted."""
+        if isinstance(parsed, Rejection):
+            self.add_bad(where, parsed)
+            return []
+        kept = [document for document in parsed if document.text]
+        self.num_empty += len(parsed) - len(kept)
+        return kept
 
     def add_bad(self, where: str, rejection: Rejection) -> None:
         """Counts a bad document. Raises UserError if there are more than `max_bad`."""
@@ -110,24 +108,6 @@ def too_many_bad(num_bad: int, max_bad: int, kinds: Mapping[str, KindCount]) -> 
     )
 
 
-def parse_record(record: bytes, text_field: str, *, plain_text: bool) -> Document | Rejection:
-    """A document from a JSON object in UTF-8, or why it is none; a byte-order mark is left out.
-
-    With `plain_text`, a record that is not a JSON object of a known form is the text itself.
-    """
-    decoded = decode(record)
-    if isinstance(decoded, Rejection) or (plain_text and not decoded.startswith("{")):
-        return decoded if isinstance(decoded, Rejection) else Document(decoded)
-    try:
-        values = json.loads(decoded)
-    except (ValueError, RecursionError) as error:
-        return Document(decoded) if plain_text else Rejection("not JSON", f"not JSON ({error})")
-    has_pair = {"prompt", "response"} <= values.keys() if plain_text else False
-    if plain_text and look_up(values, text_field) is MISSING and not has_pair:
-        return Document(decoded)
-    return from_values(values, text_field)
-
-
 def decode(content: bytes) -> str | Rejection:
     """UTF-8 text without its byte-order mark, or why it is none."""
     if encoding := wide_encoding(content):
@@ -153,57 +133,6 @@ def wide_encoding(content: bytes) -> str:
         return ""
     few, many = sorted(head[offset::2].count(0) / len(head) for offset in (0, 1))
     return "UTF-16" if few < 0.05 and many > 0.4 else ""
-
-
-def from_values(values: Any, text_field: str) -> Document | Rejection:
-    """A document from a JSON value or a table's row, or why it is none. A null is no value."""
-    if not isinstance(values, dict):
-        return Rejection(f"a JSON {type(values).__name__}, not an object")
-    text = look_up(values, text_field)
-    if text is not MISSING:
-        document = Document("" if text is None else text)
-    elif "prompt" in values and "response" in values:
-        prompt, response, weight = (values.get(key) for key in ("prompt", "response", "weight"))
-        weight = 1.0 if weight is None else weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            return Rejection(
-                "with a weight that is not a number", f"weight {weight!r:.40} is not a number"
-            )
-        if not 0 <= weight <= _MAX_WEIGHT:  # NaN fails too
-            return Rejection(
-                "with a weight out of range",
-                f"weight {weight!r:.40} is not between 0 and {_MAX_WEIGHT:.0f}",
-            )
-        document = Document(
-            "" if response is None else response, "" if prompt is None else prompt, float(weight)
-        )
-    else:
-        missing = f"with neither {text_field!r} nor prompt and response"
-        keys = ", ".join(map(repr, sorted(map(str, values))[:8]))
-        return Rejection(missing, f"{missing}, but {keys[:200] or 'nothing'}")
-    for part in (document.prompt, document.text):
-        if not isinstance(part, str):
-            return Rejection(f"whose text is a {type(part).__name__}, not a string")
-        try:
-            part.encode()
-        except UnicodeEncodeError:
-            return Rejection("whose text holds a lone surrogate, which UTF-8 cannot write")
-    return document
-
-
-def look_up(values: Mapping[str, Any], field: str) -> Any:
-    """The value of `field`, MISSING if there is none; `a.b` is also the field b of the object a."""
-    if field in values:
-        return values[field]
-    head, dot, rest = field.partition(".")
-    while dot:
-        if isinstance(inner := values.get(head), dict):
-            found = look_up(inner, rest)
-            if found is not MISSING:
-                return found
-        more, dot, rest = rest.partition(".")
-        head = f"{head}.{more}"
-    return MISSING
 
 
 def undecodable(error: UnicodeDecodeError) -> Rejection:

@@ -8,7 +8,7 @@ from typing import IO, Any
 from etils import epath
 
 from keel_jax import errors
-from keel_jax.data.preparing import compression, documents
+from keel_jax.data.preparing import compression, conversations, documents, records
 
 _CHUNK_BYTES = 1 << 20
 _NUM_RECORDS_AT_ONCE = 1024
@@ -19,23 +19,25 @@ Documents = Iterator[documents.Document]
 
 
 def read_text(
-    path: str, start: int, stop: int, tally: documents.Tally, text_field: str
+    path: str, start: int, stop: int, tally: documents.Tally, layout: records.Layout
 ) -> Documents:
     """The whole file is one document: no newline is translated, a byte-order mark is left out."""
-    del start, stop, text_field
+    del start, stop
+    if layout.template:
+        rejection = documents.Rejection("whole files of text, which are no conversations")
+        tally.add_bad(path, rejection)
+        return
     with compression.open_bytes(path) as file:
         content = file.read()
     text = documents.decode(content)
     if isinstance(text, documents.Rejection):
         tally.add_bad(f"{path}, line {_first_bad_line(content)}", text)
         return
-    document = documents.Document(text)
-    if tally.keep(document, path):
-        yield document
+    yield from tally.kept([documents.Document(text)], path)
 
 
 def read_jsonl(
-    path: str, start: int, stop: int, tally: documents.Tally, text_field: str
+    path: str, start: int, stop: int, tally: documents.Tally, layout: records.Layout
 ) -> Documents:
     """The lines that begin in [start, stop) of a file, or all lines of a compressed one."""
     with compression.open_bytes(path) as file:
@@ -53,20 +55,19 @@ def read_jsonl(
             offset += len(line)
             if not line.strip():
                 continue
-            document = documents.parse_record(line, text_field, plain_text=False)
-            if isinstance(document, documents.Rejection):
+            parsed = records.parse(line, layout, plain_text=False)
+            if isinstance(parsed, documents.Rejection):
                 first_line = first_line or _line_number(path, begin)
-            if tally.keep(document, f"{path}, line {first_line + number}"):
-                yield document
+            yield from tally.kept(parsed, f"{path}, line {first_line + number}")
 
 
 def read_parquet(
-    path: str, start: int, stop: int, tally: documents.Tally, text_field: str
+    path: str, start: int, stop: int, tally: documents.Tally, layout: records.Layout
 ) -> Documents:
     """The rows of row groups [start, stop)."""
     with epath.Path(path).open("rb") as raw:
         file = _parquet_file(raw, path)
-        columns = _text_columns(file.schema_arrow, path, text_field)
+        columns = _columns(file.schema_arrow, path, layout)
         row = sum(file.metadata.row_group(group).num_rows for group in range(start))
         with _intact_parquet(path):
             for batch in file.iter_batches(
@@ -77,26 +78,24 @@ def read_parquet(
                     if isinstance(values, UnicodeDecodeError):
                         tally.add_bad(f"{path}, row {row}", documents.undecodable(values))
                         continue
-                    document = documents.from_values(values, text_field)
-                    if tally.keep(document, f"{path}, row {row}"):
-                        yield document
+                    parsed = records.from_values(values, layout)
+                    yield from tally.kept(parsed, f"{path}, row {row}")
 
 
 def read_array_record(
-    path: str, start: int, stop: int, tally: documents.Tally, text_field: str
+    path: str, start: int, stop: int, tally: documents.Tally, layout: records.Layout
 ) -> Documents:
     """Records [start, stop): JSON objects as in JSONL; anything else is the text itself."""
     for first in range(start, stop, _NUM_RECORDS_AT_ONCE):
         last = min(first + _NUM_RECORDS_AT_ONCE, stop)
         with _array_record(path) as reader:
-            records = reader.read(first, last)
-        for number, record in enumerate(records, first + 1):
-            document = documents.parse_record(record, text_field, plain_text=True)
-            if tally.keep(document, f"{path}, record {number}"):
-                yield document
+            read = reader.read(first, last)
+        for number, record in enumerate(read, first + 1):
+            parsed = records.parse(record, layout, plain_text=True)
+            yield from tally.kept(parsed, f"{path}, record {number}")
 
 
-Reader = Callable[[str, int, int, documents.Tally, str], Documents]
+Reader = Callable[[str, int, int, documents.Tally, records.Layout], Documents]
 READERS: dict[str, Reader] = {
     "text": read_text,
     "jsonl": read_jsonl,
@@ -212,8 +211,20 @@ def _first_bad_line(content: bytes) -> int:
     return 1
 
 
+def _columns(schema: Any, path: str, layout: records.Layout) -> list[str]:
+    """The columns of a Parquet file that hold the documents, or the conversations."""
+    if not layout.template:
+        return _text_columns(schema, path, layout.text_field)
+    if not conversations.is_one(dict.fromkeys(schema.names)):
+        raise errors.UserError(
+            f"{path} has no columns of a conversation ({', '.join(conversations.FIELDS[1:])}); its "
+            f"columns are {schema.names}."
+        )
+    return [name for name in schema.names if name in conversations.FIELDS]
+
+
 def _text_columns(schema: Any, path: str, text_field: str) -> list[str]:
-    """The columns of a Parquet file that hold the documents."""
+    """The columns of a Parquet file that hold the documents' text."""
     kind = _column_type(schema, text_field)
     if kind is None and {"prompt", "response"} <= set(schema.names):
         columns = ["prompt", "response"]

@@ -39,7 +39,7 @@ def build_index(
         "tokenizer_fingerprint": model.fingerprint,
         "source": source.description,
         "source_digest": source.digest,
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.to_json(),
         "num_bad_documents": sum(sidecar["num_bad_documents"] for sidecar in unit_sidecars),
         "bad_examples": bad_examples[:_MAX_EXAMPLES],
         "bad_kinds": sidecars.bad_kinds(unit_sidecars),
@@ -49,6 +49,10 @@ def build_index(
             for split in settings.splits
         },
     }
+    if settings.pack_tokens:
+        index["num_long_documents"] = sum(map(sidecars.num_long_documents, unit_sidecars))
+    if template := settings.layout.template:
+        index["chat_template"] = template.to_json()
     _check_splits(index, settings)
     return index_lib.seal(index)
 
@@ -56,8 +60,15 @@ def build_index(
 def _check_splits(index: Mapping[str, Any], settings: preparation_options.ShardSettings) -> None:
     num_documents = {name: entry["num_documents"] for name, entry in index["splits"].items()}
     if not sum(num_documents.values()):
+        too_long = ""
+        if settings.pack_tokens:
+            too_long = (
+                f"{index['num_long_documents']} are longer than the {settings.pack_tokens} tokens "
+                "of a window (--pack_tokens; --long_documents=cut keeps their beginning), "
+            )
         raise errors.UserError(
-            f"No document of the corpus can be used: {index['num_empty_documents']} are empty, "
+            f"No document of the corpus can be used: {too_long}"
+            f"{index['num_empty_documents']} are empty, "
             f"{index['num_bad_documents']} bad: "
             f"{'; '.join(documents.describe_kinds(index['bad_kinds'])) or 'none'}."
         )
@@ -109,7 +120,12 @@ def _split_entry(
     num_bytes = sum(entry["num_bytes"] for entry in entries)
     frequencies = counts[counts > 0] / num_tokens
     entropy_bits = float(-(frequencies * np.log2(frequencies)).sum())
+    padding = {}
+    if any("num_padding_tokens" in entry for entry in entries):
+        num_padding_tokens = sum(entry.get("num_padding_tokens", 0) for entry in entries)
+        padding = {"num_padding_tokens": num_padding_tokens}
     return {
+        **padding,
         "num_tokens": num_tokens,
         "num_documents": sum(entry["num_documents"] for entry in entries),
         "num_bytes": num_bytes,

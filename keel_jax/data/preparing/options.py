@@ -7,11 +7,14 @@ import typing
 from etils import epath
 
 from keel_jax import errors
-from keel_jax.data import tokenizer
-from keel_jax.data.preparing import corpus
+from keel_jax.data import chat_template, tokenizer
+from keel_jax.data.preparing import corpus, records
 
 DEFAULT_VOCAB_SIZE = 8192
 TRAIN, VALIDATION = "train", "validation"
+# What becomes of an example that is longer than a window.
+LEAVE_OUT, CUT = "leave_out", "cut"
+LONG_DOCUMENTS = (LEAVE_OUT, CUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,31 @@ class ShardSettings:
 
     validation_fraction: float
     text_field: str
+    chat_template: str = chat_template.NONE
+    # 0: documents follow one another and are not packed.
+    pack_tokens: int = 0
+    long_documents: str = LEAVE_OUT
+
+    def to_json(self) -> dict[str, str | int | float]:
+        """The settings, without those of a later version that are at their defaults.
+
+        So a directory that was prepared before there were these options still belongs to its plan.
+        The template is there with its digest: another text under its name is another setting.
+        """
+        values: dict[str, str | int | float] = {
+            "validation_fraction": self.validation_fraction,
+            "text_field": self.text_field,
+        }
+        if template := self.layout.template:
+            values |= {"chat_template": template.name, "chat_template_digest": template.digest}
+        if self.pack_tokens:
+            values |= {"pack_tokens": self.pack_tokens, "long_documents": self.long_documents}
+        return values
+
+    @property
+    def layout(self) -> records.Layout:
+        """How a record of the input is read."""
+        return records.Layout(self.text_field, chat_template.by_name(self.chat_template))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -66,6 +94,22 @@ class PreparationOptions:
         "Format of all input files; auto goes by each file's name, and asks where it says nothing.",
         choices=corpus.INPUT_FORMATS,
     )
+    chat_template: str = _option(
+        chat_template.NONE,
+        "Read conversations (prompt and response, instruction and output, messages) and write them "
+        "in this form; none: texts, and prompts and responses as they are.",
+        choices=chat_template.NAMES,
+    )
+    pack_tokens: int = _option(
+        0,
+        "Pack whole documents into windows of this many tokens, the train.seq_len of the runs that "
+        "will read them; 0: documents follow one another, and windows cut through them.",
+    )
+    long_documents: str = _option(
+        LEAVE_OUT,
+        "What becomes of a document longer than a window; both are counted.",
+        choices=LONG_DOCUMENTS,
+    )
     unit_bytes: int = _option(0, "Bytes of input per shard; 0 chooses by the size of the input.")
     max_bad_documents: int = _option(
         100, "Undecodable or malformed documents that are tolerated; one more is an error."
@@ -107,6 +151,21 @@ class PreparationOptions:
                 "The text field is empty; give the name of the JSON field or column that holds a "
                 "document's text."
             )
+        if self.pack_tokens < 0 or self.pack_tokens == 1:
+            raise errors.UserError(
+                f"Windows of {self.pack_tokens} tokens hold no document and its EOS; give 2 or "
+                "more, or 0 for no packing."
+            )
+        if self.long_documents != LEAVE_OUT and not self.pack_tokens:
+            raise errors.UserError(
+                f"--long_documents={self.long_documents} has no effect without --pack_tokens: no "
+                "document is too long where windows cut through them."
+            )
+        if self.chat_template != chat_template.NONE and self.text_field != "text":
+            raise errors.UserError(
+                f"--text_field={self.text_field} has no effect with --chat_template="
+                f"{self.chat_template}, which reads the fields of a conversation: leave one out."
+            )
         if not 0 <= self.host_wait_seconds < math.inf:
             raise errors.UserError(
                 f"Hosts cannot wait for {self.host_wait_seconds} seconds; give a finite number of "
@@ -145,7 +204,13 @@ class PreparationOptions:
     @property
     def shard_settings(self) -> ShardSettings:
         """The part of the options that decides the tokens."""
-        return ShardSettings(self.validation_fraction, self.text_field)
+        return ShardSettings(
+            self.validation_fraction,
+            self.text_field,
+            self.chat_template,
+            self.pack_tokens,
+            self.long_documents,
+        )
 
 
 def flag_name(field: dataclasses.Field) -> str:

@@ -1,6 +1,5 @@
 """The output directory of a preparation, which belongs to one plan: its input and its settings."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -44,7 +43,7 @@ def make_plan(source: corpus.Corpus, options: preparation_options.PreparationOpt
         plan["tokenizer.vocab_size"] = options.trained_vocab_size
         plan["tokenizer.model_type"] = options.tokenizer_type
         plan["tokenizer.sample_bytes"] = options.tokenizer_sample_bytes
-    return plan | dataclasses.asdict(options.shard_settings)
+    return plan | options.shard_settings.to_json()
 
 
 def plan_digest(plan: Plan) -> str:

@@ -83,7 +83,7 @@ def _training_texts(
         source,
         num_bytes=options.tokenizer_sample_bytes,
         validation_fraction=options.validation_fraction,
-        text_field=options.text_field,
+        layout=options.shard_settings.layout,
         tally=tally,
     )
     first = next(texts, None)

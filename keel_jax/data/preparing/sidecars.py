@@ -34,6 +34,7 @@ class SplitEntry(typing.TypedDict):
     num_bytes_on_disk: int
     sha256: str
     weights_sha256: str
+    num_padding_tokens: typing.NotRequired[int]  # of packed ones alone
     counts: str  # how often each id occurs: int64 [vocab_size], zlib, base64
 
 
@@ -46,6 +47,8 @@ class Sidecar(typing.TypedDict):
     bad_examples: list[str]
     bad_kinds: typing.NotRequired[dict[str, documents.KindCount]]  # absent in old ones
     num_empty_documents: int
+    # Longer than a window, cut or left out; of packed units alone.
+    num_long_documents: typing.NotRequired[int]
 
 
 def sidecar_file(number: int) -> str:
@@ -57,7 +60,7 @@ def unit_digest(
     unit: corpus.WorkUnit, tokenizer_fingerprint: str, settings: preparation_options.ShardSettings
 ) -> str:
     """Identifies what a unit's shards are made from."""
-    made_from = [shards.VERSION, unit.digest, tokenizer_fingerprint, dataclasses.asdict(settings)]
+    made_from = [shards.VERSION, unit.digest, tokenizer_fingerprint, settings.to_json()]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
@@ -74,6 +77,11 @@ def shard_of(entry: SplitEntry) -> shards.Shard:
 def num_tokens(sidecar: Sidecar) -> int:
     """Tokens of a unit, all splits together."""
     return sum(entry["num_tokens"] for entry in sidecar["splits"].values())
+
+
+def num_long_documents(sidecar: Sidecar) -> int:
+    """Documents of a packed unit that are longer than a window."""
+    return sidecar.get("num_long_documents", 0)
 
 
 def check_num_bad(sidecars: Sequence[Sidecar], max_bad_documents: int) -> None:
@@ -119,7 +127,7 @@ class UnitStatus:
         """Reads the sidecars of this host's units and verifies the checksums of their shards."""
         self._output = output
         settings = options.shard_settings
-        self._shape = _Shape(settings.splits, model.vocab_size)
+        self._shape = _Shape(settings.splits, model.vocab_size, settings.pack_tokens)
         self._digests = [unit_digest(unit, model.fingerprint, settings) for unit in source.units]
         self.own_numbers = range(options.host_index, len(source.units), options.host_count)
         self._own: dict[int, Sidecar] = {}
@@ -162,6 +170,7 @@ class _Shape:
 
     splits: tuple[str, ...]
     vocab_size: int
+    pack_tokens: int
 
 
 def _read_own(output: epath.Path, number: int, digest: str, shape: _Shape) -> Sidecar | None:
@@ -205,6 +214,8 @@ def _check(record: dict[str, typing.Any], number: int, shape: _Shape) -> None:
     """Raises `index.Damaged` unless the record is a sidecar whose values can be believed."""
     index_lib.check_seal(record)
     index_lib.check_left_out(record)
+    if shape.pack_tokens:
+        index_lib.whole_number(record, "num_long_documents")
     splits = record.get("splits")
     if not isinstance(splits, dict) or tuple(splits) != shape.splits:
         raise index_lib.Damaged(f"it does not have the splits {', '.join(shape.splits)}")
@@ -218,6 +229,7 @@ def _check(record: dict[str, typing.Any], number: int, shape: _Shape) -> None:
         for key in ("sha256", "weights_sha256"):
             if entry.get(key) != "" or (key == "sha256" and num_tokens):
                 index_lib.sha256(entry, key, name)
+        index_lib.check_padding(entry, name, num_tokens, shape.pack_tokens)
         has_weights = bool(entry["weights_sha256"])
         index_lib.check_counts(entry, name, num_targets=num_tokens, has_weights=has_weights)
         if entry.get("num_bytes_on_disk") != num_tokens * itemsize:

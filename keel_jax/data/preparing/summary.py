@@ -32,6 +32,7 @@ class SplitSummary(TypedDict):
     num_documents: int
     num_bytes: int
     unigram_entropy_bits_per_byte: float
+    num_padding_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Summary:
     bad_examples: tuple[str, ...] = ()
     bad_kinds: dict[str, documents.KindCount] = dataclasses.field(default_factory=dict)
     num_empty_documents: int = 0
+    # Of a packed set: the length of its windows, and the documents that are longer.
+    pack_tokens: int = 0
+    num_long_documents: int = 0
     num_units: int = 0
     num_units_reused: int = 0
     tokens_per_second: float = 0.0
@@ -81,6 +85,8 @@ def summarize(
         bad_examples=tuple(token_set.index["bad_examples"]),
         bad_kinds=token_set.index.get("bad_kinds", {}),
         num_empty_documents=token_set.index["num_empty_documents"],
+        pack_tokens=token_set.pack_tokens,
+        num_long_documents=token_set.index.get("num_long_documents", 0),
         num_units=num_units,
         num_units_reused=num_units_reused,
         tokens_per_second=tokens_per_second,
@@ -90,6 +96,7 @@ def summarize(
                 "num_documents": split.num_documents,
                 "num_bytes": split.num_bytes,
                 "unigram_entropy_bits_per_byte": split.unigram_entropy_bits_per_byte,
+                "num_padding_tokens": split.num_padding_tokens,
             }
             for split in splits
         },

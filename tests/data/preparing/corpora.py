@@ -10,7 +10,7 @@ import lzma
 import pathlib
 import random
 
-from keel_jax.data.preparing import corpus, documents, preparation, summary
+from keel_jax.data.preparing import corpus, documents, preparation, records, summary
 from keel_jax.data.preparing import options as preparation_options
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split()
@@ -91,14 +91,15 @@ def read(
     unit_bytes: int = 0,
     input_format: str = "auto",
     tally: documents.Tally | None = None,
-    **options,
+    **layout,
 ) -> tuple[list[documents.Document], corpus.Corpus]:
     """The documents of a corpus, and the corpus."""
     tally = tally or documents.Tally()
     whole = corpus.discover(
         [str(path) for path in inputs], input_format=input_format, unit_bytes=unit_bytes
     )
-    units = [corpus.read_documents(unit, tally, **options) for unit in whole.units]
+    layout = records.Layout(**layout)
+    units = [corpus.read_documents(unit, tally, layout) for unit in whole.units]
     return list(itertools.chain.from_iterable(units)), whole
 
 

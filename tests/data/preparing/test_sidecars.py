@@ -1,5 +1,6 @@
 """Laws of the sidecars: a unit is done if its shards are intact and made from the same."""
 
+import dataclasses
 import errno
 
 import pytest
@@ -77,5 +78,15 @@ def test_settings_are_in_the_units_digest(source):
         sidecars.unit_digest(unit, "b", settings),
         sidecars.unit_digest(unit, "a", preparation_options.ShardSettings(0.2, "text")),
         sidecars.unit_digest(unit, "a", preparation_options.ShardSettings(0.1, "body")),
+        *(
+            sidecars.unit_digest(unit, "a", dataclasses.replace(settings, **changes))
+            for changes in (
+                {"chat_template": "turns"},
+                {"chat_template": "alpaca"},
+                {"pack_tokens": 8},
+                {"pack_tokens": 9},
+                {"pack_tokens": 9, "long_documents": "cut"},
+            )
+        ),
     }
-    assert len(digests) == 4
+    assert len(digests) == 9
