@@ -25,8 +25,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "keel_jax"
 # From the floor up: a package imports itself and those before it.
 PACKAGES = (
-    "config", "runtime", "parallel", "data", "model", "training", "planning", "inference",
-    "entry points"
+    "config", "depth_suite", "runtime", "parallel", "data", "model", "training", "planning",
+    "inference", "entry points"
 )  # fmt: skip
 
 

@@ -1,0 +1,86 @@
+"""Multi-hop lookup: answers by joining relations, and that every hop matters."""
+
+import collections
+import functools
+import re
+
+import pytest
+import scipy.stats
+
+from tests.depth_suite import many
+
+Relation = frozenset[tuple[str, str]]
+DIFFICULTIES = [1, 2, 5, 12]
+
+
+def _relations(prompt: str) -> dict[str, Relation]:
+    found = re.findall(r"(\w+): boss (\w+), friend (\w+)\.", prompt)
+    return {
+        "boss": frozenset((name, boss) for name, boss, _ in found),
+        "friend": frozenset((name, friend) for name, _, friend in found),
+    }
+
+
+def _question(prompt: str) -> tuple[str, list[str]]:
+    text = re.search(r"\. ((\w+)'s .*) is$", prompt)
+    return text[2], re.findall(r"'s (\w+)", text[1])
+
+
+def _join(left: Relation, right: Relation) -> Relation:
+    return frozenset((a, d) for a, b in left for c, d in right if b == c)
+
+
+def _answer(prompt: str, path: list[str]) -> str:
+    """Joins the relations first, and looks up the person last."""
+    relations = _relations(prompt)
+    whole = functools.reduce(_join, (relations[name] for name in path))
+    [answer] = [to for name, to in whole if name == _question(prompt)[0]]
+    return f" {answer}"
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_answers_are_by_joined_relations(difficulty):
+    for each in many.examples("multi_hop", difficulty):
+        start, path = _question(each.prompt)
+        assert len(path) == difficulty and each.answer == _answer(each.prompt, path)
+        assert {*each.choices, f" {start}"} == {f" {n}" for n, _ in _relations(each.prompt)["boss"]}
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_the_other_relation_in_any_hop_always_changes_the_answer(difficulty):
+    for each in many.examples("multi_hop", difficulty)[:50]:
+        _, path = _question(each.prompt)
+        for place in range(difficulty):
+            other = {"boss": "friend", "friend": "boss"}[path[place]]
+            assert each.answer != _answer(each.prompt, [*path[:place], other, *path[place + 1 :]])
+
+
+def test_every_name_occurs_as_often():
+    for each in many.examples("multi_hop", 3):
+        for relation in _relations(each.prompt).values():
+            assert sorted(name for name, _ in relation) == sorted(other for _, other in relation)
+            assert len(relation) == 8 and all(name != other for name, other in relation)
+        facts = _relations(each.prompt)
+        assert not facts["boss"] & facts["friend"]
+
+
+def test_the_answer_may_be_described_anywhere():
+    found = many.examples("multi_hop", 2, 1600)
+    places = collections.Counter()
+    for each in found:
+        names = re.findall(r"(\w+):", each.prompt)
+        names.remove(_question(each.prompt)[0])
+        places[names.index(each.answer.strip())] += 1
+    assert scipy.stats.chisquare([places[i] for i in range(7)]).pvalue > 1e-3
+
+
+def test_facts_are_in_one_split_across_difficulties():
+    facts = {
+        split: {
+            frozenset(re.findall(r"(\w+): boss (\w+), friend (\w+)", each.prompt))
+            for difficulty in (1, 3)
+            for each in many.examples("multi_hop", difficulty, 300, split)
+        }
+        for split in ("train", "test")
+    }
+    assert not facts["train"] & facts["test"] and len(facts["test"]) == 600
