@@ -1,13 +1,15 @@
 """Brackets of four kinds: `bracket_close`, which closes next, and `bracket_balance`, yes or no.
 
-`bracket_close`: one bracket of each kind is left open, so that counting says nothing; behind the
-last of them stands a balanced string that is exactly k deep, which has to be matched away. Behind
-each of the others stands one that is made in the same way.
+`bracket_close`: one bracket of each kind is left open, so that counting says nothing. Before the
+first, between them and behind the last stand balanced strings, all drawn in the same way and each
+exactly k deep: to find the bracket that is open, the last of them has to be matched away.
 
-`bracket_balance`: three balanced strings one after another, each exactly k deep; in half of the
-prompts the last brackets of two have changed places, so that the only fault lies at the outermost
-brackets, across all that is nested in them. The counts of each kind and the depth at each place are
-those of a balanced string.
+`bracket_balance`: a string of two pairs of different kinds, each around balanced strings, k deep
+with them, and of balanced strings before, between and behind them. In half of the prompts the
+closing brackets of the two have changed places, so that the only fault lies across all that is
+nested in them. The counts of each kind and the depth at each place are those of a balanced string,
+and so is what stands side by side: without the strings between the two, a closing bracket would
+more often stand before an opening one of its kind.
 
 From the inside out, matching takes a layer per level: k + 1 layers of hard attention recognize
 brackets up to k deep, while two layers that count the depth by uniform attention are enough to tell
@@ -18,13 +20,16 @@ arXiv:2105.11115). So the depth that is asked for is k without counting, and doe
 from keel_jax.depth_suite import draws, example, task
 
 PAIRS = ("()", "[]", "{}", "<>")
-NUM_BLOCKS = 3
+# Depth of what may stand beside the deepest part of a string on each level.
+_MAX_SIDE_DEPTH = 2
 
 
 def make_close(rng: draws.Draws, difficulty: int) -> example.Problem:
     """Which bracket closes next, behind a balanced string that is `difficulty` deep."""
     kinds = rng.shuffled(PAIRS)
-    text = "".join(kind[0] + _balanced(rng, difficulty) for kind in kinds)
+    text = _balanced(rng, difficulty)
+    for kind in kinds:
+        text += kind[0] + _balanced(rng, difficulty)
     return example.Problem(
         "open " + text,
         "",
@@ -36,46 +41,41 @@ def make_close(rng: draws.Draws, difficulty: int) -> example.Problem:
 
 def make_balance(rng: draws.Draws, difficulty: int) -> example.Problem:
     """Whether brackets that are `difficulty` deep are balanced."""
-    outer = [rng.choice(PAIRS)]
-    while len(outer) < NUM_BLOCKS:
-        outer.append(rng.choice(PAIRS))
-        if len(outer) == NUM_BLOCKS and len(set(outer)) == 1:
-            outer = [rng.choice(PAIRS)]  # nothing to exchange
-    inner = ["" if difficulty == 1 else _balanced(rng, difficulty - 1) for _ in outer]
-    closing = [kind[1] for kind in outer]
-    balanced = _blocks(outer, inner, closing)
+    first, second = rng.sample(PAIRS, 2)
+    inner = [_balanced(rng, difficulty - 1) for _ in range(2)]
+    around = [_balanced(rng, difficulty) for _ in range(3)]
+
+    def text(ends: tuple[str, str]) -> str:
+        blocks = [first[0] + inner[0] + ends[0], second[0] + inner[1] + ends[1]]
+        return around[0] + blocks[0] + around[1] + blocks[1] + around[2]
+
+    balanced = text((first[1], second[1]))
+    stated, answer = balanced, " yes"
     if rng.coin():
-        text, answer = balanced, " yes"
-    else:
-        unequal = [(i, j) for i in range(NUM_BLOCKS) for j in range(i) if outer[i] != outer[j]]
-        i, j = rng.choice(unequal)
-        closing[i], closing[j] = closing[j], closing[i]
-        text, answer = _blocks(outer, inner, closing), " no"
+        stated, answer = text((second[1], first[1])), " no"
     return example.Problem(
         # A string and what exchanging brackets makes of it are one content, and asked about as such
         # once for each answer: a small space that is used up has as many of both.
         "balanced " + balanced,
         answer,
-        f"Are these brackets balanced? {text}",
+        f"Are these brackets balanced? {stated}",
         answer,
         (" yes", " no"),
     )
 
 
-def _blocks(outer: list[str], inner: list[str], closing: list[str]) -> str:
-    parts = zip(outer, inner, closing, strict=True)
-    return "".join(kind[0] + within + end for kind, within, end in parts)
-
-
 def _balanced(rng: draws.Draws, depth: int) -> str:
-    """A balanced string exactly `depth` deep; on each level, half of the time, a pair beside it."""
+    """A balanced string exactly `depth` deep; on each level, half of the time, with one beside it.
+
+    So its length is random, and where it begins cannot be told from where it ends.
+    """
     text = ""
-    for level in range(depth):
+    for level in range(1, depth + 1):
         kind = rng.choice(PAIRS)
         text = kind[0] + text + kind[1]
-        # Not on the first level, where it would make no difference which of the two is nested.
-        if level and rng.coin():
-            text = text + rng.choice(PAIRS) if rng.coin() else rng.choice(PAIRS) + text
+        if rng.coin():
+            side = _balanced(rng, 1 + rng.below(min(level, _MAX_SIDE_DEPTH)))
+            text = text + side if rng.coin() else side + text
     return text
 
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import scipy.stats
 
 from tests.depth_suite import many
 
@@ -64,20 +65,45 @@ def test_balanced_brackets_and_no_others_can_be_deleted(difficulty):
         assert max(_height(text)) == difficulty and min(_height(text)) == _height(text)[-1] == 0
 
 
+def _unmatched(text: str) -> list[int]:
+    """The places of the brackets that no deletion reaches."""
+    pairs = r"\((\.*)\)|\[(\.*)\]|\{(\.*)\}|<(\.*)>"
+    while re.search(pairs, text):
+        text = re.sub(pairs, lambda match: "." * len(match[0]), text)
+    return [place for place, bracket in enumerate(text) if bracket != "."]
+
+
 @pytest.mark.parametrize("difficulty", [2, 5])
-def test_a_fault_lies_at_the_outermost_brackets_alone(difficulty):
+def test_a_fault_lies_across_all_that_is_nested_in_it(difficulty):
     num_faults = 0
     for each in many.examples("bracket_balance", difficulty):
         text = _brackets(each.prompt)
-        ends = [i for i, height in enumerate(_height(text)) if height == 0]
-        starts = [0, *(end + 1 for end in ends[:-1])]
-        assert len(ends) == 3
-        for start, end in zip(starts, ends, strict=True):
-            assert _reduce(text[start + 1 : end]) == ("", difficulty - 1)
-            num_faults += _CLOSING[text[start]] != text[end]
+        unmatched = _unmatched(text)
+        assert len(unmatched) == (4 if each.answer == " no" else 0)
+        if unmatched:
+            first, first_end, second, second_end = unmatched
+            assert text[first_end] == _CLOSING[text[second]] != _CLOSING[text[first]]
+            assert text[second_end] == _CLOSING[text[first]]
+            assert _reduce(text[first + 1 : first_end]) == ("", difficulty - 1)
+            assert _reduce(text[second + 1 : second_end]) == ("", difficulty - 1)
+            # What stands before, between and behind them is balanced, too, and never nothing.
+            for part in (text[:first], text[first_end + 1 : second], text[second_end + 1 :]):
+                assert part and _reduce(part) == ("", difficulty)
+            num_faults += 1
         # Neighbours that do not fit would be seen at a glance.
         assert not re.search(r"\([\]}>]|\[[)}>]|\{[)\]>]|<[)\]}]", text)
-    assert num_faults > 100
+    assert 60 < num_faults < 140
+
+
+def test_neighbours_do_not_tell_a_fault():
+    """A closing bracket before an opening one of its kind is as frequent in both."""
+    rates = {" yes": [], " no": []}
+    for each in many.examples("bracket_balance", 3, 1000):
+        text = _brackets(each.prompt)
+        followed = re.findall(r"[\])}>](?=[(\[{<])", text)
+        alike = re.findall(r"\)\(|\]\[|\}\{|><", text)
+        rates[each.answer].append(len(alike) / len(followed))
+    assert scipy.stats.mannwhitneyu(*rates.values()).pvalue > 1e-3
 
 
 def test_strings_with_an_open_end_are_in_one_split():
@@ -89,13 +115,16 @@ def test_strings_with_an_open_end_are_in_one_split():
 
 
 def test_a_string_and_its_fault_are_in_one_split():
-    """Of the smallest, all: by the set of their outer brackets, which a fault leaves as it is."""
-    found = {split: many.examples("bracket_balance", 1, 1000, split) for split in ("train", "test")}
-    outer = {
-        split: {_brackets(each.prompt)[::2] for each in examples}
-        for split, examples in found.items()
-    }
-    assert not outer["train"] & outer["test"]
-    assert len(outer["train"] | outer["test"]) == 4**3 - 4
-    for examples in found.values():
-        assert sum(each.answer == " yes" for each in examples) * 2 == len(examples)
+    """By what both have in common: the opening brackets, and the depth at each place."""
+    strings = {split: set() for split in ("train", "test")}
+    for split, found in strings.items():
+        for each in many.examples("bracket_balance", 1, 1000, split):
+            text = _brackets(each.prompt)
+            found.add(re.sub(r"[\])}>]", ".", text))
+    assert not strings["train"] & strings["test"] and len(strings["test"]) > 300
+
+
+def test_answers_are_as_often_yes_as_no():
+    found = many.examples("bracket_balance", 1, 1000)
+    rate = sum(each.answer == " yes" for each in found) / len(found)
+    assert abs(rate - 1 / 2) < many.tolerance(1 / 2, len(found))
