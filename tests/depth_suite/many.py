@@ -3,7 +3,7 @@
 import functools
 import math
 
-from keel_jax.depth_suite import example, generation
+from keel_jax.depth_suite import example, generation, splits
 
 SEED = 7
 
@@ -15,6 +15,14 @@ def examples(
     """The first examples of a task, or all that a small space has."""
     found = generation.examples(task, difficulty, split, SEED, count, fewer_if_used_up=True)
     return tuple(found)
+
+
+def small_space(task: str, difficulty: int) -> dict[str, list[example.Example]]:
+    """The examples of both splits, many of which state the same problem where names are few."""
+    return {
+        split: list(generation.examples(task, difficulty, split, SEED, 300, fewer_if_used_up=True))
+        for split in splits.SPLITS
+    }
 
 
 def tolerance(rate: float, count: int) -> float:
