@@ -43,6 +43,14 @@ def test_another_process_gives_the_same_whatever_its_hash_seed(monkeypatch):
     assert done.stdout.strip() == DIGEST
 
 
+def test_it_needs_neither_jax_nor_numpy():
+    """Whose versions may draw other numbers."""
+    code = "import sys; from keel_jax.depth_suite import generation, records;"
+    code += "print({'jax', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_the_first_of_more_are_the_first(name):
     few = list(generation.examples(name, 2, "train", 5, 7))
