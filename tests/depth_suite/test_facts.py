@@ -67,12 +67,14 @@ def test_every_name_occurs_as_often():
 
 def test_the_answer_may_be_described_anywhere():
     found = many.examples("multi_hop", 2, 1600)
-    places = collections.Counter()
+    answers, starts = collections.Counter(), collections.Counter()
     for each in found:
-        names = re.findall(r"(\w+):", each.prompt)
-        names.remove(_question(each.prompt)[0])
-        places[names.index(each.answer.strip())] += 1
-    assert scipy.stats.chisquare([places[i] for i in range(7)]).pvalue > 1e-3
+        described = re.findall(r"(\w+):", each.prompt)
+        starts[described.index(start := _question(each.prompt)[0])] += 1
+        described.remove(start)
+        answers[described.index(each.answer.strip())] += 1
+    assert scipy.stats.chisquare([answers[i] for i in range(7)]).pvalue > 1e-3
+    assert scipy.stats.chisquare([starts[i] for i in range(8)]).pvalue > 1e-3
 
 
 def test_facts_are_in_one_split_however_they_are_ordered_and_whatever_is_asked(monkeypatch):
