@@ -21,7 +21,7 @@ from tests import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = options.SuiteOptions(
-    tasks=("modular_chain", "variables"), difficulties=(1, 3), num_train=30, num_test=25, seed=4
+    tasks=("modular_chain", "variables"), difficulties=(1, 3), num_train=60, num_test=25, seed=4
 )
 
 
@@ -58,7 +58,7 @@ def test_a_training_file_holds_texts_of_the_difficulties_in_turn(small):
     rows = _rows(output / "train/variables.jsonl")
     texts = {
         difficulty: [
-            each.text for each in generation.examples("variables", difficulty, "train", 4, 30)
+            each.text for each in generation.examples("variables", difficulty, "train", 4, 60)
         ]
         for difficulty in (1, 3)
     }
@@ -76,7 +76,7 @@ def test_the_index_says_what_was_written_and_by_what(small):
     for name, entry in index["files"].items():
         assert hashlib.sha256((output / name).read_bytes()).hexdigest() == entry["sha256"]
         assert entry["num_records"] == len(_rows(output / name))
-    assert index["files"]["train/modular_chain.jsonl"]["num_examples"] == {"1": 30, "3": 30}
+    assert index["files"]["train/modular_chain.jsonl"]["num_examples"] == {"1": 57, "3": 60}
     # There are fewer chains of one operation in the test than were asked for.
     assert index["files"]["test/modular_chain.jsonl"]["num_examples"] == {"1": 20, "3": 25}
     assert "test/modular_chain.jsonl: 45 examples (there are only 20 at 1)" in (
@@ -149,7 +149,7 @@ def test_wrong_options_are_errors(changed, message):
 def test_the_command_writes_what_its_flags_say(small, tmp_path):
     output, _ = small
     command = [sys.executable, "-m", "keel_jax.make_depth_suite", f"--output={tmp_path / 'suite'}"]
-    flags = ["--tasks=modular_chain,variables", "--difficulties=1,3", "--num_train=30"]
+    flags = ["--tasks=modular_chain,variables", "--difficulties=1,3", "--num_train=60"]
     flags += ["--num_test=25", "--seed=4"]
     done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == exit_codes.DONE, done.stderr

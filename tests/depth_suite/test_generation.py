@@ -101,6 +101,12 @@ def test_a_small_space_is_told_when_more_is_asked_for():
     assert len(list(generation.examples("modular_chain", 1, "test", 0, 20))) == 20
 
 
+def test_only_draws_in_a_row_use_a_space_up(monkeypatch):
+    """Three of four draws are not the test's."""
+    monkeypatch.setattr(generation, "_MAX_MISSES", 40)
+    assert len(list(generation.examples("recall", 1, "test", 0, 60))) == 60
+
+
 def test_a_split_without_any_problem_is_an_error_even_if_fewer_will_do(monkeypatch):
     monkeypatch.setattr(splits, "split_of", lambda content: "train")
     with pytest.raises(errors.UserError, match="has only 0 different examples for split 'test'"):
