@@ -2,6 +2,7 @@
 #   PYTHON=python3.12 make test     chooses the interpreter
 #   EXTRAS=tpu make setup           or cuda, gcs: what the machine needs beside the core
 #   make quickstart STEPS=1000      trains longer
+#   TORCH="torch --index-url URL" make test-slow    PyTorch for its tests from another place
 SHELL := /bin/bash
 VENV ?= .venv
 EXTRAS ?=
@@ -38,7 +39,8 @@ test: lint  ## the suite, without its slow part
 
 # Besides its own extras it installs those that slow tests alone need.
 test-slow: override EXTRAS := $(if $(EXTRAS),$(EXTRAS)$(comma))$(SLOW_EXTRAS)
-test-slow: setup  ## the slow part: minutes
+test-slow: setup  ## the slow part: minutes; installs PyTorch, for CPUs alone where it can
+	@.ci/torch.sh $(VENV)
 	@$(VENV)/bin/python -m keel_jax.runtime.versions
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m slow $(EXTRA_OPTIONS) tests
 

@@ -35,8 +35,8 @@ def import_folder(
 ) -> dict[str, Any]:
     """Writes the weights of `source` as a checkpoint in the new or empty directory `workdir`.
 
-    Peak memory: the weights in float32, and the largest leaf once more. They are sharded over all
-    devices.
+    Peak memory: about twice the weights in float32, which are sharded over all devices, and
+    copied when they are saved.
 
     Args:
       source: of `exporting.export`, also after training in PyTorch and save_pretrained; or of a

@@ -1,9 +1,9 @@
 """Where a run's first weights came from: `ancestry.json`, oldest ancestor first.
 
-A list of objects, one per ancestor: "action" ("init_from" or "grow"), "source" (the work directory
-that the weights were read from), "step" (of that checkpoint), "num_blocks" (its depth), and for
-"grow" what was done. The list is copied from directory to directory, so the last one has the
-complete history even if the earlier directories have been deleted.
+A list of objects, one per ancestor: "action" ("init_from", "grow" or "import_hf"), "source" (the
+directory that the weights were read from), "step" (of that checkpoint), "num_blocks" (its depth),
+and for the last two what was done. The list is copied from directory to directory, so the last one
+has the complete history even if the earlier directories have been deleted.
 """
 
 import os

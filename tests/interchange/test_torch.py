@@ -4,8 +4,9 @@ In the slow part alone: `make test-slow` installs PyTorch and transformers, and 
 without them.
 
 Both compute in float32 and add up in other orders. TOLERANCE is on the largest difference of a
-logit over the logits' standard deviation; each sub-layer adds some 1e-7 to it. Measured over all
-topologies at 6 sub-layers: at most 6e-6.
+logit over the logits' standard deviation; each sub-layer adds some 1e-7 to it, and the gains of
+random size amplify it. Measured at 8 sub-layers, over all topologies: at most 1.2e-5; at 512 of
+Keel: 3.5e-5 and, at another width, 5.8e-5 (docs/handing_over.md).
 """
 
 import importlib
@@ -27,7 +28,7 @@ pytestmark = [
     # Of torch and transformers, which raise them while they are imported and at work.
     pytest.mark.filterwarnings("ignore"),
 ]
-TOLERANCE = 5e-5
+TOLERANCE, DEEP_TOLERANCE = 5e-5, 3e-4
 # What else makes a topology's constants visible.
 _OPTIONS = {
     "keel_capped": dict(branch_cap=0.05),
@@ -88,7 +89,7 @@ def test_logits_at_512_sublayers(in_torch, deep):
     run, cfg, folder = deep
     ids = models.tokens(cfg, (2, 24))
     theirs = in_torch.logits(in_torch.load(folder), ids)
-    assert _relative(models.logits(cfg, _params(run), ids), theirs) < TOLERANCE
+    assert _relative(models.logits(cfg, _params(run), ids), theirs) < DEEP_TOLERANCE
 
 
 @pytest.mark.parametrize("which", ["shallow", "deep"])
@@ -203,6 +204,23 @@ def test_what_transformers_saves_is_the_same_model_again(in_torch, shallow, tmp_
         tmp_path / "saved", tmp_path / "back", tokenizer=folder / "tokenizer.model"
     )
     jax.tree.map(np.testing.assert_array_equal, _params(run), _params(tmp_path / "back"))
+
+
+def test_a_model_begins_anew_from_its_config(in_torch, shallow):
+    """With gains of 1 and weights of the config's standard deviation."""
+    import transformers
+
+    _, cfg, folder = shallow
+    options = dict(trust_remote_code=True)
+    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    model = transformers.AutoModelForCausalLM.from_config(config, **options)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            assert (parameter == 1).all(), name
+        else:
+            assert float(parameter.std()) == pytest.approx(cfg.model.init_std, rel=0.2), name
+    shapes = {name: p.shape for name, p in in_torch.load(folder).named_parameters()}
+    assert shapes == {name: p.shape for name, p in model.named_parameters()}
 
 
 def test_a_bfloat16_model_keeps_a_float32_stream(in_torch, deep):
