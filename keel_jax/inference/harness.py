@@ -161,7 +161,7 @@ class KeelJax(harness_model.LM):
         # Similar lengths together, the longest first, so that most batches are of one program.
         order = range(len(arguments))
         if not whole:
-            order = sorted(order, key=lambda i: -len("".join(map(str, arguments[i][:2]))))
+            order = sorted(order, key=lambda i: -_num_characters(arguments[i]))
         for first in range(0, len(order), size):
             chunk = [arguments[i] for i in order[first : first + size]]
             found = answer(chunk)
@@ -208,6 +208,10 @@ class _Generation:
                 f"This model does not have the generation options {sorted(options)}: it has until, "
                 f"{', '.join(_LENGTHS)}, do_sample, temperature, top_p and top_k."
             )
+
+
+def _num_characters(arguments: tuple) -> int:
+    return sum(len(argument) for argument in arguments if isinstance(argument, str))
 
 
 def _first(pair: tuple) -> Any:

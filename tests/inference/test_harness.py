@@ -174,6 +174,20 @@ def test_sampled_texts_are_those_of_generate_and_repeats_differ(samples, model):
     assert any(first != second for _, (first, second) in requests)
 
 
+def test_sampled_texts_are_not_written_chunk_by_chunk(adapter, model, monkeypatch):
+    """Repeats in two chunks would have the same keys."""
+    from lm_eval.api import instance
+
+    from keel_jax.inference import harness
+
+    monkeypatch.setattr(harness, "_BATCHES_PER_CHUNK", 1)
+    options = {"until": [], "max_gen_toks": 8, "temperature": 0.8, "top_p": 0.9}
+    requests = [instance.Instance("generate_until", {}, ("def f", options), i) for i in range(14)]
+    how = sampling.Sampling(temperature=0.8, top_p=0.9)
+    texts = model.generate(["def f"] * 14, num_tokens=8, how=how, seed=5)
+    assert adapter.generate_until(requests) == texts and len(set(texts)) > 7
+
+
 def test_answers_come_from_the_harness_cache_the_second_time(
     adapter, tasks, samples, tmp_path, monkeypatch
 ):
@@ -206,10 +220,11 @@ def test_what_was_answered_before_an_interruption_is_cached(adapter, monkeypatch
     )
     pairs = [("def f" + "x" * (i % 20), "(x)") for i in range(3 * 16 + 5)]
     requests = [instance.Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-    score, calls = adapter.model.score, []
+    score, calls, longest = adapter.model.score, [], []
 
     def interrupted(chunk, **options):
         calls.append(len(chunk))
+        longest.append(max(len(context) for context, _ in chunk))
         if len(calls) == 2:
             raise KeyboardInterrupt
         return score(chunk, **options)
@@ -219,6 +234,7 @@ def test_what_was_answered_before_an_interruption_is_cached(adapter, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             adapter.loglikelihood(requests)
     assert calls == [48, 5] and len(cached) == 48
+    assert longest == [24, 6]
     # In the order of the requests, whatever the order of the work.
     answers = adapter.loglikelihood(requests)
     for pair, (log_likelihood, _) in zip(pairs, answers, strict=True):

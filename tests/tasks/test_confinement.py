@@ -20,7 +20,7 @@ import pytest
 
 from keel_jax.tasks import confinement
 
-LIMITS = confinement.Limits(seconds=3, memory_bytes=256 << 20, file_bytes=4 << 20)
+LIMITS = confinement.Limits(seconds=20, memory_bytes=256 << 20, file_bytes=4 << 20)
 SHORT = confinement.Limits(seconds=0.3, memory_bytes=128 << 20, file_bytes=1 << 20)
 IS_ROOT = os.geteuid() == 0
 
