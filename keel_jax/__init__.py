@@ -17,7 +17,7 @@ def load(
     step: "int | typing.Literal['best'] | None" = None,
     mesh: "jax.sharding.Mesh | None" = None,
 ) -> "Model":
-    """A trained model with `logits`, `score`, `loss` and `generate`, as `inference.model.load`."""
+    """A trained model: `logits`, `score`, `loss`, `generate`, `chat`; as `inference.model.load`."""
     # Imported when it is called: JAX must not be imported before an entry point has set it up.
     from keel_jax.inference import model
 

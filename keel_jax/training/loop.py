@@ -257,8 +257,8 @@ class Loop:
             self._alive[trial] = False
         self.progress.step(
             step,
-            f"loss {self._for_people(rows, 'train/loss_nats_per_token')} nats/token  "
-            f"grad norm {self._for_people(rows, 'train/grad_norm')}  "
+            f"loss {self._for_people(step, rows, 'train/loss_nats_per_token')} nats/token  "
+            f"grad norm {self._for_people(step, rows, 'train/grad_norm')}  "
             f"lr {trials[0]['learning_rate']:.3g}  {speed['time/tokens_per_second']:,.0f} tokens/s",
         )
         self.on_logged(step)
@@ -327,8 +327,8 @@ class Loop:
         for trial, row in enumerate(rows):
             if due[trial]:
                 self.write(trial, {"step": step, **row})
-        losses = self._for_people(rows, "eval/loss_nats_per_token")
-        per_byte = self._for_people(rows, "eval/bits_per_byte")
+        losses = self._for_people(step, rows, "eval/loss_nats_per_token")
+        per_byte = self._for_people(step, rows, "eval/bits_per_byte")
         self.progress.step(step, f"validation {losses} nats/token, {per_byte} bits/byte")
         found = [
             row["eval/loss_nats_per_token"] if is_due else None
@@ -338,11 +338,11 @@ class Loop:
         self._validated_at = step
         return found
 
-    def _for_people(self, rows: list[dict], name: str) -> str:
+    def _for_people(self, step: int, rows: list[dict], name: str) -> str:
         """One number per trial, as text."""
         return " ".join(
-            f"{row[name]:.4f}" if alive else "diverged"
-            for row, alive in zip(rows, self._alive, strict=True)
+            ("ended" if step > end else f"{row[name]:.4f}") if alive else "diverged"
+            for row, alive, end in zip(rows, self._alive, self._ends, strict=True)
         )
 
 

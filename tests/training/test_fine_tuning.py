@@ -16,7 +16,7 @@ from keel_jax.data.preparing import preparation
 from keel_jax.model import lm
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.runtime import exit_codes, files
-from keel_jax.training import inputs, trained
+from keel_jax.training import inputs, progress, trained
 from keel_jax.training import step as step_lib
 from tests import conftest
 from tests.data.preparing import corpora
@@ -207,3 +207,26 @@ def test_text_may_be_mixed_in(pretrained, conversations, token_dir):
     data = dataclasses.replace(model.cfg.data, path=f"{token_dir},{conversations}")
     opened = inputs.open_inputs(data)
     assert opened.chat_template == shards.open_set(conversations).chat_template
+
+
+def test_the_model_before_is_measured_on_the_same_tokens(tuned, pretrained):
+    cfg, workdir = tuned
+    before = evaluate.evaluate_before(workdir, str(pretrained))
+    after = evaluate.evaluate(workdir)
+    assert before["num_tokens"] == after["num_tokens"] and before["step"] == 3
+    own = evaluate.evaluate(pretrained, data_path=cfg.data.path, seq_len=SEQ_LEN)
+    assert before == own and before["loss_nats_per_token"] != after["loss_nats_per_token"]
+    # Warm-up begins at rate 0: the first step has changed nothing.
+    first = evaluate.evaluate(workdir, step=1)
+    assert first["loss_nats_per_token"] == before["loss_nats_per_token"]
+
+
+def test_what_is_frozen_and_what_decays_is_said():
+    optim = conftest.tiny_config(
+        optim=dict(lr_multiplier=dict(embedding=0.0), decay_multiplier=dict(output=0.5))
+    ).optim
+    assert progress.describe_groups(optim) == (
+        "frozen: embedding; decay 0.01: attention, ffn; decay 0.005: output; "
+        "decay 0: norm, residual"
+    )
+    assert progress.describe_groups(config.OptimConfig()).startswith("frozen: nothing; decay 0.01")

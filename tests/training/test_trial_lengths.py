@@ -234,6 +234,7 @@ def test_a_trial_ends_after_as_many_validations_without_a_new_lowest_loss(stoppe
     assert max(_losses(workdir / "trials/001")) == 12
 
 
+@pytest.mark.slow
 def test_a_run_in_which_all_have_stopped_is_done(token_dir, cache_dir, tmp_path, capsys):
     cfg = _early(
         token_dir,
