@@ -68,6 +68,7 @@ def tiny_config(**sections) -> config.Config:
         "trials": {},
         # A second program to compile; tests of telemetry switch it on.
         "telemetry": dict(every_steps=0),
+        "tasks": {},
         "runtime": {},
     }
     seed = sections.pop("seed", 0)

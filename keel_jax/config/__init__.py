@@ -24,6 +24,7 @@ from keel_jax.config.run import (
     results_options,
     to_dict,
 )
+from keel_jax.config.tasks import TasksConfig
 from keel_jax.config.topologies import TOPOLOGIES
 from keel_jax.config.train import RuntimeConfig, TelemetryConfig, TrainConfig, TrialsConfig
 
@@ -43,6 +44,7 @@ __all__ = [
     "ParamGroups",
     "RecomputeConfig",
     "RuntimeConfig",
+    "TasksConfig",
     "TelemetryConfig",
     "TrainConfig",
     "default",

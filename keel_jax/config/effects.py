@@ -93,6 +93,10 @@ READERS = (
         lambda path: len(data.split_paths(path)) > 1,
         "a mixture of several directories",
     ),
+    *(
+        Reader(f"tasks.{option}", "tasks.names", bool, "a run with tasks.names")
+        for option in ("data", "every_steps", "limit", "batch_size")
+    ),
     Reader("train.init_partially", "train.init_from", bool, "a run with train.init_from"),
     Reader("train.keep_best", "train.eval_every_steps", bool, "a run with validations"),
     Reader(

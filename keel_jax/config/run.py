@@ -13,6 +13,7 @@ from keel_jax.config.mesh import MeshConfig
 from keel_jax.config.model import ModelConfig
 from keel_jax.config.optim import OptimConfig
 from keel_jax.config.options import Change, option
+from keel_jax.config.tasks import TasksConfig
 from keel_jax.config.train import RuntimeConfig, TelemetryConfig, TrainConfig, TrialsConfig
 
 
@@ -27,6 +28,7 @@ class Config:
     trials: TrialsConfig = TrialsConfig()
     mesh: MeshConfig = MeshConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    tasks: TasksConfig = TasksConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     # Seed of the initial weights and of the data order.
     seed: int = option(0, Change.RUN)

@@ -124,6 +124,12 @@ def test_trials_pair_up():
         (dict(trials=dict(peak_lr=(1e-3,), seed=(1, 2))), "1 entries.* has 2"),
         (dict(mesh=dict(data=-1, fsdp=-1)), "at most one is -1"),
         (dict(data=dict(path="a,b", weights=(1.0,))), "1 entries.* 2 directories"),
+        (dict(tasks=dict(names=("piqa",))), "tasks.names=piqa needs tasks.data"),
+        (dict(tasks=dict(every_steps=5)), "tasks.every_steps=5 has no effect with tasks.names"),
+        (
+            dict(tasks=dict(names=("piqa",), data="d", batch_size=0)),
+            "batch_size=0 must be at least",
+        ),
     ],
 )
 def test_mistakes_are_named(sections, message):
@@ -216,6 +222,10 @@ _EFFECTS = {
         dict(eval_every_steps=0),
     ),
     "data.prefetch_batches": (2, dict(num_threads=1), dict(num_threads=0)),
+    "tasks.data": ("d", dict(names=("piqa",)), dict(names=())),
+    "tasks.every_steps": (3, dict(names=("piqa",), data="d"), dict(names=())),
+    "tasks.limit": (3, dict(names=("piqa",), data="d"), dict(names=())),
+    "tasks.batch_size": (3, dict(names=("piqa",), data="d"), dict(names=())),
 }
 
 

@@ -1,0 +1,91 @@
+"""Benchmarks during training score what `evaluate` scores on the checkpoint."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from keel_jax import config, make_depth_suite
+from keel_jax.depth_suite import options
+from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.tasks import evaluation, in_training
+from keel_jax.training import trained
+from tests.tasks import layouts
+
+_TASKS = ("lambada", "depth_recall")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    layouts.write("lambada", folder)
+    layouts.write("gsm8k", folder)
+    chosen = options.SuiteOptions(tasks=("recall",), difficulties=(1, 2), num_train=0, num_test=3)
+    make_depth_suite.write(chosen, folder / "depth_suite")
+    return folder
+
+
+def _config(cfg, folder, **tasks):
+    tasks = {"names": _TASKS, "data": str(folder), **tasks}
+    return dataclasses.replace(cfg, tasks=config.TasksConfig(**tasks))
+
+
+def test_the_metrics_are_those_of_evaluate(workdir, model, folder, tmp_path):
+    cfg = _config(model.trained.cfg, folder)
+    examination = in_training.Examination(cfg, model.trained.mesh, model.tokenizer)
+    [metrics] = examination(model.trained.params)
+    found, _ = evaluation.evaluate(
+        workdir, [*_TASKS], folder, items=tmp_path / "items", mesh=trained.one_device()
+    )
+    lambada, recall = found
+    assert metrics["tasks/lambada/acc"] == lambada.metrics["acc"].value
+    assert metrics["tasks/lambada/nats"] == pytest.approx(lambada.metrics["nats"].value, rel=1e-6)
+    assert metrics["tasks/depth_recall/acc"] == recall.headline.value
+    for subject, (value, count) in recall.subjects.items():
+        assert metrics[f"tasks/depth_recall/acc/{subject}"] == value and count == 3
+    headlines = [result.headline.value for result in found]
+    assert metrics["tasks/average"] == pytest.approx(np.mean(headlines))
+
+
+def test_every_trial_is_scored_alone(model, folder):
+    """Stacked weights, as the state of several trials has them."""
+    one = model.trained.params
+    other = jax.tree.map(lambda leaf: leaf * 1.5, one)
+    cfg = _config(model.trained.cfg, folder, limit=1)
+    alone = in_training.Examination(cfg, model.trained.mesh, model.tokenizer)
+    several = in_training.Examination(
+        dataclasses.replace(cfg, trials=config.TrialsConfig(seed=(0, 1))),
+        model.trained.mesh,
+        model.tokenizer,
+    )
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), one, other)
+    assert several(stacked) == alone(one) + alone(other)
+    assert alone(one) != alone(other)
+
+
+def test_a_stop_request_ends_it(model, folder):
+    cfg = _config(model.trained.cfg, folder, batch_size=1)
+    examination = in_training.Examination(cfg, model.trained.mesh, model.tokenizer)
+    asked = []
+    assert examination(model.trained.params, lambda: len(asked) == 1 or asked.append(1)) is None
+
+
+def test_what_cannot_be_scored_is_refused_at_the_beginning(model, folder):
+    def make(**tasks):
+        cfg = _config(model.trained.cfg, folder, **tasks)
+        return in_training.Examination(cfg, model.trained.mesh, model.tokenizer)
+
+    with pytest.raises(ValueError, match="tasks.names has gsm8k, whose answers are generated"):
+        make(names=("gsm8k",))
+    with pytest.raises(ValueError, match="Did you mean 'piqa'"):
+        make(names=("pica",))
+    with pytest.raises(ValueError, match="hellaswag: no file of"):
+        make(names=("hellaswag",))
+    mesh = mesh_lib.make(config.MeshConfig(fsdp=4, context=2))
+    with pytest.raises(ValueError, match="context=2 and stage=1 cannot score"):
+        in_training.Examination(_config(model.trained.cfg, folder), mesh, model.tokenizer)
+
+
+def test_a_run_without_benchmarks_has_no_examination(model, workdir):
+    assert in_training.make(model.trained.cfg, model.trained.mesh, workdir / "no.model") is None
