@@ -17,6 +17,7 @@ from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.planning import chips, recompute_choice, resolve
 from keel_jax.runtime import agreement, cli, distributed, exit_codes
 from keel_jax.runtime import session as session_lib
+from keel_jax.tasks import in_training
 from keel_jax.training import checkpoint, events, inputs, loop, profiling, programs, start, trials
 from keel_jax.training import logs as logs_lib
 from keel_jax.training import progress as progress_lib
@@ -43,6 +44,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         mesh = mesh_lib.make(asked.mesh)
         inputs.check_sizes(asked, tokens, mesh)
         cfg = resolve.resolve(asked, mesh)
+        examination = in_training.make(cfg, mesh, tokens.first.path / "tokenizer.model")
         workdir = resources.enter_context(workdir_lib.opened(workdir, asked))
         session.watchdog.workdir = workdir
 
@@ -72,16 +74,16 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> int:
         # Logs, telemetry and console output.
         directories = trials.directories(workdir, cfg)
         ids = trials.log_ids(meta.run_id, cfg)
-        logs = resources.enter_context(
-            logs_lib.Logs(directories, ids, step, cfg.train, meta.trial_steps)
-        )
+        own_logs = logs_lib.Logs(directories, ids, step, cfg.train, meta.trial_steps)
+        logs = resources.enter_context(own_logs)
         telemetry = telemetry_lib.Recorder(cfg, compiled.statistics, directories, step, logs, clock)
 
         training = loop.Loop(
             cfg=cfg,
             programs=compiled,
             batches=inputs.train_batches(cfg, tokens, mesh, step),
-            is_evaluated=logs_lib.are_evaluated(directories, step),
+            logged=logs_lib.logged_at(directories, step),
+            examination=examination,
             meta=meta,
             save=checkpoints.save,
             check_saved=checkpoints.check,

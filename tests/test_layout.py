@@ -139,16 +139,20 @@ def test_reads_are_told_from_checks_and_copies(reads):
 
 def test_every_option_is_read(reads, token_dir, cache_dir, tmp_path):
     """By a short run and its evaluation, or by the step of an optimizer, a schedule, a topology."""
+    benchmarks = tmp_path / "benchmarks"
+    benchmarks.mkdir()
+    (benchmarks / "lambada_test.txt").write_text("one word\n")
     cfg = conftest.tiny_config(
         model=dict(num_blocks=1, vocab_size=0),
         data=dict(path=str(token_dir)),
         train=dict(num_steps=3, eval_num_batches=1),
+        tasks=dict(names=("lambada",), data=str(benchmarks)),
         runtime=dict(compilation_cache_dir=cache_dir),
     )
-    train.train(cfg, tmp_path)
-    evaluate.evaluate(tmp_path)
+    train.train(cfg, run := tmp_path / "run")
+    evaluate.evaluate(run)
     # Weights of another run, without the run.
-    begun = dict(config.to_dict(cfg), train=dict(num_steps=3, init_from=str(tmp_path)))
+    begun = dict(config.to_dict(cfg), train=dict(num_steps=3, init_from=str(run)))
     begun_cfg = inputs.complete(config.from_dict(begun), tokens := inputs.open_inputs(cfg.data))
     begun_cfg = resolve.resolve(begun_cfg, mesh := mesh_lib.make(cfg.mesh))
     meta = inputs.meta(begun_cfg, tokens)

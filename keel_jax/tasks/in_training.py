@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from keel_jax import config, errors
 from keel_jax.data import tokenizer as tokenizer_lib
@@ -90,7 +91,7 @@ class Examination:
 
 
 def make(
-    cfg: config.Config, mesh: jax.sharding.Mesh, tokenizer_file: pathlib.Path
+    cfg: config.Config, mesh: jax.sharding.Mesh, tokenizer_file: epath.PathLike
 ) -> Examination | None:
     """The examination of a run, or None if it names no benchmarks; errors as of `Examination`."""
     if not cfg.tasks.names:

@@ -4,6 +4,7 @@ import collections
 import itertools
 import struct
 import time
+import typing
 from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
@@ -246,11 +247,20 @@ def _out_of_place(path: epath.Path, scanned: metric_rows.Scanned) -> str:
     )
 
 
-def are_evaluated(directories: Sequence[epath.Path], step: int) -> list[bool]:
-    """Whether each trial has its validation of `step` in its log, for the lead; a collective."""
-    found = distributed.from_lead(*(_is_evaluated(directory, step) for directory in directories))
-    return [bool(trial) for trial in found]
+class Logged(typing.NamedTuple):
+    """Per trial, what of a step is in its log."""
+
+    is_evaluated: list[bool]
+    is_examined: list[bool]
 
 
-def _is_evaluated(workdir: epath.Path, step: int) -> bool:
-    return any(row["step"] == step and "eval/loss_nats_per_token" in row for row in read(workdir))
+def logged_at(directories: Sequence[epath.Path], step: int) -> Logged:
+    """Which validations and scores of benchmarks of `step` the lead's logs hold; a collective."""
+    found = []
+    for name in ("eval/loss_nats_per_token", "tasks/average"):
+        found.append(distributed.from_lead(*(_holds(path, step, name) for path in directories)))
+    return Logged(*([bool(trial) for trial in trials] for trials in found))
+
+
+def _holds(workdir: epath.Path, step: int, name: str) -> bool:
+    return any(row["step"] == step and name in row for row in read(workdir))

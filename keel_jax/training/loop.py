@@ -15,6 +15,7 @@ from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import distributed, exit_codes
 from keel_jax.training import (
     checkpoint_meta,
+    logs,
     metrics,
     profiling,
     repeatability,
@@ -47,8 +48,10 @@ class Loop:
     programs: programs_lib.Programs
     # Global batches from the first step on.
     batches: collections.abc.Iterator[dict]
-    # Per trial, whether a validation of the first step is in its log already.
-    is_evaluated: collections.abc.Sequence[bool]
+    # What of the first step is in the logs already.
+    logged: logs.Logged
+    # (params, stop asked?) -> the scores of benchmarks of each trial, or None after a stop request.
+    examination: collections.abc.Callable | None
     # Metadata of the run as it began, or as the checkpoint from which it continues has them.
     meta: checkpoint_meta.Meta
     # Writes a checkpoint in the background.
@@ -91,7 +94,7 @@ class Loop:
             for end, rate, at in zip(self.cfg.trial_steps, rates, steps, strict=True)
         ]
         self._validations = validations.Validations(self.cfg.num_trials, self.meta.validations)
-        self._validated_at = 0
+        self._validated_at = self._examined_at = 0
         self._unread: _Unread | None = None
         # The state after the last dispatched step.
         self._state = state
@@ -101,6 +104,8 @@ class Loop:
             # The previous run was stopped during this validation.
             self._evaluate(step, state)
             state = self._stop_early(step, state)
+        if self._is_examined(step):
+            self._examine(step, state)
         with self.trace:
             while self._goes_on(step) and not self.stops(step):
                 self.check_saved()
@@ -142,7 +147,7 @@ class Loop:
         self._save(step, state, diverged=diverged)
         if diverged:
             return exit_codes.DIVERGED, step, state
-        if goes_on or self._evaluate(step, state) is None:
+        if goes_on or self._evaluate(step, state) is None or not self._examine(step, state):
             return exit_codes.PREEMPTED, step, state
         self._name_best(step)
         return exit_codes.DONE, step, state
@@ -150,12 +155,14 @@ class Loop:
     def _pause(self, step: int, state):
         """Validates and copies the state for a checkpoint, if these are due; returns the state."""
         train = self.cfg.train
-        evaluates = self._is_validated(step)
+        evaluates, examines = self._is_validated(step), self._is_examined(step)
         saves = self._is_due(step, train.checkpoint_every_steps) or self._is_time_to_save(step)
-        if not (evaluates or saves):
+        if not (evaluates or examines or saves):
             return state
         self._read_last()
         losses = self._evaluate(step, state) if evaluates else None
+        if examines:
+            self._examine(step, state)
         state = self._stop_early(step, state)
         if (saves or (losses and train.keep_best)) and any(self._alive):
             found = [loss for loss in losses or [] if loss is not None]
@@ -180,6 +187,11 @@ class Loop:
         """Whether `step` is followed by a validation: by the option, or as a trial ends there."""
         is_an_end = step in self.cfg.trial_steps and self._is_due(step, step)
         return is_an_end or self._is_due(step, self.cfg.train.eval_every_steps)
+
+    def _is_examined(self, step: int) -> bool:
+        """Whether `step` is followed by benchmarks: by the option, or as a trial ends there."""
+        is_an_end = step in self.cfg.trial_steps and self._is_due(step, step)
+        return is_an_end or self._is_due(step, self.cfg.tasks.every_steps)
 
     def _stop_early(self, step: int, state):
         """The state after the validation of `step`; trials that do not improve are over in it."""
@@ -305,13 +317,7 @@ class Loop:
           The loss of every trial, None of those that have ended before; [] if they were logged.
           None if a stop request came first.
         """
-        logged = self.is_evaluated if step == self._first_step else [False] * self.cfg.num_trials
-        if step == self._validated_at:
-            logged = [True] * self.cfg.num_trials
-        due = [
-            alive and step <= end and not is_logged
-            for alive, end, is_logged in zip(self._alive, self._ends, logged, strict=True)
-        ]
+        due = self._unlogged(step, self.logged.is_evaluated, step == self._validated_at)
         if not any(due):
             return []  # the previous run was stopped after this validation
         # The same batches each time, so that the points of the curve are comparable.
@@ -337,6 +343,38 @@ class Loop:
         self._validations.add(step, found)
         self._validated_at = step
         return found
+
+    def _examine(self, step: int, state) -> bool:
+        """Scores the benchmarks, unless that is logged; False if a stop request came first."""
+        due = self._unlogged(step, self.logged.is_examined, step == self._examined_at)
+        if self.examination is None or not any(due):
+            return True
+        with self.clock.measure("evaluation"):
+            rows = self.examination(state.params, lambda: self.stops(step))
+        if rows is None:
+            return False
+        for trial, row in enumerate(rows):
+            if due[trial]:
+                self.write(trial, {"step": step, **row})
+        average = self._for_people(step, rows, "tasks/average")
+        self.progress.step(step, f"benchmarks {average} on average")
+        self._examined_at = step
+        return True
+
+    def _unlogged(
+        self, step: int, is_logged: collections.abc.Sequence[bool], is_done: bool
+    ) -> list[bool]:
+        """Of each trial, whether it still trains at `step` and its log lacks what `is_logged` says.
+
+        Args:
+          is_logged: of the first step, by the run before.
+          is_done: whether this run has done it.
+        """
+        logged = is_logged if step == self._first_step else [False] * self.cfg.num_trials
+        return [
+            alive and step <= end and not (before or is_done)
+            for alive, end, before in zip(self._alive, self._ends, logged, strict=True)
+        ]
 
     def _for_people(self, step: int, rows: list[dict], name: str) -> str:
         """One number per trial, as text."""

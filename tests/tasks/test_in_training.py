@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from keel_jax import config, make_depth_suite
+from keel_jax import config, make_depth_suite, train
 from keel_jax.depth_suite import options
 from keel_jax.parallel import mesh as mesh_lib
+from keel_jax.runtime import exit_codes
 from keel_jax.tasks import evaluation, in_training
-from keel_jax.training import trained
+from keel_jax.training import logs, trained
+from tests import conftest
 from tests.tasks import layouts
 
 _TASKS = ("lambada", "depth_recall")
@@ -89,3 +91,37 @@ def test_what_cannot_be_scored_is_refused_at_the_beginning(model, folder):
 
 def test_a_run_without_benchmarks_has_no_examination(model, workdir):
     assert in_training.make(model.trained.cfg, model.trained.mesh, workdir / "no.model") is None
+
+
+def _scored_steps(directory):
+    return [row["step"] for row in logs.read(directory) if "tasks/average" in row]
+
+
+def test_a_run_logs_its_benchmarks_and_does_not_score_them_twice(token_dir, folder, tmp_path):
+    cfg = conftest.tiny_config(
+        data=dict(path=str(token_dir)),
+        model=dict(vocab_size=304),
+        train=dict(num_steps=5, seq_len=40, batch_size=8, checkpoint_every_steps=2),
+        trials=dict(num_steps=(5, 3), peak_lr=(1e-2, 1e-3)),
+        tasks=dict(names=_TASKS, data=str(folder), every_steps=2, limit=1),
+    )
+    assert train.train(cfg, tmp_path / "run") == exit_codes.DONE
+    # A trial is scored at its own end, too, and not after it.
+    trials = [tmp_path / "run/trials" / name for name in ("000", "001")]
+    assert [_scored_steps(trial) for trial in trials] == [[2, 3, 4, 5], [2, 3]]
+    before = [logs.read(trial) for trial in trials]
+    assert train.train(cfg, tmp_path / "run") == exit_codes.DONE
+    assert [logs.read(trial) for trial in trials] == before
+
+
+def test_benchmarks_that_cannot_be_are_refused_before_the_directory_exists(
+    token_dir, folder, tmp_path
+):
+    cfg = conftest.tiny_config(
+        data=dict(path=str(token_dir)),
+        model=dict(vocab_size=304),
+        tasks=dict(names=("hellaswag",), data=str(folder)),
+    )
+    with pytest.raises(ValueError, match="hellaswag: no file of"):
+        train.train(cfg, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
