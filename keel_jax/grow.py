@@ -87,7 +87,8 @@ def grow(
             versions=versions.describe()["packages"],
         )
         with checkpoint.Checkpoints(output, cfg.train) as checkpoints:
-            meta = dataclasses.replace(meta, model=config.model_options(grown_cfg))
+            model = config.model_options(grown_cfg)
+            meta = dataclasses.replace(meta, model=model, validations=None, trial_steps=None)
             checkpoints.save_weights(params, meta)
         ancestry.record(output, [*ancestry.read(workdir), ancestor])
         if distributed.is_lead():

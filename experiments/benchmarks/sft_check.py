@@ -171,7 +171,7 @@ def main(_: list[str]) -> int:
 
 if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", None, "Directory of the runs.", required=True)
-    _NUM_STEPS = flags.DEFINE_integer("pretraining_steps", 1000, "Steps of 8 x 128 tokens.")
+    _NUM_STEPS = flags.DEFINE_integer("pretraining_steps", 300, "Steps of 8 x 128 tokens.")
     _NUM_CONVERSATIONS = flags.DEFINE_integer("conversations", 2000, "A tenth is held out.")
     _JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
     cli.run(main)

@@ -271,7 +271,8 @@ def _check_packing(token_set: shards.TokenSet, seq_len: int) -> None:
         raise errors.UserError(
             f"{token_set.path} is packed in windows of {token_set.pack_tokens} tokens, and "
             f"train.seq_len is {seq_len}: documents would be cut. Set train.seq_len="
-            f"{token_set.pack_tokens}, or prepare the set with --pack_tokens={seq_len}."
+            f"{token_set.pack_tokens} (of evaluate: --seq_len), or prepare the set with "
+            f"--pack_tokens={seq_len}."
         )
 
 
