@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from keel_jax import config
 from keel_jax.interchange import exporting, importing, safetensors_file
+from keel_jax.interchange import folder as folder_lib
 from keel_jax.model import lm
 from keel_jax.training import checkpoint, leaves, trained
 from tests.interchange import models
@@ -45,6 +46,20 @@ def test_the_folder_holds_what_transformers_reads(folder):
         assert {t for t, file in index["weight_map"].items() if file == name} == set(tensors)
         total += sum(tensor.nbytes for tensor in tensors.values())
     assert index["metadata"]["total_size"] == total
+
+
+def test_matrices_are_those_of_linear_layers(workdir, folder):
+    """[out, in], as torch.nn.Linear stores them; the embedding is a table in both."""
+    params = trained.load_params(workdir, trained.one_device())[0]
+    weights = folder_lib.open_weights(folder)
+    for name, ours in (
+        ("model.layers.1.ffn.up.weight", params["block"]["ffn"]["up"][1].T),
+        ("model.layers.2.attention.key.weight", params["block"]["attention"]["key"][2].T),
+        ("model.layers.0.attention.inner_norm", params["block"]["attention"]["inner_norm"][0]),
+        ("lm_head.weight", params["output"]["matrix"].T),
+        ("model.embed_tokens.weight", params["embedding"]["table"]),
+    ):
+        np.testing.assert_array_equal(weights.read(name), ours)
 
 
 def test_a_small_model_is_one_file(workdir, tmp_path):
