@@ -44,7 +44,7 @@ def test_cached_decoding_equals_the_forward_pass(topology):
 
 
 def _generate(model, params, prompts, *, num_tokens, how, end_id=-1, num_ids=64):
-    """Chunk by chunk of 3 tokens after prompts that are lists of ids."""
+    """The tokens after prompts that are lists of ids, in chunks of 3, and how many were drawn."""
     sampler = sampling.Sampler(model, how, end_id, num_ids)
     longest = max(map(len, prompts))
     prompt_BP = jnp.asarray([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
@@ -58,7 +58,7 @@ def _generate(model, params, prompts, *, num_tokens, how, end_id=-1, num_ids=64)
     while state.num_drawn < num_tokens and not state.ended_B.all():
         state, drawn_BT = go_on(params, state, length_B, key_B, num_tokens)
         drawn.append(drawn_BT)
-    return np.concatenate(drawn, axis=1)[:, :num_tokens]
+    return np.concatenate(drawn, axis=1)[:, :num_tokens], state.num_drawn
 
 
 def _greedy_without_cache(model, params, prompt, num_tokens):
@@ -77,7 +77,8 @@ GREEDY = sampling.Sampling(temperature=0.0)
 def test_greedy_generation_equals_repeated_forward_passes_for_ragged_prompts():
     model, params = _model()
     prompts = [[1, 5, 9, 2, 7], [3, 4]]
-    tokens = _generate(model, params, prompts, num_tokens=8, how=GREEDY)
+    tokens, num_drawn = _generate(model, params, prompts, num_tokens=8, how=GREEDY)
+    assert num_drawn == 8
     for row, prompt in zip(tokens, prompts, strict=True):
         assert row.tolist() == _greedy_without_cache(model, params, prompt, 8)
 
@@ -87,11 +88,13 @@ def test_nothing_follows_the_end_and_the_loop_ends_with_the_last_row():
     prompts = [[1, 5, 9], [2, 2]]
     free = [_greedy_without_cache(model, params, prompt, 6) for prompt in prompts]
     end = free[0][2]
-    [tokens] = _generate(model, params, prompts[:1], num_tokens=6, how=GREEDY, end_id=end)
     first = free[0].index(end)
-    # The loop has not gone on to the six tokens of the limit.
+    [tokens], num_drawn = _generate(
+        model, params, prompts[:1], num_tokens=6, how=GREEDY, end_id=end
+    )
     assert tokens.tolist() == (free[0][: first + 1] + [end] * 6)[:4]
-    both = _generate(model, params, prompts, num_tokens=6, how=GREEDY, end_id=end)
+    assert num_drawn == first + 1 < 4
+    both, _ = _generate(model, params, prompts, num_tokens=6, how=GREEDY, end_id=end)
     assert both[0].tolist() == free[0][: first + 1] + [end] * (5 - first)
     assert both[1].tolist() == free[1] and end not in free[1]
 
@@ -123,7 +126,7 @@ def test_sampling_follows_its_options(options, expected):
 def test_padding_of_the_vocabulary_is_never_drawn():
     model, params = _model()
     how = sampling.Sampling(temperature=3.0)
-    tokens = _generate(model, params, [[1, 1]] * 8, num_tokens=16, how=how, num_ids=3)
+    tokens, _ = _generate(model, params, [[1, 1]] * 8, num_tokens=16, how=how, num_ids=3)
     assert set(np.unique(tokens)) <= {0, 1, 2}
 
 
