@@ -8,13 +8,13 @@ import collections.abc
 import dataclasses
 
 import jax
-import numpy as np
 
 from keel_jax import config
 from keel_jax.runtime import clock as clock_lib
 from keel_jax.runtime import distributed, exit_codes
 from keel_jax.training import (
     checkpoint_meta,
+    living_trials,
     logs,
     metrics,
     profiling,
@@ -83,16 +83,7 @@ class Loop:
         self.clock.begin_steps()
         self._check = repeatability.Check(self.cfg.train.check_every_steps, self.clock)
         self._interval = _Interval(self.clock, step)
-        steps, rates, diverged = (
-            values.reshape(-1)
-            for values in transfer.fetch((state.step, state.peak_lr, state.diverged))
-        )
-        self._alive = [not trial for trial in diverged]
-        # The last step of each trial: of its own length, or at which it was stopped early.
-        self._ends = [
-            end if rate else int(at)
-            for end, rate, at in zip(self.cfg.trial_steps, rates, steps, strict=True)
-        ]
+        self._trials = living_trials.LivingTrials(self.cfg, state)
         self._validations = validations.Validations(self.cfg.num_trials, self.meta.validations)
         self._validated_at = self._examined_at = 0
         self._unread: _Unread | None = None
@@ -107,7 +98,7 @@ class Loop:
         if self._is_examined(step):
             self._examine(step, state)
         with self.trace:
-            while self._goes_on(step) and not self.stops(step):
+            while self._trials.go_on(step) and not self.stops(step):
                 self.check_saved()
                 if self.trace.begins_before(step + 1):
                     self._read_last()
@@ -142,7 +133,7 @@ class Loop:
 
     def _finish(self, step: int, state):
         """Saves before anything else, so that nothing is lost if the run is killed from here on."""
-        diverged, goes_on = not any(self._alive), self._goes_on(step)
+        diverged, goes_on = not any(self._trials.is_alive), self._trials.go_on(step)
         step = step if goes_on else int(transfer.fetch(state.step).max())
         self._save(step, state, diverged=diverged)
         if diverged:
@@ -164,7 +155,7 @@ class Loop:
         if examines:
             self._examine(step, state)
         state = self._stop_early(step, state)
-        if (saves or (losses and train.keep_best)) and any(self._alive):
+        if (saves or (losses and train.keep_best)) and any(self._trials.is_alive):
             found = [loss for loss in losses or [] if loss is not None]
             self._save(step, state, eval_loss=min(found, default=None))
         self._interval = _Interval(self.clock, step)
@@ -173,15 +164,11 @@ class Loop:
     def _save(self, step: int, state, **more):
         now = {
             "validations": self._validations.to_json(),
-            "trial_steps": [min(step, end) for end in self._ends],
+            "trial_steps": [min(step, end) for end in self._trials.ends],
         }
         with self.clock.measure("checkpoint_wait"):
             self.save(state, dataclasses.replace(self.meta, step=step, **now, **more))
         self._saved_at = self.clock.total
-
-    def _goes_on(self, step: int) -> bool:
-        """Whether a trial is still to be trained after `step`."""
-        return any(alive and step < end for alive, end in zip(self._alive, self._ends, strict=True))
 
     def _is_validated(self, step: int) -> bool:
         """Whether `step` is followed by a validation: by the option, or as a trial ends there."""
@@ -195,27 +182,10 @@ class Loop:
 
     def _stop_early(self, step: int, state):
         """The state after the validation of `step`; trials that do not improve are over in it."""
-        patience = self.cfg.train.early_stopping_validations
-        found = self._validations
-        stopped = [
-            trial
-            for trial, since in enumerate(found.num_since)
-            if patience and since >= patience and self._alive[trial] and step < self._ends[trial]
-        ]
-        if not stopped:
-            return state
-        for trial in stopped:
-            self._ends[trial] = step
-            self.progress.step(
-                step,
-                f"{self._name(trial)} stops early: {found.num_since[trial]} validations since "
-                f"{found.lowest[trial]:.4f} nats/token at step {found.at_step[trial]}",
-            )
-        rates = np.array(transfer.fetch(state.peak_lr))
-        rates.reshape(-1)[stopped] = 0  # a view: `rates` is contiguous
-        with jax.transfer_guard("allow"):
-            peak_lr = transfer.put_everywhere(rates, state.peak_lr.sharding)
-        return dataclasses.replace(state, peak_lr=peak_lr)
+        state, messages = self._trials.stop_early(step, state, self._validations)
+        for message in messages:
+            self.progress.step(step, message)
+        return state
 
     def _name_best(self, step: int):
         """Says which of several trials had the lowest validation loss, and where."""
@@ -224,15 +194,8 @@ class Loop:
             self.progress.step(
                 step,
                 f"lowest validation loss: {self._validations.lowest[best]:.4f} nats/token of "
-                f"{self._name(best)} at step {self._validations.at_step[best]}",
+                f"{self._trials.name(best)} at step {self._validations.at_step[best]}",
             )
-
-    def _name(self, trial: int) -> str:
-        if self.cfg.num_trials == 1:
-            return "the run"
-        peak_lr, seed = self.cfg.trial_settings[trial]
-        num_steps = self.cfg.trial_steps[trial]
-        return f"trial {trial:03} (peak_lr {peak_lr:g}, seed {seed}, {num_steps} steps)"
 
     def _is_time_to_save(self, step: int) -> bool:
         """Whether `checkpoint_every_minutes` have passed; all processes ask at the same steps."""
@@ -254,7 +217,9 @@ class Loop:
         last, self._unread = self._unread, None
         step, trials = last.step, transfer.per_trial(last.sums, self.cfg.num_trials)
         self.clock.finish_step(step)
-        newly_dead = [i for i, trial in enumerate(trials) if trial["diverged"] and self._alive[i]]
+        newly_dead = [
+            i for i, trial in enumerate(trials) if trial["diverged"] and self._trials.is_alive[i]
+        ]
         self._record_telemetry(last, newly_dead, trials)
         logged = step % self.cfg.train.log_every_steps == 0 or step in (1, *self.cfg.trial_steps)
         if not (logged or newly_dead):
@@ -262,15 +227,15 @@ class Loop:
             return
         speed = self._interval.close(step, self.cfg, self.peak_flops)
         rows = [self._row(step, trial, speed) for trial in trials]
-        for trial, row in enumerate(rows):
-            if self._alive[trial] and step <= self._ends[trial]:
-                self.write(trial, row)
+        for trial, trains in enumerate(self._trials.train_at(step)):
+            if trains:
+                self.write(trial, rows[trial])
         for trial in newly_dead:
-            self._alive[trial] = False
+            self._trials.is_alive[trial] = False
         self.progress.step(
             step,
-            f"loss {self._for_people(step, rows, 'train/loss_nats_per_token')} nats/token  "
-            f"grad norm {self._for_people(step, rows, 'train/grad_norm')}  "
+            f"loss {self._trials.as_text(step, rows, 'train/loss_nats_per_token')} nats/token  "
+            f"grad norm {self._trials.as_text(step, rows, 'train/grad_norm')}  "
             f"lr {trials[0]['learning_rate']:.3g}  {speed['time/tokens_per_second']:,.0f} tokens/s",
         )
         self.on_logged(step)
@@ -283,9 +248,7 @@ class Loop:
         """
         statistics = last.statistics
         recorded = [
-            trial
-            for trial, is_alive in enumerate(self._alive)
-            if is_alive and last.step <= self._ends[trial]
+            trial for trial, trains in enumerate(self._trials.train_at(last.step)) if trains
         ]
         if statistics is None and newly_dead:
             statistics, recorded = self.telemetry.compute(self._state, last.batch), newly_dead
@@ -333,8 +296,8 @@ class Loop:
         for trial, row in enumerate(rows):
             if due[trial]:
                 self.write(trial, {"step": step, **row})
-        losses = self._for_people(step, rows, "eval/loss_nats_per_token")
-        per_byte = self._for_people(step, rows, "eval/bits_per_byte")
+        losses = self._trials.as_text(step, rows, "eval/loss_nats_per_token")
+        per_byte = self._trials.as_text(step, rows, "eval/bits_per_byte")
         self.progress.step(step, f"validation {losses} nats/token, {per_byte} bits/byte")
         found = [
             row["eval/loss_nats_per_token"] if is_due else None
@@ -356,7 +319,7 @@ class Loop:
         for trial, row in enumerate(rows):
             if due[trial]:
                 self.write(trial, {"step": step, **row})
-        average = self._for_people(step, rows, "tasks/average")
+        average = self._trials.as_text(step, rows, "tasks/average")
         self.progress.step(step, f"benchmarks {average} on average")
         self._examined_at = step
         return True
@@ -372,16 +335,9 @@ class Loop:
         """
         logged = is_logged if step == self._first_step else [False] * self.cfg.num_trials
         return [
-            alive and step <= end and not (before or is_done)
-            for alive, end, before in zip(self._alive, self._ends, logged, strict=True)
+            trains and not (before or is_done)
+            for trains, before in zip(self._trials.train_at(step), logged, strict=True)
         ]
-
-    def _for_people(self, step: int, rows: list[dict], name: str) -> str:
-        """One number per trial, as text."""
-        return " ".join(
-            ("ended" if step > end else f"{row[name]:.4f}") if alive else "diverged"
-            for row, alive, end in zip(rows, self._alive, self._ends, strict=True)
-        )
 
 
 class _Interval:
