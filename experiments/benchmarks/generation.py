@@ -10,7 +10,8 @@ an end, in turns:
 
 The model is the quickstart's at random weights, or that of --workdir, of which --torch_folder
 should be the export. Compilation is not counted. On a shared machine only the ratios of one run
-mean something.
+mean something; and on one whose cores are busy, PyTorch's threads wait for each other most of the
+time (measured: 51 times as long as `batched` instead of 2.3), so set OMP_NUM_THREADS=1 there.
 """
 
 import statistics

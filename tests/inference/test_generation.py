@@ -1,6 +1,10 @@
 """Texts end where they should, and are those of the prompt alone, whatever the batch."""
 
 import itertools
+import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -172,6 +176,24 @@ def test_a_mesh_that_splits_sequences_writes_as_one_device(workdir, model):
     mesh = mesh_lib.make(config.MeshConfig(fsdp=4, context=2))
     several = keel_jax.load(workdir, mesh=mesh)
     assert several.generate(PROMPTS, num_tokens=6) == model.generate(PROMPTS, num_tokens=6)
+
+
+@pytest.mark.slow
+def test_the_command_prints_texts_and_their_speed(workdir, model, tmp_path):
+    command = [sys.executable, "-m", "keel_jax.generate", f"--workdir={workdir}", "--temperature=0"]
+    command += ["--prompt=def f", "--prompt=1", "--stop=fu", "--num_tokens=9", "--batch_size=1"]
+    command += [f"--json={tmp_path}/texts.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    prompts = ["def f", "1"]
+    written = model.generate_timed(prompts, num_tokens=9, stop=["fu"])
+    texts = [text.text for text in written.texts]
+    samples = json.loads((tmp_path / "texts.json").read_text())
+    assert samples == [
+        {"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    assert prompts[1] + texts[1] in done.stdout
+    assert re.search(rf"{written.num_tokens} tokens in .* s .*: \d+ tokens/s", done.stderr)
 
 
 def test_the_string_that_is_complete_first_ends_a_text():
