@@ -22,6 +22,7 @@ CORE = [
     "etils[epath]>=1.13",
     "markdown-it-py>=3",
     "matplotlib>=3.10",
+    "ml_dtypes>=0.5",
     "numpy>=2.0",
     "protobuf>=5",
     "rich>=14",

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -80,7 +81,7 @@ def export(
     if metrics is not None:
         content = files.read_json(metrics, remedy="evaluate again")
         measured = model_card.check_metrics(content, source.meta.step, os.fspath(metrics))
-    tokenizer_bytes = _tokenizer_bytes(epath.Path(workdir), source)
+    tokenizer, tokenizer_bytes = _tokenizer(epath.Path(workdir), source)
     origin = hf_config.Origin(
         step=source.meta.step,
         tokens=source.meta.step * cfg.train.tokens_per_step,
@@ -88,7 +89,6 @@ def export(
         data_fingerprint=source.meta.data_fingerprint,
         tokenizer_fingerprint=source.meta.tokenizer_fingerprint,
     )
-    tokenizer = tokenizer_lib.Tokenizer(tokenizer_bytes)
     text_files = tokenizer_files.make(tokenizer_bytes, cfg.train.seq_len)
     with _renamed_when_complete(output) as folder:
         num_files, num_bytes = _write_weights(folder, source, DTYPES[dtype], max_shard_bytes)
@@ -123,15 +123,15 @@ def _check_output(output: str | os.PathLike) -> pathlib.Path:
     return output
 
 
-def _tokenizer_bytes(workdir: epath.Path, source: leaves.Leaves) -> bytes:
+def _tokenizer(workdir: epath.Path, source: leaves.Leaves) -> tuple[tokenizer_lib.Tokenizer, bytes]:
     path = workdir / "tokenizer.model"
-    fingerprint = tokenizer_lib.Tokenizer.load(path).fingerprint
-    if fingerprint != source.meta.tokenizer_fingerprint:
+    tokenizer = tokenizer_lib.Tokenizer.load(path)
+    if tokenizer.fingerprint != source.meta.tokenizer_fingerprint:
         raise errors.UserError(
-            f"{path} is {fingerprint[:12]}, the checkpoint was trained with "
+            f"{path} is {tokenizer.fingerprint[:12]}, the checkpoint was trained with "
             f"{source.meta.tokenizer_fingerprint[:12]}: put that one back."
         )
-    return path.read_bytes()
+    return tokenizer, path.read_bytes()
 
 
 @contextlib.contextmanager
@@ -204,6 +204,7 @@ def _values(
             # A copy: a view would keep the whole leaf while the next one is read.
             yield np.array(leaf.tensor(array, block), dtype, order="C")
         del array  # before the next one is read
+        gc.collect()  # the storage's futures may hold it in a circle
 
 
 def _generation_config(tokenizer: tokenizer_lib.Tokenizer, vocab_size: int) -> dict[str, Any]:

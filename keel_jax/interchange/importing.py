@@ -20,7 +20,7 @@ from keel_jax.training import ancestry, checkpoint, checkpoint_meta, verificatio
 from keel_jax.training import state as state_lib
 from keel_jax.training import workdir as workdir_lib
 
-ACTION = "import_hf"
+_ACTION = "import_hf"
 _TOKENIZER = "tokenizer.model"
 # A buffer that old versions of Llama saved; it follows from rope_theta.
 _DERIVED = ".rotary_emb.inv_freq"
@@ -65,7 +65,7 @@ def import_folder(
         workdir_lib.check_empty(workdir, "--workdir")
         params = _params(weights, leaves, cfg)
         ancestor = ancestry.entry(
-            ACTION,
+            _ACTION,
             folder,
             origin.step,
             cfg.model,

@@ -3,7 +3,7 @@
 A file is the length of its header (8 bytes, little-endian), the header, and the tensors' bytes. The
 header is a JSON object: each tensor's name with "dtype", "shape" and "data_offsets" (begin and end,
 counted from the end of the header), and optionally "__metadata__", an object of strings.
-Format: https://huggingface.co/docs/safetensors, "Format".
+Source: the documentation of safetensors, "Format".
 """
 
 import dataclasses

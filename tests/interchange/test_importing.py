@@ -209,18 +209,22 @@ _LLAMA = {
 }
 
 
-def _write_llama(path, tokenizer_path, dtype=np.float16, **changed):
+def _write_llama(path, tokenizer_path, more=lambda tensors: {}, **changed):
+    """A folder in float16, whose config.json has other values than its weights if it is told so.
+
+    `more` returns tensors besides those that Llama reads.
+    """
     values = {**_LLAMA, **changed}
-    model, _ = llama.to_model(
-        {**_LLAMA, "tie_word_embeddings": values["tie_word_embeddings"]}, "config.json", "float32"
-    )
+    model, _ = llama.to_model(_LLAMA, "config.json", "float32")
+    model = dataclasses.replace(model, tie_embeddings=values["tie_word_embeddings"])
     rng = np.random.default_rng(0)
     tensors = {
-        name: rng.normal(size=leaf.tensor_shape).astype(dtype)
+        name: rng.normal(size=leaf.tensor_shape).astype(np.float16)
         for leaf in layout.of_llama(model)
         for name in leaf.names
     }
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, dtype)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float16)
+    tensors |= more(tensors)
     path.mkdir()
     with (path / "model.safetensors").open("wb") as file:
         safetensors_file.write(
@@ -282,8 +286,18 @@ def test_rope_theta_is_read_from_either_place():
     assert llama.to_model(values, "config.json", "float32")[0].rope_theta == 10_000.0
 
 
-def test_a_tied_head_is_no_tensor_of_its_own(tokenizer_paths, tmp_path):
-    _write_llama(tmp_path / "llama", tokenizer_paths["bpe"], tie_word_embeddings=True)
-    importing.import_folder(tmp_path / "llama", tmp_path / "workdir")
-    assert "output" in (params := _params(tmp_path / "workdir"))
-    assert set(params["output"]) == {"norm"}
+def test_a_tied_head_is_the_table(tokenizer_paths, tmp_path):
+    """Left out, or saved once more; anything else contradicts config.json."""
+
+    def write(name, more):
+        _write_llama(tmp_path / name, tokenizer_paths["bpe"], more, tie_word_embeddings=True)
+
+    table = "model.embed_tokens.weight"
+    write("absent", lambda tensors: {})
+    write("same", lambda tensors: {"lm_head.weight": tensors[table]})
+    write("other", lambda tensors: {"lm_head.weight": tensors[table] + 1})
+    for name in ("absent", "same"):
+        importing.import_folder(tmp_path / name, tmp_path / f"{name}_workdir")
+        assert set(_params(tmp_path / f"{name}_workdir")["output"]) == {"norm"}
+    with pytest.raises(ValueError, match="lm_head.weight is not .*, and config.json ties them"):
+        importing.import_folder(tmp_path / "other", tmp_path / "new")
