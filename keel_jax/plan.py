@@ -18,6 +18,9 @@ from keel_jax.parallel import topology
 from keel_jax.planning import compile_step, report, report_json, report_text, search
 from keel_jax.runtime import cli, compilation, exit_codes, result_file
 
+# Stands for the number that the data would give; longer than any warm-up.
+_STEPS_PER_EPOCH = 10**6
+
 
 def main(_: list[str]) -> int:
     """Plans, prints, and writes the JSON; the exit code says whether the step fits."""
@@ -26,7 +29,8 @@ def main(_: list[str]) -> int:
     target.configure_jax()
     # The memory assignment is read from files that a compilation writes, so the cache must be off.
     compilation.enable_cache("")
-    cfg = config.from_config_dict(_CONFIG.value)
+    # Epochs are as many steps as the data have, which changes nothing that is planned.
+    cfg = config.from_config_dict(_CONFIG.value).in_steps(_STEPS_PER_EPOCH)
     if flags.FLAGS["search_limit"].present and not _SEARCH.value:
         raise errors.UserError(
             "--search_limit has no effect without --search: add it, or leave it out."

@@ -119,8 +119,8 @@ def describe(outcome: summary.Summary) -> str:
         num_padding = sum(split["num_padding_tokens"] for split in outcome.splits.values())
         lines.append(
             f"  packed into windows of {outcome.pack_tokens} tokens: "
-            f"{num_padding / outcome.num_tokens:.1%} padding, {outcome.num_long_documents} "
-            f"documents longer than a window"
+            f"{num_padding / outcome.num_tokens:.1%} padding, {outcome.num_long_documents} longer "
+            f"documents {'cut' if outcome.are_long_cut else 'left out'}"
         )
     if outcome.tokens_per_second:
         lines.append(f"  {outcome.tokens_per_second:.0f} tokens/s, {outcome.seconds:.1f} s in all")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import typing
 
 import ml_collections
@@ -138,6 +139,22 @@ class Config:
     def trial_steps(self) -> tuple[int, ...]:
         """The length of every trial in steps; 0 if they are in epochs and not resolved yet."""
         return self.trials.num_steps or (self.train.num_steps,) * self.num_trials
+
+    def in_steps(self, steps_per_epoch: float) -> "Config":
+        """The config with lengths in epochs as steps, rounded up; without such lengths, itself."""
+        if not self.train.num_epochs:
+            return self
+
+        def steps(num_epochs: float) -> int:
+            # A product that is whole but for float64's rounding is whole.
+            return math.ceil(num_epochs * steps_per_epoch - 1e-9)
+
+        train = dataclasses.replace(
+            self.train, num_steps=steps(self.train.num_epochs), num_tokens=0
+        )
+        trial_steps = tuple(map(steps, self.trials.num_epochs)) or self.trials.num_steps
+        trials = dataclasses.replace(self.trials, num_steps=trial_steps)
+        return dataclasses.replace(self, train=train, trials=trials)
 
     @property
     def num_trials(self) -> int:

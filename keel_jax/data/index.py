@@ -59,7 +59,7 @@ def check(index: Mapping[str, Any]) -> None:
     if "pack_tokens" in index["settings"]:
         pack_tokens = whole_number(index["settings"], "pack_tokens", "settings", least=2)
         whole_number(index, "num_long_documents")
-    if "chat_template" in index:
+    if "chat_template" in index or "chat_template_digest" in index["settings"]:
         _check_template(index)
     expected = {"train", "validation"} if held_out else {"train"}
     if set(splits) != expected:
@@ -116,7 +116,7 @@ def _check_split(name: str, entry: Mapping[str, Any], where: str, vocab_size: in
 def _check_template(index: Mapping[str, Any]) -> None:
     """Checks that the template is one, and the one of the settings."""
     try:
-        template = chat_template.ChatTemplate.from_json(index["chat_template"])
+        template = chat_template.ChatTemplate.from_json(index.get("chat_template"))
     except ValueError as error:
         raise Damaged(f"'chat_template': {error}") from error
     settings = index["settings"]

@@ -33,7 +33,9 @@ def choose(
     candidates = []
     for step in steps:
         meta = _meta(holder, step)
-        states = meta.get("trial_steps") or [step] * cfg.num_trials
+        states = meta.get("trial_steps")
+        if not isinstance(states, list) or not all(isinstance(at, int) for at in states):
+            states = [step] * cfg.num_trials
         for number, (losses, at) in enumerate(zip(logged, states, strict=False)):
             loss = losses.get(at, meta.get("eval_loss") if cfg.num_trials == 1 else None)
             if trial in (None, number) and isinstance(loss, float) and math.isfinite(loss):

@@ -3,7 +3,6 @@
 import collections.abc
 import dataclasses
 import hashlib
-import math
 import os
 import shlex
 
@@ -122,15 +121,11 @@ def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
             f"{inputs.first.path}; unset it to use the tokenizer's."
         )
     paths = [path if "://" in path else os.path.abspath(path) for path in cfg.data.paths]
-    train, trials = cfg.train, cfg.trials
-    if train.num_epochs:
-        steps = _steps_of_epochs(cfg, inputs)
-        train = dataclasses.replace(train, num_steps=steps(train.num_epochs), num_tokens=0)
-        trial_steps = tuple(map(steps, trials.num_epochs))
-        trials = dataclasses.replace(trials, num_steps=trial_steps or trials.num_steps)
+    if cfg.train.num_epochs:
+        given, cfg = cfg, cfg.in_steps(_steps_per_epoch(cfg, inputs))
         for name, was, now in (
-            ("train.num_steps", cfg.train.num_steps, train.num_steps),
-            ("trials.num_steps", cfg.trials.num_steps, trials.num_steps),
+            ("train.num_steps", given.train.num_steps, cfg.train.num_steps),
+            ("trials.num_steps", given.trials.num_steps, cfg.trials.num_steps),
         ):
             if was and was != now:
                 raise errors.UserError(
@@ -139,23 +134,20 @@ def complete(cfg: config.Config, inputs: Inputs) -> config.Config:
                 )
     return dataclasses.replace(
         cfg,
-        train=train,
-        trials=trials,
         model=dataclasses.replace(cfg.model, vocab_size=wanted or pieces),
         data=dataclasses.replace(cfg.data, path=config.join_paths(paths)),
     )
 
 
-def _steps_of_epochs(cfg: config.Config, inputs: Inputs) -> collections.abc.Callable[[float], int]:
-    """Epochs of the training split as steps, rounded up."""
+def _steps_per_epoch(cfg: config.Config, inputs: Inputs) -> float:
+    """Steps in which each window of the training split is read once."""
     if len(inputs.token_sets) > 1:
         raise errors.UserError(
             f"train.num_epochs={cfg.train.num_epochs} is not defined for the mixture of "
             f"{len(inputs.token_sets)} sets in data.path: give train.num_steps."
         )
     num_windows = loader.num_windows(inputs.first, seq_len=cfg.train.seq_len)
-    # A product that is whole but for float64's rounding is whole.
-    return lambda epochs: math.ceil(epochs * num_windows / cfg.train.batch_size - 1e-9)
+    return num_windows / cfg.train.batch_size
 
 
 def check_sizes(cfg: config.Config, inputs: Inputs, mesh: jax.sharding.Mesh) -> None:

@@ -106,3 +106,13 @@ def test_wide_has_the_parameters_of_deep():
 @pytest.mark.parametrize("name", ["keel_L64", "wide"])
 def test_it_fits(name):
     assert compile_step.plan_step(_config(name), _target(_topology(name))).fits
+
+
+def test_fine_tuning_has_the_papers_grid_and_differs_in_its_topology_only():
+    """Rates {1, 2, 3}e-6, each for 1 to 3 epochs."""
+    keel, pre_ln = _config("sft_keel_L512"), _config("sft_pre_ln_L512")
+    trials = set(zip(keel.trials.peak_lr, keel.trials.num_epochs, strict=True))
+    assert trials == {(rate * 1e-6, epochs) for rate in (1, 2, 3) for epochs in (1.0, 2.0, 3.0)}
+    assert set(config.differences(keel, pre_ln)) == {"model.topology"}
+    base = _config("keel_L512")
+    assert keel.model == base.model and keel.train.seq_len == base.train.seq_len

@@ -147,6 +147,9 @@ def test_epochs_become_steps_where_the_data_are_known(token_dir, cache_dir):
     twice = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, num_steps=7))
     with pytest.raises(errors.UserError, match="length of the run once: train.num_steps=7"):
         inputs.complete(twice, opened)
+    # A plan has no data: any length compiles.
+    assert cfg.in_steps(1000).trial_steps == (500, 2000)
+    assert conftest.tiny_config().in_steps(1000) == conftest.tiny_config()
     mixed = dataclasses.replace(cfg.data, path=f"{token_dir},{token_dir}")
     with pytest.raises(errors.UserError, match="not defined for the mixture of 2 sets"):
         inputs.complete(cfg, inputs.open_inputs(mixed))

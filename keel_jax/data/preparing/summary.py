@@ -50,9 +50,11 @@ class Summary:
     bad_examples: tuple[str, ...] = ()
     bad_kinds: dict[str, documents.KindCount] = dataclasses.field(default_factory=dict)
     num_empty_documents: int = 0
-    # Of a packed set: the length of its windows, and the documents that are longer.
+    # Of a packed set: the length of its windows, the documents that are longer, and whether these
+    # were cut.
     pack_tokens: int = 0
     num_long_documents: int = 0
+    are_long_cut: bool = False
     num_units: int = 0
     num_units_reused: int = 0
     tokens_per_second: float = 0.0
@@ -87,6 +89,7 @@ def summarize(
         num_empty_documents=token_set.index["num_empty_documents"],
         pack_tokens=token_set.pack_tokens,
         num_long_documents=token_set.index.get("num_long_documents", 0),
+        are_long_cut=token_set.index["settings"].get("long_documents") == "cut",
         num_units=num_units,
         num_units_reused=num_units_reused,
         tokens_per_second=tokens_per_second,

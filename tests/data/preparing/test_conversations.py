@@ -190,3 +190,7 @@ def test_the_index_holds_the_template_and_a_damaged_one_is_named(tmp_path):
     (output / "index.json").write_text(json.dumps(index))
     with pytest.raises(errors.UserError, match="'chat_template' is not the one of 'settings"):
         shards.open_set(output)
+    del index["chat_template"]
+    (output / "index.json").write_text(json.dumps(index))
+    with pytest.raises(errors.UserError, match="'chat_template': None is not a chat template"):
+        shards.open_set(output)

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from keel_jax import errors
+from keel_jax import errors, prepare
 from keel_jax.data import loader, shards
 from keel_jax.data.preparing import packing
 from tests.data.preparing import corpora
@@ -30,7 +30,13 @@ def _prepare(tmp_path, values, name="packed", **changes):
         corpora.write_jsonl(path, values)
     given = {"pack_tokens": WINDOW, "chat_template": "turns", "validation_fraction": 0, **changes}
     given["vocab_size"] = None if "tokenizer_model" in given else 400
-    corpora.prepare([str(path)], tmp_path / name, unit_bytes=2000, **given)
+    outcome = corpora.prepare([str(path)], tmp_path / name, unit_bytes=2000, **given)
+    done = prepare.describe(outcome)
+    what = "cut" if "long_documents" in changes else "left out"
+    assert not given["pack_tokens"] or (
+        f"packed into windows of {WINDOW} tokens: " in done
+        and f"% padding, {outcome.num_long_documents} longer documents {what}" in done
+    )
     return shards.open_set(tmp_path / name, verify=True)
 
 
