@@ -29,6 +29,8 @@ from keel_jax.training import checkpoint, leaves
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 # Of a file of weights, at most, unless one tensor has more.
 MAX_SHARD_BYTES = 5_000_000_000
+# Of a parameter that is not left to the garbage collector's own time.
+_LARGE_BYTES = 1 << 24
 _MODELING = pathlib.Path(__file__).parent / "torch_files" / hf_config.MODELING_FILE
 
 
@@ -203,8 +205,10 @@ def _values(
         for block in range(len(leaf.names)):
             # A copy: a view would keep the whole leaf while the next one is read.
             yield np.array(leaf.tensor(array, block), dtype, order="C")
+        is_large = array.nbytes >= _LARGE_BYTES
         del array  # before the next one is read
-        gc.collect()  # the storage's futures may hold it in a circle
+        if is_large:
+            gc.collect()  # the storage's futures may hold it in a circle
 
 
 def _generation_config(tokenizer: tokenizer_lib.Tokenizer, vocab_size: int) -> dict[str, Any]:
