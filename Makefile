@@ -4,6 +4,8 @@
 #   make quickstart STEPS=1000      trains longer
 SHELL := /bin/bash
 VENV ?= .venv
+# With the CUDA compiler: 6 GB that nothing but the slow tests marked `cuda` needs.
+CUDA_VENV ?= .venv-cuda
 EXTRAS ?=
 STEPS ?=
 OUT ?= runs/quickstart
@@ -13,13 +15,16 @@ JOBS ?= 2
 EXTRA_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint clean
+.PHONY: help setup setup-cuda quickstart test test-slow lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup:  ## the virtual environment in .venv; quick if it is there
 	@.ci/venv.sh $(VENV) "$(EXTRAS)"
+
+setup-cuda:  ## the same with the CUDA compiler, in .venv-cuda: 6 GB, no GPU is needed
+	@.ci/venv.sh $(CUDA_VENV) plan-cuda
 
 quickstart: setup  ## trains, evaluates and samples from a 64-sub-layer Keel on the embedded corpus
 	@$(VENV)/bin/python -m experiments.quickstart --output=$(OUT) $(if $(STEPS),--num_steps=$(STEPS))
@@ -33,9 +38,11 @@ test: lint  ## the suite, without its slow part
 	@$(VENV)/bin/python -m keel_jax.runtime.versions
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m "not slow" $(EXTRA_OPTIONS) tests
 
-test-slow: setup  ## the slow part: minutes
+test-slow: setup setup-cuda  ## the slow part: minutes
 	@$(VENV)/bin/python -m keel_jax.runtime.versions
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m slow $(EXTRA_OPTIONS) tests
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m "slow and not cuda" $(EXTRA_OPTIONS) tests
+	@$(CUDA_VENV)/bin/python -m keel_jax.runtime.versions
+	$(CUDA_VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m cuda $(EXTRA_OPTIONS) tests
 
 clean:  ## removes the virtual environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-newest .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(CUDA_VENV) .venv-newest .pytest_cache .ruff_cache *.egg-info

@@ -47,6 +47,9 @@ setuptools.setup(
         # The TPU compiler, of the version that this JAX goes with; no TPU is needed.
         "plan": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        # The CUDA compiler, of this JAX's version, and the libraries that it calls: 6 GB. No GPU is
+        # needed.
+        "plan-cuda": ["jax[cuda12]"],
         "corpus": CORPUS,
         "formats": FORMATS,
         "gcs": ["gcsfs"],

@@ -74,8 +74,6 @@ def _compile_and_measure(
 ) -> tuple[report.CompiledProgram | report.Refusal, float]:
     """What the compiler makes of `lowered`, and the seconds that it took."""
     options = compiler_options.options(mesh.devices.flat[0])
-    if target.is_gpu:
-        options |= compiler_options.WITHOUT_A_GPU
     with tempfile.TemporaryDirectory() as directory:
         begin = time.monotonic()
         try:

@@ -1,5 +1,7 @@
 """Options of XLA's compilers that differ from their defaults, and why."""
 
+import jax
+
 from keel_jax.runtime import devices
 
 # By default libtpu turns matrix multiplications with a gathered operand into rings of one small
@@ -19,9 +21,12 @@ _TPU: dict[str, str | bool] = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 
 _GPU: dict[str, str | bool] = {"xla_gpu_enable_pipelined_all_gather": True}
 # Where no GPU is, nothing can be timed to choose between kernels for a matrix multiplication: the
 # compiler's cost model chooses. Without this it looks for a GPU to time them on.
-WITHOUT_A_GPU: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
+_WITHOUT_A_GPU: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
 
 
 def options(device: devices.Device) -> dict[str, str | bool]:
-    """Compiler options for programs on devices like this one."""
-    return {**{"tpu": _TPU, "gpu": _GPU}.get(device.platform, {})}
+    """Compiler options for programs on devices like this one, which may be absent."""
+    options = {**{"tpu": _TPU, "gpu": _GPU}.get(device.platform, {})}
+    if device.platform == "gpu" and device not in jax.devices():
+        options |= _WITHOUT_A_GPU
+    return options
