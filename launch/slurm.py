@@ -44,8 +44,8 @@ def parser() -> options.Parser:
     job.add_argument("--gpus_per_node", type=options.positive_int, required=True)
     job.add_argument(
         "--gpu",
-        help="what they are, as in h100 or a100-40gb: the plan then says whether the run fits them, "
-        "with the CUDA compiler (pip install 'keel_jax[plan-cuda]')",
+        help="as in h100 or a100-40gb: the plan then says whether the run fits them, by the CUDA "
+        "compiler (pip install 'keel_jax[plan-cuda]')",
     )
     job.add_argument("--time", required=True, help="limit of one stay on the nodes, as sbatch's")
     job.add_argument("--partition", help="(default: the cluster's)")

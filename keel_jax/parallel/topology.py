@@ -105,6 +105,9 @@ class Topology:
             os.environ["XLA_FLAGS"] = _COUNT_FLAG.sub("", os.environ.get("XLA_FLAGS", ""))
             jax.config.update("jax_num_cpu_devices", self.sizes[0])
             platforms.give_threads()
+        if self.is_gpu:
+            # XLA's log, on stderr: that a program is too large is said by the plan.
+            os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
     def _simulated_devices(self) -> list[devices_lib.Device]:
         [count] = self.sizes
