@@ -16,6 +16,7 @@ from keel_jax.parallel import gpus, topology
         ("a100-40gb:4x2", 8, 2),
         ("h100:8x16", 128, 16),
         # NVLink joins the 18 hosts of a rack.
+        ("gb200:4x2", 8, 1),
         ("gb200:4x18", 72, 1),
         ("gb200:4x36", 144, 2),
     ],
