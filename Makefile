@@ -2,9 +2,11 @@
 #   PYTHON=python3.12 make test     chooses the interpreter
 #   EXTRAS=tpu make setup           or cuda, gcs: what the machine needs beside the core
 #   make quickstart STEPS=1000      trains longer
-#   TORCH="torch --index-url URL" make test-slow    PyTorch for its tests from another place
+#   TORCH="torch --index-url URL" make test-torch    PyTorch for its tests from another place
 SHELL := /bin/bash
 VENV ?= .venv
+# With the CUDA compiler: 6 GB that nothing but the slow tests marked `cuda` needs.
+CUDA_VENV ?= .venv-cuda
 EXTRAS ?=
 STEPS ?=
 OUT ?= runs/quickstart
@@ -17,13 +19,16 @@ JOBS ?= 2
 EXTRA_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint clean
+.PHONY: help setup setup-cuda quickstart test test-slow test-torch test-cuda lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup:  ## the virtual environment in .venv; quick if it is there
 	@.ci/venv.sh $(VENV) "$(EXTRAS)"
+
+setup-cuda:  ## the same with the CUDA compiler, in .venv-cuda: 6 GB, no GPU is needed
+	@.ci/venv.sh $(CUDA_VENV) plan-cuda
 
 quickstart: setup  ## trains, evaluates and samples from a 64-sub-layer Keel on the embedded corpus
 	@$(VENV)/bin/python -m experiments.quickstart --output=$(OUT) $(if $(STEPS),--num_steps=$(STEPS))
@@ -39,10 +44,17 @@ test: lint  ## the suite, without its slow part
 
 # Besides its own extras it installs those that slow tests alone need.
 test-slow: override EXTRAS := $(if $(EXTRAS),$(EXTRAS)$(comma))$(SLOW_EXTRAS)
-test-slow: setup  ## the slow part: minutes; installs PyTorch, for CPUs alone where it can
-	@.ci/torch.sh $(VENV)
+test-slow: setup  ## the slow part: minutes
 	@$(VENV)/bin/python -m keel_jax.runtime.versions
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m slow $(EXTRA_OPTIONS) tests
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m "slow and not torch and not cuda" $(EXTRA_OPTIONS) tests
+
+test-torch: setup  ## slow tests with PyTorch, which it installs: for CPUs alone where it can
+	@.ci/torch.sh $(VENV)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m torch $(EXTRA_OPTIONS) tests
+
+test-cuda: setup-cuda  ## slow tests with the CUDA compiler
+	@$(CUDA_VENV)/bin/python -m keel_jax.runtime.versions
+	$(CUDA_VENV)/bin/python -m pytest -n $(JOBS) --dist=loadfile -m cuda $(EXTRA_OPTIONS) tests
 
 clean:  ## removes the virtual environments and the caches; runs/ stays
-	rm -rf $(VENV) .venv-newest .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(CUDA_VENV) .venv-newest .pytest_cache .ruff_cache *.egg-info

@@ -52,6 +52,9 @@ setuptools.setup(
         # The TPU compiler, of the version that this JAX goes with; no TPU is needed.
         "plan": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        # The CUDA compiler, of this JAX's version, and the libraries that it calls: 6 GB. No GPU is
+        # needed.
+        "plan-cuda": ["jax[cuda12]"],
         "corpus": CORPUS,
         "formats": FORMATS,
         "hf": HF,
@@ -60,7 +63,7 @@ setuptools.setup(
         "eval": ["lm_eval>=0.4.13"],
         # What experiments.benchmarks.step compares with.
         "bench": ["torch>=2.6", "transformers>=4.50"],
-        # What the slow tests hand models over to; `make test-slow` installs it (.ci/torch.sh).
+        # What the slow tests hand models over to; `make test-torch` installs it (.ci/torch.sh).
         "torch": ["torch>=2.6", "transformers>=5.24"],
         "dev": [
             "pytest>=8",

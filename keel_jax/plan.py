@@ -2,6 +2,7 @@
 
     python -m keel_jax.plan --config=FILE --topology=v5e:4x4 [--num_slices=2] [--json=FILE]
     python -m keel_jax.plan --config=FILE --topology=v5e:4x4 --search
+    python -m keel_jax.plan --config=FILE --topology=h100:8x2      # two hosts of eight GPUs
 
 Any option can be changed on the command line, as in `--config.model.num_blocks=256`. No data are
 read, so the tokenizer is not known and `model.vocab_size` must be set. Exit codes: 0 the step fits
@@ -75,9 +76,9 @@ def _write_json(reports: list[report.Report], cfg: config.Config, path: str) -> 
 
 if __name__ == "__main__":
     _CONFIG = cli.define_config()
-    _TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x4, cpu:8, …", required=True)
+    _TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, h100:8, cpu:8, …", required=True)
     _NUM_SLICES = flags.DEFINE_integer(
-        "num_slices", 1, "Slices of that topology, over DCN.", lower_bound=1
+        "num_slices", 1, "Slices of that TPU topology, over DCN.", lower_bound=1
     )
     _SEARCH = flags.DEFINE_boolean(
         "search", False, "Try meshes, microbatches and recomputation; fastest first."

@@ -27,7 +27,8 @@ def parser() -> options.Parser:
 def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     """Plan, then become the supervisor of the run; returns only if nothing is to be run."""
     num_devices = args.num_processes * args.devices_per_process
-    # A plan does not know a GPU's memory yet; it checks the shapes and the mesh all the same.
+    # GPUs are planned as CPU devices, as no option says what they are: that checks the shapes and
+    # the mesh. `keel_jax.plan --topology=h100:8` says whether the run fits.
     if not fit.fits(runner, args, f"cpu:{num_devices}"):
         return exit_codes.DOES_NOT_FIT
     run = [

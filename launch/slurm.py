@@ -42,6 +42,11 @@ def parser() -> options.Parser:
     job = parser.add_argument_group("the job")
     job.add_argument("--nodes", type=options.positive_int, required=True)
     job.add_argument("--gpus_per_node", type=options.positive_int, required=True)
+    job.add_argument(
+        "--gpu",
+        help="as in h100 or a100-40gb: the plan then says whether the run fits them, by the CUDA "
+        "compiler (pip install 'keel_jax[plan-cuda]')",
+    )
     job.add_argument("--time", required=True, help="limit of one stay on the nodes, as sbatch's")
     job.add_argument("--partition", help="(default: the cluster's)")
     job.add_argument("--account", help="(default: yours)")
@@ -86,8 +91,11 @@ def launch(runner: runner_lib.Runner, args: argparse.Namespace) -> int:
     source.make_bundle(runner, args)
     runner.write(script, slurm_script.batch_script(args))
     runner.run(["mkdir", "-p", str(args.run_dir / "logs")], seconds=_SLURM_SECONDS)
-    # A plan does not know a GPU's memory yet; it checks the shapes and the mesh all the same.
-    if not fit.fits(runner, args, f"cpu:{args.nodes * args.gpus_per_node}"):
+    # A plan for as many CPU devices checks the shapes and the mesh all the same.
+    planned = f"cpu:{args.nodes * args.gpus_per_node}"
+    if args.gpu:
+        planned = f"{args.gpu}:{args.gpus_per_node}x{args.nodes}"
+    if not fit.fits(runner, args, planned):
         return exit_codes.DOES_NOT_FIT
     submit = ["sbatch", "--parsable", str(script)]
     if not args.follow:

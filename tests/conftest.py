@@ -1,5 +1,6 @@
 """The suite runs on eight simulated CPU devices; a warning is an error (pyproject.toml)."""
 
+import importlib.util
 import os
 import signal
 
@@ -43,6 +44,15 @@ def no_ignored_signals():
     """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def cuda_compiler():
+    """For tests marked `cuda`: skips them where the compiler is not installed."""
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        pytest.skip(
+            "needs keel_jax[plan-cuda]: `make test-cuda` runs it in an environment that has it"
+        )
 
 
 def tiny_config(**sections) -> config.Config:

@@ -14,10 +14,10 @@ MESH_AXES = ("trial", "stage", "data", "fsdp", "context", "tensor")
 class MeshConfig:
     """Devices along each mesh axis: within a slice, and (`dcn_`) across slices.
 
-    A slice is a set of devices with fast links between all of them (a TPU slice; anything else
-    is one slice). An axis has (its size) x (its dcn_ size) devices. At most one size within a slice
-    may be -1, which stands for the remaining devices of the slice; likewise at most one size across
-    slices, which stands for the remaining slices.
+    A slice is a set of devices with fast links between all of them (a TPU slice, the GPUs of a host
+    or of an NVLink rack; simulated devices are one slice). An axis has (its size) x (its dcn_ size)
+    devices. At most one size within a slice may be -1, which stands for the remaining devices of
+    the slice; likewise at most one size across slices, which stands for the remaining slices.
     """
 
     # Devices over which trials (see TrialsConfig) are sharded; divides their number.

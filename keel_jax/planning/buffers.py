@@ -11,7 +11,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
-# XLA's memory spaces ("colours").
+# XLA's memory spaces ("colours"), as a TPU has them. A GPU has no VMEM: its colours but the host's
+# are parts of HBM (xla/service/gpu/gpu_memory_space_assignment.h).
 HBM, VMEM, HOST = 0, 1, 5
 _DUMPED = "*after_optimizations.hlo.pb"
 # What a field of a protobuf message holds on the wire: an integer, or bytes of any other type.

@@ -9,15 +9,26 @@ Sources, by column, unless a line says otherwise:
     tpu7x: as v6e a chip, a guess.
   Host link: about 16 GB/s a chip and direction, v6e 32; what such links reach, no vendor's number;
     tpu7x: as v6e a chip, a guess.
-  NVIDIA: data sheets of the SXM parts, without sparsity; their links are not in the plan.
+  GPUs: NVIDIA's data sheets of the SXM parts (A100, H100, H200, HGX B200, GB200 NVL72) and of L4:
+    peak bf16 without sparsity, which is half of what the newer sheets print; NVLink in one
+    direction, half of the sheets' sum of both (L4 has none: PCIe 4.0 x16). Memory and its bandwidth
+    are those of parallel/gpus.py.
+  GPUs' network: what NVIDIA's own systems give each GPU: DGX A100 200 Gbit/s, DGX H100, H200, B200
+    and GB200 NVL72 400 Gbit/s. Clouds differ, and L4's is a guess (100 Gbit/s for a host of eight,
+    Google Cloud's g2-standard-96).
+  GPUs' host link: PCIe 4.0 x16 (A100, L4), 5.0 x16, and GB200's NVLink-C2C, shared by two GPUs; at
+    80 %, a guess.
+  Usable memory of a GPU: the part of it that JAX's allocator takes (`memory_fraction`).
 """
 
 import dataclasses
 import difflib
+import os
 
 import jax
 
 from keel_jax import errors
+from keel_jax.parallel import gpus
 from keel_jax.runtime import devices
 
 _GB = 1e9
@@ -33,11 +44,15 @@ class Chip:
     # What the compiler lets a program have.
     usable_hbm_bytes: float
     hbm_bytes_per_second: float
-    # Bytes a second that a link to a neighbour sends in one direction.
-    ici_bytes_per_second_per_link: float
+    # Bytes a second that a device of a ring sends: by both directions of one of a TPU's links, by
+    # all links of a GPU.
+    ring_bytes_per_second: float
     dcn_bytes_per_second: float
     # Of the link between the device's memory and its host's, in one direction.
     host_bytes_per_second: float
+    # What the links of a slice are called, and the network between slices.
+    link: str = "ici"
+    network: str = "dcn"
 
 
 def _tpu(
@@ -52,10 +67,28 @@ def _tpu(
         tflops * 1e12,
         usable_gib * _GIB,
         hbm_gbs * _GB,
-        link_gbs * _GB,
+        2 * link_gbs * _GB,
         dcn_gbs * _GB,
         host_gbs * _GB,
     )
+
+
+def _gpu(
+    kind: str, tflops: float, link_gbs: float, network_gbs: float, host_gbs: float
+) -> tuple[str, Chip]:
+    """JAX's name of the GPU, and its entry, whose usable memory is all of it."""
+    gpu = gpus.GPUS[kind]
+    chip = Chip(
+        tflops * 1e12,
+        gpu.memory_bytes,
+        gpu.memory_bytes_per_second,
+        link_gbs * _GB,
+        network_gbs * _GB,
+        0.8 * host_gbs * _GB,
+        link="pcie" if kind == "l4" else "nvlink",
+        network="network",
+    )
+    return gpu.device_kind, chip
 
 
 _V4 = _tpu(275, 30.75, 1200, 45, 3.125, 16)
@@ -75,21 +108,48 @@ _CHIPS = {
     "TPU v6e": _V6E,
     "TPU7x": _TPU7X,
 }
-# Peak only: JAX sees two devices on a v2 (46 TFLOP/s) or v3 (123) chip. NVIDIA as above.
-_PEAKS = {
-    "TPU v2": 23e12,
-    "TPU v3": 61.5e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
+_GPUS = dict(
+    (
+        _gpu("a100", 312, 300, 25, 32),
+        _gpu("a100-40gb", 312, 300, 25, 32),
+        _gpu("h100", 989, 450, 50, 64),
+        _gpu("h200", 989, 450, 50, 64),
+        _gpu("b200", 2250, 900, 50, 64),
+        _gpu("gb200", 2500, 900, 50, 225),
+        _gpu("l4", 121, 32, 1.5, 32),
+    )
+)
+# Peak only: JAX sees two devices on a v2 (46 TFLOP/s) or v3 (123) chip.
+_PEAKS = {"TPU v2": 23e12, "TPU v3": 61.5e12}
+# JAX's own, of 0.10 and older (docs.jax.dev, "GPU memory allocation"); later versions let the pool
+# grow beyond it where there is room.
+_DEFAULT_FRACTION = 0.75
+_FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+
+def memory_fraction() -> float:
+    """The part of a GPU's memory that JAX's allocator takes: by the environment, or its default.
+
+    Raises:
+      UserError: the environment says no number in (0, 1].
+    """
+    for name in _FRACTION_VARIABLES:
+        text = os.environ.get(name)
+        if not text:
+            continue
+        try:
+            fraction = float(text)
+        except ValueError:
+            fraction = 0.0
+        if not 0 < fraction <= 1:
+            raise errors.UserError(f"{name}={text!r} must be a number above 0 and at most 1.")
+        return fraction
+    return _DEFAULT_FRACTION
 
 
 def peak_flops_per_second(device: devices.Device) -> float | None:
     """The device's bf16 peak; None if the table does not know it: no guess, and no MFU."""
-    chip = _CHIPS.get(device.device_kind)
+    chip = find_chip(device)
     return chip.flops_per_second if chip else _PEAKS.get(device.device_kind)
 
 
@@ -101,15 +161,21 @@ def total_peak_flops_per_second() -> float | None:
 
 def find_chip(device: devices.Device) -> Chip | None:
     """The table's entry for the device; None: it has none."""
+    if chip := _GPUS.get(device.device_kind):
+        usable = chip.usable_hbm_bytes * memory_fraction()
+        return dataclasses.replace(chip, usable_hbm_bytes=usable)
     return _CHIPS.get(device.device_kind)
 
 
 def memory_bytes(device: devices.Device) -> int | None:
     """What a program may have of the device's memory, by the table or else by the device itself.
 
-    None on a CPU, whose memory is not the limit of a plan, and where the device does not say.
+    A GPU that is there is asked first: its allocator may have been given another part of it. None
+    on a CPU, whose memory is not the limit of a plan, and where the device does not say.
     """
-    if chip := find_chip(device):
+    chip = find_chip(device)
+    is_present = device.platform == "gpu" and device in jax.local_devices()
+    if chip and not is_present:
         return round(chip.usable_hbm_bytes)
     stats = device.memory_stats() if device.platform != "cpu" else None
     return stats.get("bytes_limit") if stats else None
@@ -121,12 +187,12 @@ def require_chip(device: devices.Device) -> Chip | None:
     Raises:
       UserError: the table does not have the accelerator, or only its peak; nothing is guessed.
     """
-    if device.device_kind not in _CHIPS:
-        if device.platform == "cpu":
-            return None
-        near = difflib.get_close_matches(device.device_kind, _CHIPS, n=1, cutoff=0.0)[0]
-        raise errors.UserError(
-            f"The chip table (keel_jax/planning/chips.py) has no {device.device_kind!r}; the "
-            f"nearest it has is {near!r}. Add its numbers with their sources; nothing is guessed."
-        )
-    return _CHIPS[device.device_kind]
+    chip = find_chip(device)
+    if chip or device.platform == "cpu":
+        return chip
+    names = (*_CHIPS, *_GPUS)
+    near = difflib.get_close_matches(device.device_kind, names, n=1, cutoff=0.0)[0]
+    raise errors.UserError(
+        f"The chip table (keel_jax/planning/chips.py) has no {device.device_kind!r}; the "
+        f"nearest it has is {near!r}. Add its numbers with their sources; nothing is guessed."
+    )

@@ -87,7 +87,8 @@ def _compile_and_measure(
         allocations = buffers.read_dump(directory)
     program, stats = hlo.read_program(compiled), compiled.memory_analysis()
     assert stats is not None, "XLA's compilers for CPUs, GPUs and TPUs say how much memory it takes"
-    collectives = traffic.collectives(program, mesh, target.simulated_slices)
+    networks = {"networks": (chip.link, chip.network)} if chip else {}
+    collectives = traffic.collectives(program, mesh, target.simulated_slices, **networks)
     executed = flops.executed_flops(program)
     step_estimate = None
     if chip:
@@ -95,7 +96,11 @@ def _compile_and_measure(
         step_estimate = estimate.roofline(chip, executed.total, hbm_bytes, collectives)
     measured = report.CompiledProgram(
         memory=memory.measure_memory(
-            allocations, program, shards.param_shapes, stats.generated_code_size_in_bytes
+            allocations,
+            program,
+            shards.param_shapes,
+            stats.generated_code_size_in_bytes,
+            has_vmem=not target.is_gpu,
         ),
         reported_temporaries=stats.temp_size_in_bytes,
         executed=executed,

@@ -3,6 +3,8 @@
     step = max(FLOPs / peak, HBM bytes / bandwidth) + exposed ICI + DCN
     exposed ICI = synchronous collectives + what the multiplications do not hide of the others
 
+On GPUs NVLink takes the place of ICI, and the hosts' network that of DCN.
+
 Peak and bandwidths are the chip table's, at 100 %: real kernels reach less, so the truth is slower.
 HBM bytes are those that pass between instructions of the optimized program (a fusion reads its
 operands and writes its result once; what stays in VMEM moves nothing). Each axis' ring uses both
@@ -19,8 +21,11 @@ from keel_jax.planning import chips, hlo, hlo_text, traffic
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
     "partition-id replica-id copy-done all-gather-done all-reduce-done collective-permute-done "
+    "reduce-scatter-done all-to-all-done ragged-all-to-all-done collective-broadcast-done "
     "async-done async-update send-done recv-done opt-barrier".split()
 )
+# What of each rate kernels reach at the slow end of the band. A guess.
+_REACHED = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +44,22 @@ class Estimate:
         inner = max(self.compute_seconds, self.hbm_seconds)
         return inner + self.exposed_ici_seconds + self.dcn_seconds
 
+    @property
+    def band_seconds(self) -> tuple[float, float]:
+        """From all four at once and at 100 % to one after the other and at `_REACHED`."""
+        parts = (self.compute_seconds, self.hbm_seconds, self.ici_seconds, self.dcn_seconds)
+        return max(parts), sum(parts) / _REACHED
+
 
 def roofline(
     chip: chips.Chip, flops: float, hbm_bytes: float, collectives: Iterable[traffic.Collective]
 ) -> Estimate:
     """The estimate of a program that executes `flops` and moves `hbm_bytes` on one device."""
     compute, hbm = flops / chip.flops_per_second, hbm_bytes / chip.hbm_bytes_per_second
-    ring = 2 * chip.ici_bytes_per_second_per_link
+    ring = chip.ring_bytes_per_second
     async_ici = sync_ici = dcn_bytes = 0.0
     for c in collectives:
-        if c.network == "dcn":
+        if c.network == chip.network:
             dcn_bytes += c.bytes
         elif c.is_async:
             async_ici += c.bytes / ring

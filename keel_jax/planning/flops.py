@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from keel_jax.planning import hlo, hlo_text
+from keel_jax.planning import hlo, hlo_text, library_calls
 
 _COST_ESTIMATE = re.compile(r'"?flops"?:\s*"?(\d+)')
 # JAX's splash attention, whose kernels do not say what they cost, and the products that each kernel
@@ -18,16 +18,18 @@ _COST_ESTIMATE = re.compile(r'"?flops"?:\s*"?(\d+)')
 _SPLASH = re.compile(r"splash_\w*?(fwd|dq|dkv)")
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 # Other custom calls may multiply no matrices: markers, sorting, memory moves.
-_MATMUL_CALL = re.compile(r"matmul|gemm|dot|conv|attention|tpu_custom_call|mosaic|triton", re.I)
+_MATMUL_CALL = re.compile(
+    r"matmul|gemm|dot|conv|attention|fmha|tpu_custom_call|mosaic|triton", re.I
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExecutedFlops:
     """FLOPs of one run of the program on one device."""
 
-    # Dots and convolutions.
+    # Dots, convolutions, and cuBLAS's products.
     matmul: float
-    # Custom calls that say what they cost (Pallas' cost estimate), and splash attention.
+    # Custom calls that say what they cost (Pallas' cost estimate), and splash and cuDNN attention.
     custom_calls: float
     # Targets of custom calls that may multiply matrices and do not say: counted as 0.
     uncounted: tuple[str, ...]
@@ -48,7 +50,11 @@ def executed_flops(program: hlo.Program) -> ExecutedFlops:
         elif instruction.opcode == "custom-call":
             target = (instruction.attribute("custom_call_target") or "").strip('"')
             estimate = _COST_ESTIMATE.search(instruction.attributes)
-            if estimate:
+            if product := library_calls.product(computation, instruction):
+                matmul += times * product
+            elif attention := library_calls.attention(computation, instruction):
+                custom += times * attention
+            elif estimate:
                 custom += times * int(estimate[1])
             elif splash := _SPLASH.search(instruction.name):
                 custom += times * _splash(computation, instruction, splash[1])

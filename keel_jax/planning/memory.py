@@ -60,6 +60,8 @@ def measure_memory(
     param_shapes: Collection[tuple[int, ...]],
     code_bytes: int,
     num_largest: int = 8,
+    *,
+    has_vmem: bool = True,
 ) -> Memory:
     """Adds up the assignment of `program`.
 
@@ -70,6 +72,7 @@ def measure_memory(
     Args:
       param_shapes: of the parameters' shards on one device.
       code_bytes: the program's own size.
+      has_vmem: a TPU's; a GPU has everything but the host's memory in HBM.
     """
     instructions = {
         name: instruction
@@ -85,7 +88,7 @@ def measure_memory(
     for number, allocation in enumerate(allocations):
         if allocation.is_thread_local:
             continue
-        group = _group(allocation)
+        group = _group(allocation, has_vmem)
         if group:
             sums[group] += allocation.bytes
         if group != "temporaries":
@@ -109,9 +112,9 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
     return needed, available
 
 
-def _group(allocation: buffers.Allocation) -> str | None:
+def _group(allocation: buffers.Allocation, has_vmem: bool) -> str | None:
     """The field of `Memory` that an allocation counts for; None: memory of no interest."""
-    if allocation.color != buffers.HBM:
+    if allocation.color != buffers.HBM and (has_vmem or allocation.color == buffers.HOST):
         return {buffers.VMEM: "vmem", buffers.HOST: "host"}.get(allocation.color)
     if allocation.parameter is not None:
         return "arguments"

@@ -7,7 +7,7 @@ import dataclasses
 
 from keel_jax import config
 from keel_jax.model import recompute
-from keel_jax.parallel import pipeline
+from keel_jax.parallel import gpus, pipeline
 from keel_jax.parallel import topology as topology_lib
 from keel_jax.planning import (
     chips,
@@ -19,6 +19,10 @@ from keel_jax.planning import (
     recompute_choice,
     traffic,
 )
+
+# Of a GPU's memory, what JAX's allocator can be given beside CUDA's own: NVIDIA's advice
+# (docs.nvidia.com/jax-toolbox, "Tips for High-Performance LLMs with JAX and XLA").
+_LARGEST_FRACTION = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +95,11 @@ class Report:
         return self.outcome.available_bytes if isinstance(self.outcome, Refusal) else None
 
     @property
+    def device_bytes(self) -> int | None:
+        """All of a GPU's memory, of which `limit_bytes` is a part; None: it is no GPU."""
+        return gpus.GPUS[self.topology.kind].memory_bytes if self.topology.is_gpu else None
+
+    @property
     def fits(self) -> bool:
         within = self.limit_bytes is None or self.total_bytes <= self.limit_bytes
         return within and not self.is_refused
@@ -118,6 +127,13 @@ class Report:
         """By the estimate: model FLOPs a second over the chip's peak."""
         assert self.chip, "a CPU has no known peak"
         return self.model_flops / self._step_seconds / self.chip.flops_per_second
+
+    @property
+    def band_seconds(self) -> tuple[float, float] | None:
+        """Between what a step takes on GPUs, where less is known of what hides what; else None."""
+        if not self.topology.is_gpu or not self.compiled.estimate:
+            return None
+        return self.compiled.estimate.band_seconds
 
     @property
     def _step_seconds(self) -> float:
@@ -174,5 +190,10 @@ class Report:
         if self.fits:
             return None
         assert self.limit_bytes is not None, "without a limit every step fits"
+        if self.device_bytes and self.total_bytes <= _LARGEST_FRACTION * self.device_bytes:
+            return (
+                f"XLA_CLIENT_MEM_FRACTION={_LARGEST_FRACTION} lets JAX have so much of the GPU's "
+                "memory, for the plan as for the run"
+            )
         sizes = {axis: self.mesh.get(axis, 1) for axis in config.MESH_AXES}
         return cost_model.advise(self.cfg, sizes, self.shards, self.total_bytes, self.limit_bytes)

@@ -83,14 +83,16 @@ def _hbm_bytes(
 
 def _estimate(
     report: report_lib.Report, compiled: report_lib.CompiledProgram | None
-) -> dict[str, float] | None:
+) -> dict[str, Any] | None:
     if not compiled or not compiled.estimate:
         return None
+    band = {"band_seconds": list(report.band_seconds)} if report.band_seconds else {}
     return {
         "step_seconds": compiled.estimate.step_seconds,
         "tokens_per_second": report.tokens_per_second,
         "mfu": report.mfu,
         **dataclasses.asdict(compiled.estimate),
+        **band,
     }
 
 

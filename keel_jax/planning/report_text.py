@@ -11,6 +11,8 @@ from keel_jax.planning import cycles, memory, recompute_choice, report_json, sea
 from keel_jax.planning import report as report_lib
 
 _GIB = memory.GIB
+# Names of links and networks in sentences.
+_NETWORKS = {"ici": "ICI", "dcn": "DCN", "nvlink": "NVLink", "pcie": "PCIe", "network": "network"}
 
 
 def print_front(
@@ -50,6 +52,8 @@ def print_report(report: report_lib.Report, console: rich.console.Console) -> No
     console.print(_collectives_table(compiled))
     if compiled.cycle_parts:
         console.print(_cycles_table(report))
+    elif report.topology.is_gpu:
+        console.print("Cycles: none, as a GPU's compiler writes no estimate of them.")
     for line in _flops_and_estimate(report):
         console.print(line)
 
@@ -58,7 +62,8 @@ def _what_was_compiled(report: report_lib.Report) -> Iterator[str]:
     model, train = report.cfg.model, report.cfg.train
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items()) or "one device"
     num_slices = report.topology.num_slices
-    slices = f" x {num_slices} slices" if num_slices > 1 else ""
+    is_named = report.topology.is_gpu  # the topology's name has the hosts
+    slices = f" x {num_slices} slices" if num_slices > 1 and not is_named else ""
     yield (
         f"{model.topology}, {model.num_blocks} blocks = {model.num_sublayers} sub-layers, on "
         f"{report.topology.name}{slices}: {report.num_devices} devices ({mesh}); "
@@ -102,11 +107,17 @@ def _fit(report: report_lib.Report) -> str:
     if report.limit_bytes is None:
         return f"{total:.3f} GiB; a CPU has no limit that the compiler knows."
     limit = report.limit_bytes / _GIB
+    allocator = ""
+    if report.device_bytes:
+        allocator = (
+            f" (JAX's allocator takes {report.limit_bytes / report.device_bytes:.0%} of a GPU's "
+            f"{report.device_bytes / _GIB:.1f} GiB: XLA_CLIENT_MEM_FRACTION)"
+        )
     if report.fits:
-        return f"fits: {total:.2f} of {limit:.2f} GiB, {limit - total:.2f} GiB to spare"
+        return f"fits: {total:.2f} of {limit:.2f} GiB, {limit - total:.2f} GiB to spare{allocator}"
     return (
-        f"does not fit: {total:.2f} GiB needed, {total - limit:.2f} GiB more than {limit:.2f}; "
-        f"{report.advice}"
+        f"does not fit: {total:.2f} GiB needed, {total - limit:.2f} GiB more than {limit:.2f}"
+        f"{allocator}; {report.advice}"
     )
 
 
@@ -167,10 +178,16 @@ def _flops_and_estimate(report: report_lib.Report) -> Iterator[str]:
         yield f"Not counted, as they do not say how many FLOPs they take: {names}"
     if compiled.unknown_loops:
         yield f"{compiled.unknown_loops} loops of unknown length are counted as one trip."
-    if e := compiled.estimate:
+    if (e := compiled.estimate) and (chip := report.chip):
         yield (
             f"Estimate, not a measurement: {e.step_seconds:.3g} s a step (compute "
-            f"{e.compute_seconds:.3g}, HBM {e.hbm_seconds:.3g}, exposed ICI "
-            f"{e.exposed_ici_seconds:.3g}, DCN {e.dcn_seconds:.3g}), "
+            f"{e.compute_seconds:.3g}, HBM {e.hbm_seconds:.3g}, exposed {_NETWORKS[chip.link]} "
+            f"{e.exposed_ici_seconds:.3g}, {_NETWORKS[chip.network]} {e.dcn_seconds:.3g}), "
             f"{report.tokens_per_second:,.0f} tokens/s, MFU {report.mfu:.1%}"
+        )
+    if (band := report.band_seconds) and (chip := report.chip):
+        low, high = (report.model_flops / each / chip.flops_per_second for each in reversed(band))
+        yield (
+            f"Band: {band[0]:.3g} s (everything at once, at peak rates) to {band[1]:.3g} s (one "
+            f"after the other, at 70 % of them), MFU {low:.0%} to {high:.0%}"
         )

@@ -140,7 +140,7 @@ def predict_cost(
     How often each is sent is a guess that ignores what is hidden: it ranks plans of one search.
     """
     sizes = dict(mesh.shape)
-    ring = 2 * chip.ici_bytes_per_second_per_link if chip else _ANY_RATE
+    ring = chip.ring_bytes_per_second if chip else _ANY_RATE
     train, model, stages = cfg.train, cfg.model, sizes["stage"]
     prediction = recompute_choice.predict(cfg, sizes, shards, chip)
     gathers = sizes["fsdp"] > 1

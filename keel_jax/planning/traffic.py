@@ -24,6 +24,8 @@ KINDS = (
     "collective-broadcast",
 )
 _CHAIN = re.compile(r'\bchain_id="(\d+)"')
+# A GPU's compiler writes a collective with nothing beside it as started and ended at once.
+_IS_SYNC = re.compile(r'"is_sync":\s*true')
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
@@ -37,7 +39,8 @@ class Collective:
     axes: tuple[str, ...]
     # Devices of one group.
     group_size: int
-    # "dcn" if a group has devices of several slices, else "ici".
+    # What it goes over: the network (TPUs: "dcn") if a group has devices of several slices, else
+    # the links within a slice (TPUs: "ici").
     network: str
     # Times that it runs in one run of the program.
     count: int
@@ -53,13 +56,17 @@ class Collective:
 
 
 def collectives(
-    program: hlo.Program, mesh: jax.sharding.Mesh, simulated_slices: int | None = None
+    program: hlo.Program,
+    mesh: jax.sharding.Mesh,
+    simulated_slices: int | None = None,
+    networks: tuple[str, str] = ("ici", "dcn"),
 ) -> list[Collective]:
     """Every collective that runs and has several devices in a group, in the program's order.
 
     Args:
       mesh: the mesh that the program was compiled for; its devices' order is the program's.
       simulated_slices: as in `mesh.make`.
+      networks: what links within a slice, and the network between slices, are called.
     """
     slice_ids = _slice_ids(mesh, simulated_slices)
     result: list[Collective] = []
@@ -88,7 +95,7 @@ def collectives(
                 kind=kind,
                 axes=_axes(groups, mesh),
                 group_size=group_size,
-                network="dcn" if crosses else "ici",
+                network=networks[crosses],
                 count=times,
                 bytes=times * sent_bytes(kind, operand_bytes, group_size),
                 shapes=shapes,
@@ -133,7 +140,7 @@ def _kind_and_shapes(
     if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
         # A TPU's fusion of it with the slice of each device.
         return "reduce-scatter", computation.instructions[computation.root].shapes
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
         count = len(computation.operand_shapes(instruction))
         return kind, instruction.shapes[count : 2 * count]  # (operands, results, …)
     return kind, instruction.shapes
@@ -182,6 +189,8 @@ def _transfer_between_slices(
 
 
 def _is_async(instruction: hlo_text.Instruction, computation: hlo_text.Computation) -> bool:
+    if _IS_SYNC.search(instruction.attributes):
+        return False
     return instruction.opcode.endswith("-start") or computation.name.startswith("async")
 
 

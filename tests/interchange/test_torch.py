@@ -1,6 +1,6 @@
 """PyTorch computes what JAX computes: an exported folder in transformers, and a Llama here.
 
-In the slow part alone: `make test-slow` installs PyTorch and transformers, and these tests fail
+Slow, and marked `torch`: `make test-torch` installs PyTorch and transformers, and these tests fail
 without them.
 
 Both compute in float32 and add up in other orders. TOLERANCE is on the largest difference of a
@@ -26,6 +26,7 @@ from tests.interchange import models
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.torch,
     # Of torch and transformers, which raise them while they are imported and at work.
     pytest.mark.filterwarnings("ignore"),
 ]

@@ -23,6 +23,11 @@ def test_submitting(world):
         assert f"#SBATCH {flag}\n" in head
 
 
+def test_a_job_is_planned_for_the_gpus_that_are_named(world):
+    assert world.launch("slurm", "--gpu=h100").returncode == 0
+    assert "--topology=h100:2x1" in (world.directory / "planned").read_text()
+
+
 @pytest.mark.parametrize(
     ("states", "code"),
     [

@@ -51,3 +51,49 @@ def test_slices_tell_ici_from_dcn():
         assert one.axes == (axis,)
         networks[axis] = one.network
     assert networks == {"data": "dcn", "fsdp": "ici"}
+
+
+# --- A GPU's text --------------------------------------------------------------------------------
+
+# As XLA writes it (jax 0.10.2): collectives of several arrays, started and ended apart; one that
+# has nothing beside it says so.
+_GPU_TEXT = """HloModule m
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+ENTRY %main (x: bf16[16,8], y: bf16[32,8], z: f32[4]) -> f32[4] {
+  %x = bf16[16,8]{1,0} parameter(0)
+  %y = bf16[32,8]{1,0} parameter(1)
+  %z = f32[4]{0} parameter(2)
+  %g = ((bf16[16,8]{1,0}, bf16[32,8]{1,0}), (bf16[64,8]{1,0}, bf16[128,8]{1,0})) \
+all-gather-start(%x, %y), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, ASYNC
+  %gd = (bf16[64,8]{1,0}, bf16[128,8]{1,0}) all-gather-done(%g)
+  %s = ((bf16[16,8]{1,0}), bf16[4,8]{1,0}) reduce-scatter-start(%x), \
+replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, to_apply=%add, ASYNC
+  %sd = bf16[4,8]{1,0} reduce-scatter-done(%s)
+  %r = f32[4]{0} all-reduce-start(%z), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add, SYNC
+  ROOT %rd = f32[4]{0} all-reduce-done(%r)
+}
+"""
+
+
+def test_collectives_of_a_gpu_s_text():
+    """Two hosts of four GPUs: NVLink within them, the network between them."""
+    text = _GPU_TEXT
+    for name, value in (("ASYNC", "false"), ("SYNC", "true")):
+        config = f'backend_config={{"collective_backend_config":{{"is_sync":{value}}}}}'
+        text = text.replace(f", {name}\n", f", {config}\n")
+    mesh = _mesh(simulated_slices=2, fsdp=4, dcn_data=2)
+    found = traffic.collectives(hlo.parse(text), mesh, 2, ("nvlink", "network"))
+    shapes = [[shape.dims for shape in c.shapes] for c in found]
+    assert shapes == [[(64, 8), (128, 8)], [(4, 8)], [(4,)]]
+    assert [(c.kind, c.axes, c.network, c.is_async) for c in found] == [
+        ("all-gather", ("fsdp",), "nvlink", True),
+        ("reduce-scatter", ("fsdp",), "nvlink", True),
+        ("all-reduce", ("data",), "network", False),
+    ]
+    assert [c.bytes for c in found] == [3 * 48 * 8 * 2, 0.75 * 16 * 8 * 2, 4 * 4]

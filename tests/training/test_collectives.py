@@ -1,10 +1,11 @@
 """What the compiled step sends between devices: what the design says, and nothing else.
 
-On eight CPU devices for the laws, and by the TPU's compiler for the whole table: only there an
-all-reduce of which each device keeps a part is compiled as the reduce-scatter that it is.
+On eight CPU devices for the laws, and by the TPU's and the CUDA compiler for the whole table: only
+there an all-reduce of which each device keeps a part is compiled as the reduce-scatter that it is.
 """
 
 import math
+import re
 
 import jax
 import pytest
@@ -13,7 +14,7 @@ from keel_jax import config
 from keel_jax.model import attention, layers
 from keel_jax.parallel import mesh as mesh_lib
 from keel_jax.parallel import sharding, tensor_parallel, topology
-from keel_jax.planning import hlo, resolve, traffic
+from keel_jax.planning import hlo, hlo_text, resolve, traffic
 from keel_jax.training import step as step_lib
 from tests import conftest
 
@@ -243,3 +244,106 @@ def test_a_tpu_sends_what_the_design_says(name):
         assert {shape.dtype for c in in_blocks for shape in c.shapes} == {"bf16"}
     assert not _gathers_the_batch(found)
     assert not _gathers_the_stack(found, BLOCKS // mesh.get("stage", 1))
+
+
+# --- By the CUDA compiler ------------------------------------------------------------------------
+
+_GPU_TABLE = {
+    "fsdp 8": (
+        dict(fsdp=8),
+        "h100:8",
+        {
+            (_GATHER, ("fsdp",), "nvlink"),
+            (_SCATTER, ("fsdp",), "nvlink"),
+        },
+    ),
+    "fsdp 4, tensor 2": (
+        dict(fsdp=4, tensor=2),
+        "a100:8",
+        {
+            (_GATHER, ("fsdp",), "nvlink"),
+            (_SCATTER, ("fsdp",), "nvlink"),
+            (_GATHER, ("tensor",), "nvlink"),
+            (_SCATTER, ("tensor",), "nvlink"),
+        },
+    ),
+    "2 hosts, fsdp 8": (
+        dict(fsdp=8),
+        "h100:8x2",
+        {
+            (_GATHER, ("fsdp",), "nvlink"),
+            (_SCATTER, ("fsdp",), "nvlink"),
+            # Of each device's part of the gradients, once a step.
+            (_SUM, ("data",), "network"),
+        },
+    ),
+}
+
+
+def _multiplies(program: hlo.Program, instruction: hlo_text.Instruction) -> bool:
+    inside = [
+        inner.opcode
+        for name in instruction.called_computations
+        for inner in program.computations[name].instructions.values()
+    ]
+    return "dot" in inside or bool(re.search(r"__cublas|__cudnn\$fmha", instruction.attributes))
+
+
+def _exposed_gathers(program: hlo.Program) -> list[str]:
+    """Gathers in loops between whose start and end nothing multiplies."""
+    exposed = []
+    for name, times in program.run_counts.items():
+        instructions = list(program.computations[name].instructions.values())
+        order = [instruction.name for instruction in instructions]
+        for end, instruction in enumerate(instructions):
+            if instruction.opcode == f"{_GATHER}-done" and times > 1:
+                beside = instructions[order.index(instruction.operands[0]) : end]
+                if not any(_multiplies(program, each) for each in beside):
+                    exposed.append(f"{instruction.name}, {times} x: {instruction.op_name}")
+    return exposed
+
+
+@pytest.mark.slow
+@pytest.mark.cuda
+@pytest.mark.usefixtures("cuda_compiler")
+@pytest.mark.parametrize("name", _GPU_TABLE)
+def test_a_gpu_sends_what_the_design_says(name):
+    """Weights and gradients in bf16, gathers beside products, and of sums only small ones."""
+    mesh_sizes, topology_name, expected = _GPU_TABLE[name]
+    target = topology.parse(topology_name)
+    cfg = _config(
+        mesh_sizes,
+        train=dict(batch_size=BATCH * target.num_slices, seq_len=512, loss_chunk=128),
+        d_model=1024,
+        d_ffn=3072,
+        num_heads=16,
+        num_kv_heads=8,
+        vocab_size=4096,
+        compute_dtype="bfloat16",
+    )
+    target.configure_jax()
+    mesh = target.mesh(cfg.mesh)
+    compiled = step_lib.compile_train_step(resolve.resolve(cfg, mesh), mesh)
+    program = hlo.read_program(compiled)
+    networks = ("nvlink", "network")
+    found = traffic.collectives(program, mesh, target.simulated_slices, networks)
+    large = [c for c in found if max(shape.bytes for shape in c.shapes) > SMALL_BYTES]
+    unexpected = [
+        f"{c.kind} over {c.axes}, {c.count} x {[s.dims for s in c.shapes]}: {c.op_name}"
+        for c in large
+        if (c.kind, c.axes, c.network) not in expected
+    ]
+    assert not unexpected, "\n".join(unexpected)
+    assert {(c.kind, c.axes, c.network) for c in large} == expected
+    weights = [
+        c
+        for c in large
+        if "/depth/" in c.op_name and c.kind in (_GATHER, _SCATTER) and c.axes == ("fsdp",)
+    ]
+    assert weights and {shape.dtype for c in weights for shape in c.shapes} == {"bf16"}
+    # In a loop all begin early; the first and the last one of a pipelined loop stand outside of it.
+    assert all(c.is_async for c in weights if c.count > 1)
+    assert not _gathers_the_batch(found)
+    assert not _gathers_the_stack(found, BLOCKS)
+    if name == "fsdp 8":
+        assert not _exposed_gathers(program), _exposed_gathers(program)

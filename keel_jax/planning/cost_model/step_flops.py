@@ -17,7 +17,7 @@ from keel_jax.planning.cost_model import kept
 
 # Products with scores in the backward passes of the kernels that compute scores again, block by
 # block (splash for dq and for dk and dv each); the others keep them, and compute four.
-_BACKWARD_PRODUCTS = {"splash": 7, "ring": 5}
+_BACKWARD_PRODUCTS = {"splash": 7, "cudnn": 5, "ring": 5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,9 @@ def _recomputed(block: _Block, model: config.ModelConfig, save: str) -> float:
     again = block.out + last
     if save == "attention":
         again += block.into_ffn
-    if model.attention not in _BACKWARD_PRODUCTS:
+    if model.attention == "cudnn":
+        again += 2 * block.scores  # for the log-sum-exp, which has no name to be kept under
+    elif model.attention not in _BACKWARD_PRODUCTS:
         # The softmax is computed again, from queries and keys.
         again += block.scores
     return again
@@ -111,6 +113,8 @@ def _recomputed(block: _Block, model: config.ModelConfig, save: str) -> float:
 
 def _computed_scores(kernel: str, seq_len: int) -> float:
     """The part of all scores that a kernel computes."""
+    if kernel == "cudnn":
+        return 0.5  # as planning/library_calls.py counts
     if kernel != "splash":
         return 1.0
     padded = splash.padded(seq_len)

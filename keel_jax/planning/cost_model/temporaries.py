@@ -20,8 +20,9 @@ from keel_jax.planning.cost_model import kept as kept_lib
 
 # What the backward pass of a block works with, in parts of what it keeps if it keeps all. A TPU's
 # compiler (then the kernel is splash) fuses, and keeps much in VMEM: measured, v5e, 512 blocks of
-# the peers' shape, 0.5 to 0.6; a CPU's holds values and gradients: 64 blocks, 2.
-_TPU_WORKING_SET, _CPU_WORKING_SET = 0.6, 2.0
+# the peers' shape, 0.5 to 0.6; a GPU's (the kernel is cudnn), h100:8, 4 and 8 blocks of that shape,
+# 1.4 to 1.5; a CPU's holds values and gradients: 64 blocks, 2.
+_WORKING_SETS, _CPU_WORKING_SET = {"splash": 0.6, "cudnn": 1.5}, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def predict_temporaries(
 
     everything = rows * kept_lib.kept_bytes(cfg, sizes, "all")
     gathered = _block_params(model) / sizes["tensor"] * cfg.num_trials / sizes["trial"]
-    working_set = _TPU_WORKING_SET if model.attention == "splash" else _CPU_WORKING_SET
+    working_set = _WORKING_SETS.get(model.attention, _CPU_WORKING_SET)
     block = working_set * everything + gathered * (itemsize + 4)
     if model.recompute.plan == "reversible":
         block += everything  # of a stretch's lowest block, which waits for the others
