@@ -146,15 +146,15 @@ class Loop:
     def _pause(self, step: int, state):
         """Validates and copies the state for a checkpoint, if these are due; returns the state."""
         train = self.cfg.train
-        evaluates, examines = self._is_validated(step), self._is_examined(step)
+        evaluates = self._is_validated(step)
         saves = self._is_due(step, train.checkpoint_every_steps) or self._is_time_to_save(step)
-        if not (evaluates or examines or saves):
+        if not (evaluates or saves or self._is_examined(step)):
             return state
         self._read_last()
         losses = self._evaluate(step, state) if evaluates else None
-        if examines:
-            self._examine(step, state)
         state = self._stop_early(step, state)
+        if self._is_examined(step):
+            self._examine(step, state)
         if (saves or (losses and train.keep_best)) and any(self._trials.is_alive):
             found = [loss for loss in losses or [] if loss is not None]
             self._save(step, state, eval_loss=min(found, default=None))
@@ -177,7 +177,7 @@ class Loop:
 
     def _is_examined(self, step: int) -> bool:
         """Whether `step` is followed by benchmarks: by the option, or as a trial ends there."""
-        is_an_end = step in self.cfg.trial_steps and self._is_due(step, step)
+        is_an_end = step in self._trials.ends and self._is_due(step, step)
         return is_an_end or self._is_due(step, self.cfg.tasks.every_steps)
 
     def _stop_early(self, step: int, state):

@@ -114,6 +114,20 @@ def test_a_run_logs_its_benchmarks_and_does_not_score_them_twice(token_dir, fold
     assert [logs.read(trial) for trial in trials] == before
 
 
+def test_a_trial_that_stops_early_is_scored_there(token_dir, folder, tmp_path):
+    """A rate of almost nothing brings no improvement: one validation is patience enough."""
+    cfg = conftest.tiny_config(
+        data=dict(path=str(token_dir)),
+        model=dict(vocab_size=304),
+        train=dict(num_steps=6, seq_len=40, eval_every_steps=1, early_stopping_validations=1),
+        trials=dict(peak_lr=(1e-2, 1e-30)),
+        tasks=dict(names=_TASKS, data=str(folder), limit=1),
+    )
+    assert train.train(cfg, tmp_path / "run") == exit_codes.DONE
+    trials = [tmp_path / "run/trials" / name for name in ("000", "001")]
+    assert _scored_steps(trials[0]) == [2, 6] and _scored_steps(trials[1]) == [2]
+
+
 def test_benchmarks_that_cannot_be_are_refused_before_the_directory_exists(
     token_dir, folder, tmp_path
 ):
