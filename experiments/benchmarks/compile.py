@@ -21,7 +21,8 @@ from keel_jax.planning import resolve
 from keel_jax.runtime import cli, compilation, compiler_options, result_file, versions
 from keel_jax.training import step as step_lib
 
-# On accelerators, a width that fills a TPU's matrix unit: smaller ones are padded, and compiled otherwise.
+# On accelerators, a width that fills a TPU's matrix unit: smaller ones are padded, and compiled
+# otherwise.
 _TPU_WIDTHS: dict[str, Any] = dict(
     d_model=512, d_ffn=1024, num_heads=4, num_kv_heads=2, compute_dtype="bfloat16"
 )
