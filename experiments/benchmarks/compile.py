@@ -1,7 +1,7 @@
 """What depth costs the compiler: `python -m experiments.benchmarks.compile [--topology=v5e:2x2]`.
 
 Lowers and compiles the real train step, without a cache, at several depths, for this machine's CPU
-or for a TPU slice that need not be present. Prints the seconds, and the number of instructions of
+or for TPUs or GPUs that need not be present. Prints the seconds, and the number of instructions of
 the compiled program. On a shared machine only the ratios between the lines of one run mean
 something.
 """
@@ -21,7 +21,8 @@ from keel_jax.planning import resolve
 from keel_jax.runtime import cli, compilation, compiler_options, result_file, versions
 from keel_jax.training import step as step_lib
 
-# On a TPU, a width that fills its matrix unit: smaller ones are padded, and compiled otherwise.
+# On accelerators, a width that fills a TPU's matrix unit: smaller ones are padded, and compiled
+# otherwise.
 _TPU_WIDTHS: dict[str, Any] = dict(
     d_model=512, d_ffn=1024, num_heads=4, num_kv_heads=2, compute_dtype="bfloat16"
 )
@@ -50,7 +51,7 @@ def measure(num_blocks: int, plan: config.RecomputeConfig, slice_name: str = "")
     compiled = lowered.compile(compiler_options={**compiler_options.options(devices[0])})
     end = time.monotonic()
     text = compiled.as_text()
-    assert text is not None, "an executable of CPUs and TPUs has a text"
+    assert text is not None, "an executable of CPUs, GPUs and TPUs has a text"
     return {
         "num_blocks": num_blocks,
         "num_sublayers": 2 * num_blocks,
@@ -98,6 +99,6 @@ if __name__ == "__main__":
     _SEGMENT_BLOCKS = flags.DEFINE_list(
         "segment_blocks", "0", "As in model.recompute.segment_blocks; 0: by the depth."
     )
-    _TOPOLOGY = flags.DEFINE_string("topology", "", "A TPU slice, as in v5e:2x2; else one CPU.")
+    _TOPOLOGY = flags.DEFINE_string("topology", "", "As in v5e:2x2 or h100:8; else one CPU.")
     _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
     cli.run(main)

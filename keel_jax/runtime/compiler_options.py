@@ -17,8 +17,12 @@ _TPU: dict[str, str | bool] = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 
 # each gather of the forward loop, 90 beside those of the backward loop (the peers' shape on h100:8,
 # jax 0.10.2), in the same memory. Asynchronous collectives, scheduling that hides their latency and
 # pipelined reduce-scatters are that compiler's defaults: options for them would change nothing.
-# Source of the option: docs.jax.dev, "GPU performance tips".
-_GPU: dict[str, str | bool] = {"xla_gpu_enable_pipelined_all_gather": True}
+# Source of the option: docs.jax.dev, "GPU performance tips". It got another name in 0.11.1.
+_GPU: dict[str, str | bool] = (
+    {"xla_gpu_enable_pipelined_all_gather": True}
+    if jax.__version_info__ < (0, 11, 1)
+    else {"xla_gpu_pipeline_all_gather": "COLLECTIVE_PIPELINING_MODE_ON"}
+)
 # Where no GPU is, nothing can be timed to choose between kernels for a matrix multiplication: the
 # compiler's cost model chooses. Without this it looks for a GPU to time them on.
 _WITHOUT_A_GPU: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}

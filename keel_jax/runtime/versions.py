@@ -25,6 +25,8 @@ _PACKAGES = (
     "sentencepiece",
     "numpy",
     "libtpu",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
 )
 
 

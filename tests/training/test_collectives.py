@@ -341,9 +341,9 @@ def test_a_gpu_sends_what_the_design_says(name):
         if "/depth/" in c.op_name and c.kind in (_GATHER, _SCATTER) and c.axes == ("fsdp",)
     ]
     assert weights and {shape.dtype for c in weights for shape in c.shapes} == {"bf16"}
-    # In a loop all begin early; the first and the last one of a pipelined loop stand outside of it.
-    assert all(c.is_async for c in weights if c.count > 1)
     assert not _gathers_the_batch(found)
     assert not _gathers_the_stack(found, BLOCKS)
     if name == "fsdp 8":
+        # In a loop all begin early; the first and the last of a pipelined loop stand outside of it.
+        assert all(c.is_async for c in weights if c.count > 1)
         assert not _exposed_gathers(program), _exposed_gathers(program)
