@@ -72,7 +72,8 @@ class Gpu:
         """
 
 
-# The libraries that are assumed to be where the program will run: those of jax[cuda12] 0.10.
+# The libraries that are assumed to be where the program will run: cuDNN as in XLA's descriptions,
+# CUDA as jax[cuda12] 0.10 installs it.
 _CUDNN, _CUDA = (9, 10), (12, 9)
 
 _A100 = Gpu(
