@@ -52,11 +52,13 @@ class Question(Item):
     Attributes:
       solution: the whole text of a right answer, for few-shot prompts.
       answer: what of an answer is compared.
+      chance: what a guess would score.
     """
 
     prompt: str
     solution: str
     answer: str
+    chance: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

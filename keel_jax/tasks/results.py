@@ -77,7 +77,7 @@ def summarize(
         name=declared.name,
         domain=declared.domain,
         num_items=len(grades),
-        num_shots=num_shots,
+        num_shots=num_shots + declared.num_described,
         metrics=metrics,
         chance=float(np.mean(chances)),
         num_cut=num_cut,

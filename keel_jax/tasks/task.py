@@ -37,6 +37,7 @@ class Task(abc.ABC):
       num_shots: examples in the prompt, unless the user says otherwise.
       are_shots_first: whether they are the first ones of their file, and not drawn.
       description: the beginning of every prompt of a subject.
+      num_described: examples that the description itself shows.
       delimiter: between a question and its answer.
     """
 
@@ -49,6 +50,7 @@ class Task(abc.ABC):
     num_shots: int = 0
     are_shots_first: bool = False
     description: Callable[[pathlib.Path, str], str] = lambda task_data, subject: ""
+    num_described: int = 0
     delimiter: str = " "
     # How the records of a file are read, if not one by one as they are there.
     reader: Reader = locating.read
@@ -181,19 +183,17 @@ class ExactMatch(Generated):
 
     Attributes:
       extract: of each metric, what finds the answer in a generated text, or None.
-      chances: what a guess would score on an item.
     """
 
     item: Callable[[records.Record], items.Question]
     metrics: tuple[str, ...] = ("exact_match",)
     extract: Mapping[str, Callable[[str], str | None]]
-    chances: Callable[[items.Question], float] = lambda item: 0.0
 
     def solved(self, item: items.Question) -> str:
         return item.prompt + self.delimiter + item.solution
 
     def chance(self, item: items.Question) -> float:
-        return self.chances(item)
+        return item.chance
 
     def grade(self, item: items.Question, texts: Sequence[str]) -> dict[str, float]:
         """The share of the texts that hold the answer."""

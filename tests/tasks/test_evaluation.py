@@ -85,6 +85,27 @@ def test_the_command_prints_writes_and_goes_on(workdir, folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_models_are_scored_side_by_side(workdir, folder, tmp_path):
+    """Here one model twice: nothing has changed, and the files of its items lie apart."""
+    done = _command(
+        [
+            f"--workdir={workdir}",
+            f"--before={workdir}/checkpoints/3",
+            "--tasks=piqa",
+            f"--task_data={folder}",
+            f"--items={tmp_path}/items",
+            f"--json={tmp_path}/r.json",
+        ]  # fmt: skip
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["before"]["tasks"] == result["after"]["tasks"]
+    [row] = [line for line in done.stdout.split("\n") if line.startswith("piqa (acc_norm)")]
+    assert row.endswith("+0.0000")
+    assert sorted(path.name for path in (tmp_path / "items").iterdir()) == ["after", "before"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

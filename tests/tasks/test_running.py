@@ -82,6 +82,8 @@ def test_generated_answers(tmp_path):
         layouts.write(name, tmp_path)
         result, _ = _run(name, tmp_path, tmp_path / "out")
         assert {metric: mean.value for metric, mean in result.metrics.items()} == expected
+        # Of `bbh`, those that the authors' text shows.
+        assert result.num_shots == {"mmlu_pro": 5, "bbh": 3, "gsm8k": 5}[name]
 
 
 def test_a_second_run_scores_nothing_again(tmp_path):

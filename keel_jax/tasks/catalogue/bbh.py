@@ -40,6 +40,7 @@ TASKS = (
         files=locating.Files(never=("cot",), has_subjects=True),
         item=_item,
         description=_examples,
+        num_described=3,
         delimiter="",
         stop=("</s>", "Q", "\n\n"),
         num_tokens=1024,

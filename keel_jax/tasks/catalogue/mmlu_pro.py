@@ -20,6 +20,7 @@ def _item(record: records.Record) -> items.Question:
         ),
         solution=reasoning.removeprefix("A: Let's think step by step. "),
         answer=letters[record.one_of("answer", letters)],
+        chance=1 / len(options),
     )
 
 
@@ -45,12 +46,5 @@ TASKS = (
         stop=("Question:",),
         num_tokens=2048,
         extract={"exact_match": task.first_group(r"answer is \(?([A-J])\)?")},
-        # The number of a prompt's lines of options.
-        chances=lambda item: 1 / _num_options(item.prompt),
     ),
 )
-
-
-def _num_options(prompt: str) -> int:
-    lines = prompt[prompt.rindex("\nOptions:\n") :].split("\n")
-    return sum(line[1:3] == ". " and line[:1] in string.ascii_uppercase for line in lines)
