@@ -76,6 +76,8 @@ class Runner:
         self._options = options
         self._identity = model.trained.identity()
         self._directory = directory
+        # By benchmark: what `check` has tokenized, until it is asked for.
+        self._checked: dict[str, list[_Request]] = {}
         if distributed.is_lead():
             files.make_writable_directory(directory)
 
@@ -101,19 +103,20 @@ class Runner:
                     f"prompt in the {self._model.max_length} positions that the model knows: give "
                     "--num_tokens, or train with a longer train.seq_len."
                 )
-        for entry in loaded.items:
-            self._request(loaded.task, entry)
+        self._checked[loaded.task.name] = [
+            self._request(loaded.task, entry) for entry in loaded.items
+        ]
 
     def run(
         self, loaded: loading.Loaded, on_progress: Callable[[int, int], None] = lambda *_: None
     ) -> results.Result | None:
-        """The scores of a benchmark; None on processes other than the lead.
+        """The scores of a benchmark that was checked; None on processes other than the lead.
 
         Args:
           on_progress: is told how many items have been scored, of how many.
         """
         declared = loaded.task
-        wanted = [self._request(declared, entry) for entry in loaded.items]
+        wanted = self._checked.pop(declared.name)
         store = kept.Kept(self._directory / f"{declared.name}.{loaded.num_shots}-shot.jsonl")
         found: dict[int, Any] = {
             place: store.get(request.key) for place, request in enumerate(wanted)

@@ -43,6 +43,7 @@ def test_the_examples_are_those_of_the_suite(name, folder):
 def test_the_suite_is_scored_with_its_difficulties_apart(folder, tmp_path):
     loaded = loading.load(catalogue.all_tasks()["depth_recall"], folder)
     runner = running.Runner(hand_made.HandMade(), epath.Path(tmp_path), running.Options())
+    runner.check(loaded)
     result = runner.run(loaded)
     assert {*result.subjects} == {"difficulty  1", "difficulty  2"}
     assert [*result.metrics] == ["acc", "exact_match"]

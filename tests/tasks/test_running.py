@@ -213,6 +213,7 @@ def test_progress_is_told(tmp_path):
         hand_made.HandMade(), epath.Path(tmp_path / "out"), running.Options(batch_size=1)
     )
     told = []
+    runner.check(loaded)
     result = runner.run(loaded, lambda done, total: told.append((done, total)))
     assert told[0] == (0, 4) and told[-1] == (4, 4)
     assert dataclasses.asdict(result)["num_shots"] == 5
